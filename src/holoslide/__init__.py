@@ -1,0 +1,1 @@
+"""Train a neural network on entire pathology whole-slide images, from one label per slide."""
