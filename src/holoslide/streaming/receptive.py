@@ -1,0 +1,217 @@
+"""Stride and receptive field of any module, found by experiment: one NaN pixel in, see where it arrives.
+
+NaN passes through every layer that reads it, whatever the weights, so the cells it reaches are exactly the
+cells that depend on the pixel. Nothing is known about any network here; a layer that lets one pixel reach the
+whole map is refused by its name.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from holoslide.errors import NotLocal
+from holoslide.geometry import Box, ceil_div
+
+_DIVISIBLE = 40_320  # a field side that every stride up to 10, and the usual larger ones, divide
+_FIELD_BYTES = 2**29
+
+
+@dataclass(frozen=True, slots=True)
+class Receptive:
+    """Cell i of the output reads the input cells `stride * i + low` to `stride * i + high`, both included."""
+
+    stride: int = 1
+    low: int = 0
+    high: int = 0
+
+    def then(self, following: Receptive) -> Receptive:
+        """The receptive field of this module followed by another.
+
+        >>> conv3 = Receptive(1, -1, 1)
+        >>> conv3.then(Receptive(2, -1, 1)).then(conv3)
+        Receptive(stride=2, low=-4, high=4)
+        """
+        return Receptive(
+            self.stride * following.stride,
+            self.stride * following.low + self.low,
+            self.stride * following.high + self.high,
+        )
+
+    def inputs(self, output_box: Box) -> Box:
+        """The input cells that the cells of a box read."""
+        return Box(
+            output_box.top * self.stride + self.low,
+            output_box.left * self.stride + self.low,
+            (output_box.bottom - 1) * self.stride + self.high + 1,
+            (output_box.right - 1) * self.stride + self.high + 1,
+        )
+
+    def outputs(self, input_box: Box) -> Box:
+        """The output cells that read any cell of a box."""
+        return Box(
+            ceil_div(input_box.top - self.high, self.stride),
+            ceil_div(input_box.left - self.high, self.stride),
+            (input_box.bottom - 1 - self.low) // self.stride + 1,
+            (input_box.right - 1 - self.low) // self.stride + 1,
+        )
+
+    @property
+    def margin_before(self) -> int:
+        """Output cells by which a window must start early, so that it starts at a multiple of the stride."""
+        return max(0, ceil_div(-self.low, self.stride))
+
+    @property
+    def margin_after(self) -> int:
+        """Output cells by which a window must end late."""
+        return max(0, ceil_div(self.high + 1 - self.stride, self.stride))
+
+
+def probe(module: nn.Module, channels: int | None = None, *, name: str = "") -> Receptive:
+    """Find the receptive field of `module` in the mode (training or evaluation) that it is in.
+
+    `channels` is the number of input channels (default: those of the first layer that has weights). Chains
+    are probed child by child, so that the fields stay small. Raises `NotLocal` with the name of the layer that
+    sees the whole map or draws random numbers.
+    """
+    channels = channels if channels is not None else input_channels(module)
+    if type(module) is nn.Sequential:
+        total = Receptive()
+        for child_name, child in module.named_children():
+            total = total.then(probe(child, channels, name=f"{name}.{child_name}".lstrip(".")))
+            channels = _output_shape(child, channels, 512)[1]
+        return total
+    return _probe_atom(module, channels, name)
+
+
+def input_channels(module: nn.Module) -> int:
+    """Input channels of the first layer that says; 1 if none does (such layers take any number)."""
+    for layer in module.modules():
+        for attribute in ("in_channels", "num_features", "num_channels", "in_features"):
+            value = getattr(layer, attribute, None)
+            if isinstance(value, int):
+                return value
+        shape = getattr(layer, "normalized_shape", None)
+        if shape:
+            return int(shape[0])
+    return 1
+
+
+def _probe_atom(module: nn.Module, channels: int, name: str) -> Receptive:
+    stride = _stride(module, channels, name)
+    twin = copy.deepcopy(module).double().cpu()
+    side = 32 * stride
+    while 8 * channels * side * side * stride <= _FIELD_BYTES or side == 32 * stride:
+        low, high, reaches_edge = _reach(twin, channels, side, stride)
+        if not reaches_edge:
+            _refuse_random(twin, channels, side, name)
+            return Receptive(stride, low, high)
+        side *= 2
+    raise _not_local(twin, channels, 64 * stride, name)
+
+
+def _reach(module: nn.Module, channels: int, side: int, stride: int) -> tuple[int, int, bool]:
+    """(low, high, whether the NaN reached the field's edge), from one NaN at `stride` neighbouring places."""
+    middle = side // 2
+    field = torch.full((stride, channels, side, side), 0.5, dtype=torch.float64)
+    for i in range(stride):
+        field[i, :, middle + i, middle + i] = torch.nan
+    with torch.no_grad():
+        reached = module(field).isnan().any(dim=1)
+    low, high, at_edge = 0, 0, False
+    offsets: list[int] = []
+    for i in range(stride):
+        for cells in (reached[i].any(dim=0), reached[i].any(dim=1)):
+            hit = cells.nonzero().flatten()
+            if len(hit) == 0:
+                continue  # a strided layer may skip this row altogether
+            offsets += [middle + i - stride * int(hit[0]), middle + i - stride * int(hit[-1])]
+            at_edge = at_edge or int(hit[0]) == 0 or int(hit[-1]) == len(cells) - 1
+    if offsets:
+        low, high = min(offsets), max(offsets)
+    return low, high, at_edge
+
+
+def _output_shape(module: nn.Module, channels: int, side: int) -> torch.Size:
+    meta = copy.deepcopy(module).to("meta")
+    with torch.no_grad():
+        shape: torch.Size = meta(torch.empty(2, channels, side, side, device="meta")).shape
+    return shape
+
+
+def _stride(module: nn.Module, channels: int, name: str) -> int:
+    shapes = [_output_shape(module, channels, n * _DIVISIBLE) for n in (1, 2)]
+    if any(len(shape) != 4 for shape in shapes):
+        raise NotLocal(
+            _label(module, name), "does not give a feature map", "stream only layers before pooling"
+        )
+    steps = shapes[1][2] - shapes[0][2]
+    if steps <= 0:
+        raise _not_local(copy.deepcopy(module).double().cpu(), channels, 128, name)
+    if _DIVISIBLE % steps:
+        raise NotLocal(_label(module, name), "its stride is not a whole number", "choose another backbone")
+    return _DIVISIBLE // steps
+
+
+def _refuse_random(module: nn.Module, channels: int, side: int, name: str) -> None:
+    field = torch.linspace(0.1, 1.0, channels * side, dtype=torch.float64).reshape(1, channels, side, 1)
+    field = field.expand(1, channels, side, side).contiguous()
+    with torch.no_grad():
+        first, second = module(field), module(field)
+    if not torch.equal(first, second):
+        layers = [
+            n for n, m in module.named_modules() if m.training and "drop" in type(m).__name__.lower()
+        ] or [name]
+        raise NotLocal(
+            ".".join(filter(None, (name, layers[0]))),
+            "draws random numbers of its own, which a recomputed tile cannot repeat",
+            "put it in evaluation mode",
+        )
+
+
+def _not_local(module: nn.Module, channels: int, side: int, name: str) -> NotLocal:
+    """Name the first layer, innermost first, that spreads a NaN from a part of the map to all of it."""
+    found: list[str] = []
+
+    def watch(layer_name: str) -> Callable[[nn.Module, tuple[object, ...], object], None]:
+        def hook(layer: nn.Module, inputs: tuple[object, ...], output: object) -> None:
+            if inputs and _partly_nan(inputs[0]) and _all_nan(output) and not found:
+                found.append(
+                    _label(layer, ".".join(filter(None, (name, layer_name)))) + _parent(module, layer_name)
+                )
+
+        return hook
+
+    handles = [m.register_forward_hook(watch(n)) for n, m in module.named_modules()]
+    field = torch.full((2, channels, side, side), 0.5, dtype=torch.float64)
+    field[:, :, side // 2, side // 2] = torch.nan
+    with torch.no_grad():
+        module(field)
+    for handle in handles:
+        handle.remove()
+    where = found[0] if found else _label(module, name)
+    return NotLocal(
+        where, "sees the whole map", "freeze it, put it in evaluation mode or choose another backbone"
+    )
+
+
+def _label(module: nn.Module, name: str) -> str:
+    return f"{name} ({type(module).__name__})" if name else type(module).__name__
+
+
+def _parent(module: nn.Module, layer_name: str) -> str:
+    """Where the layer stands, since a pooling layer says less than the squeeze-and-excitation around it."""
+    parent = layer_name.rpartition(".")[0]
+    return f" in {type(module.get_submodule(parent)).__name__}" if parent else ""
+
+
+def _partly_nan(value: object) -> bool:
+    return isinstance(value, Tensor) and value.ndim == 4 and not bool(value.isnan().any(dim=1).all())
+
+
+def _all_nan(value: object) -> bool:
+    return isinstance(value, Tensor) and bool(value.isnan().any(dim=1).all())
