@@ -59,16 +59,16 @@ class Folded(nn.Module):
         return result
 
     def pull_back(self) -> None:
-        """Add the twin's accumulated gradients to the module's own parameters."""
+        """Add the twin's accumulated gradients to the module's own parameters; may be called again."""
         roots = [(value, parameter.grad) for parameter, value in self._values if parameter.grad is not None]
         if roots:
-            torch.autograd.backward([v for v, _ in roots], [g for _, g in roots])
+            torch.autograd.backward([v for v, _ in roots], [g for _, g in roots], retain_graph=True)
         for parameter, _ in self._values:
             parameter.grad = None
 
 
 def fold(conv: nn.Conv2d, norm: _BatchNorm) -> tuple[Tensor, Tensor]:
-    """Weight (O, I/groups, h, w) and bias (O,) of the convolution that equals `norm(conv(x))`, with gradients."""
+    """Weight (O, I/groups, h, w) and bias (O,) of the convolution equal to `norm(conv(x))`."""
     assert norm.running_mean is not None
     assert norm.running_var is not None
     scale = torch.rsqrt(norm.running_var + norm.eps)
@@ -80,7 +80,7 @@ def fold(conv: nn.Conv2d, norm: _BatchNorm) -> tuple[Tensor, Tensor]:
 
 
 def find_pairs(module: nn.Module) -> list[Pair]:
-    """Convolutions whose output goes straight into a frozen BatchNorm, found in one run and checked by value."""
+    """Convolutions whose output goes straight into a frozen BatchNorm, found in a run, checked by value."""
     trial = copy.deepcopy(module).cpu().double().eval()
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
@@ -133,7 +133,8 @@ def _folded_values(
         assert isinstance(conv, nn.Conv2d)
         assert isinstance(norm, _BatchNorm)
         assert isinstance(folded, nn.Conv2d)
-        assert folded.bias is not None
+        assert isinstance(folded.weight, nn.Parameter)
+        assert isinstance(folded.bias, nn.Parameter)
         weight, bias = fold(conv, norm)
         values += [(folded.weight, weight), (folded.bias, bias)]
     own = dict(module.named_parameters())

@@ -75,7 +75,7 @@ def probe(module: nn.Module, channels: int | None = None, *, name: str = "") -> 
     """Find the receptive field of `module` in the mode (training or evaluation) that it is in.
 
     `channels` is the number of input channels (default: those of the first layer that has weights). Chains
-    are probed child by child, so that the fields stay small. Raises `NotLocal` with the name of the layer that
+    are probed child by child, so that fields stay small. Raises `NotLocal` with the name of the layer that
     sees the whole map or draws random numbers.
     """
     channels = channels if channels is not None else input_channels(module)
@@ -83,7 +83,7 @@ def probe(module: nn.Module, channels: int | None = None, *, name: str = "") -> 
         total = Receptive()
         for child_name, child in module.named_children():
             total = total.then(probe(child, channels, name=f"{name}.{child_name}".lstrip(".")))
-            channels = _output_shape(child, channels, 512)[1]
+            channels = output_shape(child, channels, (512, 512))[1]
         return total
     return _probe_atom(module, channels, name)
 
@@ -136,15 +136,16 @@ def _reach(module: nn.Module, channels: int, side: int, stride: int) -> tuple[in
     return low, high, at_edge
 
 
-def _output_shape(module: nn.Module, channels: int, side: int) -> torch.Size:
-    meta = copy.deepcopy(module).to("meta")
+def output_shape(module: nn.Module, channels: int, shape: tuple[int, int]) -> tuple[int, ...]:
+    """The shape of the module's output for an input (2, channels, *shape), without computing it."""
+    twin = copy.deepcopy(module).to("meta").float()
     with torch.no_grad():
-        shape: torch.Size = meta(torch.empty(2, channels, side, side, device="meta")).shape
-    return shape
+        output: Tensor = twin(torch.empty(2, channels, *shape, device="meta"))
+    return tuple(output.shape)
 
 
 def _stride(module: nn.Module, channels: int, name: str) -> int:
-    shapes = [_output_shape(module, channels, n * _DIVISIBLE) for n in (1, 2)]
+    shapes = [output_shape(module, channels, (n * _DIVISIBLE, n * _DIVISIBLE)) for n in (1, 2)]
     if any(len(shape) != 4 for shape in shapes):
         raise NotLocal(
             _label(module, name), "does not give a feature map", "stream only layers before pooling"
