@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from holoslide.streaming.features import Batch, FeatureMap, GradientMap, GridSpec, Source
+from holoslide.streaming.receptive import Receptive
 from holoslide.streaming.storage import Storage
 from holoslide.streaming.tiled import Pull, Segment, Tiling, backward_glass, backward_tiles, forward_tiles
 
@@ -29,19 +30,28 @@ class Chain:
     ) -> None:
         """`block` and `everywhere` are the last map's, as in `GridSpec`."""
         self.segments, self.tilings, self.storage = list(segments), list(tilings), storage
-        self._specs = [GridSpec(tiling.side) for tiling in tilings]
-        self._specs[-1] = GridSpec(tilings[-1].side, block, everywhere)
+        self._block, self._everywhere = block, everywhere
         self._sources: list[Source] = []
         self._output: FeatureMap | None = None
 
-    def forward(self, source: Source, *, training: bool = False) -> FeatureMap:
-        """The last segment's map. When `training`, inner maps and graphs are kept for one `backward`."""
+    def forward(
+        self, source: Source, *, training: bool = False, wanted: Sequence[Receptive | None] = ()
+    ) -> FeatureMap:
+        """The last segment's map. When `training`, inner maps and graphs are kept for one `backward`.
+
+        `wanted` says for each segment's map which cells anybody will read (default: all), as in `GridSpec`.
+        """
         self._sources = []
+        last = len(self.segments) - 1
         for i, (segment, tiling) in enumerate(zip(self.segments, self.tilings, strict=True)):
-            used = tiling if training else Tiling(tiling.side, tiling.batch)
-            output = forward_tiles(
-                segment, source, self._specs[i], self.storage, tiling=used, input_grad=i > 0
+            spec = GridSpec(
+                tiling.side,
+                block=self._block if i == last else 1,
+                everywhere=self._everywhere and i == last,
+                wanted=wanted[i] if wanted else None,
             )
+            used = tiling if training else Tiling(tiling.side, tiling.batch)
+            output = forward_tiles(segment, source, spec, self.storage, tiling=used, input_grad=i > 0)
             if training:
                 self._sources.append(source)
             elif i > 0 and isinstance(source, FeatureMap):

@@ -136,21 +136,25 @@ class Grid:
 class GridSpec:
     """How a map is cut: the largest tile side, the side of the blocks no tile may split, and what is wanted.
 
-    `everywhere` asks for the raster's whole frame instead of the cells that see tissue.
+    `everywhere` asks for the raster's whole frame instead of the cells that see tissue. `wanted` leaves out
+    cells nobody reads: only those are computed that find tissue in this field of pixels around them, too.
     """
 
     side: int
     block: int = 1
     everywhere: bool = False
+    wanted: Receptive | None = None
 
 
 def make_grid(spec: GridSpec, tissue: Tissue, field: Receptive, frame: Box, *, clip: bool) -> Grid:
     """Tiles over the cells that see tissue, evened out over the extent; `clip` keeps them inside the frame.
 
-    A tile is computed if any of its blocks sees tissue.
+    A tile is computed if any of its cells sees tissue and is wanted.
     """
     block = spec.block
     extent = tissue.extent(field)
+    if spec.wanted is not None:
+        extent = extent.intersect(tissue.extent(spec.wanted))
     if spec.everywhere:
         extent = Box(
             min(extent.top, frame.top),
@@ -168,9 +172,16 @@ def make_grid(spec: GridSpec, tissue: Tissue, field: Receptive, frame: Box, *, c
     for row in range(rows):
         for column in range(columns):
             box = grid.box((row, column))
-            if spec.everywhere or clip or tissue.seen_by(box, field).any():
+            if spec.everywhere or clip or _is_wanted(spec, tissue, field, box):
                 grid.index[row, column] = len(grid.index)
     return grid
+
+
+def _is_wanted(spec: GridSpec, tissue: Tissue, field: Receptive, box: Box) -> bool:
+    cells = tissue.seen_by(box, field)
+    if spec.wanted is not None:
+        cells &= tissue.seen_by(box, spec.wanted)
+    return bool(cells.any())
 
 
 def _even_side(length: int, largest: int) -> int:

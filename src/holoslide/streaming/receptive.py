@@ -60,6 +60,20 @@ class Receptive:
             (input_box.right - 1 - self.low) // self.stride + 1,
         )
 
+    def readers(self, unit: int) -> Receptive:
+        """Where the outputs that read a cell lie: in pixels, for cells of `unit` pixels and outputs' footprints.
+
+        The footprint of output i is its share of the raster, `unit * stride` pixels from `i * unit * stride` on.
+
+        >>> Receptive(2, -3, 3).readers(6)
+        Receptive(stride=6, low=-18, high=29)
+        """
+        return Receptive(unit, -self.high * unit, -self.low * unit + unit * self.stride - 1)
+
+    def hull(self, other: Receptive) -> Receptive:
+        """Both fields of one stride."""
+        return Receptive(self.stride, min(self.low, other.low), max(self.high, other.high))
+
     @property
     def margin_before(self) -> int:
         """Output cells by which a window must start early, so that it starts at a multiple of the stride."""

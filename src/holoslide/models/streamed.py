@@ -1,0 +1,211 @@
+"""A `LocalClassifier` made ready for streaming: its stem and parts as chains, its heads over tiles."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from holoslide.geometry import Box
+from holoslide.models.classifier import LocalClassifier
+from holoslide.models.heads import Head
+from holoslide.streaming.chain import Chain
+from holoslide.streaming.features import Batch, FeatureMap, Pixels, PixelSource
+from holoslide.streaming.receptive import Receptive
+from holoslide.streaming.storage import Storage, StorageConfig
+from holoslide.streaming.tiled import Border, Segment, Tiling
+
+Pool = Literal["tissue", "all"]
+
+
+@dataclass(frozen=True)
+class StreamConfig:
+    """How a slide is streamed.
+
+    `border`: "glass" takes the slide to go on for ever as glass, "zeros" pads as the paper does. `pool`: the
+    heads pool over the cells whose own square of the raster holds tissue, or over "all". `tile_cells`: largest tile side
+    in cells right after the stem; deeper maps are cut so that a tile holds about as many values. `batch`: tiles
+    run together. `keep`: batches per segment whose graphs are kept. `segment_units`: units of the backbone run
+    as one segment inside a module trained end to end (0: all of the module's).
+    """
+
+    border: Border = "glass"
+    pool: Pool = "tissue"
+    tile_cells: int = 126
+    batch: int = 1
+    keep: int = 0
+    segment_units: int = 0
+    storage: StorageConfig = field(default_factory=StorageConfig)
+
+
+class StreamedClassifier:
+    """Runs a model over slides of any size; holds no parameters of its own.
+
+    `mixed` is the dtype of autocast, None for the parameters' own precision.
+    """
+
+    def __init__(
+        self, model: LocalClassifier, config: StreamConfig, *, mixed: torch.dtype | None = None
+    ) -> None:
+        self.model, self.config = model, config
+        parameter = next(model.parameters())
+        self.device, self.dtype = parameter.device, parameter.dtype
+        self.storage = Storage(config.storage, self.device)
+
+        self.border, self.pool = config.border, config.pool
+        self.heads: list[Head] = list(model.heads)
+        self.mixed = mixed
+        self.stem = self._chain([model.stem])
+        self.parts = [
+            self._chain(_segments(part, config.segment_units), block=head_stride(head), last=True)
+            for part, head in zip(model.parts, self.heads, strict=True)
+        ]
+
+    def _chain(self, modules: Sequence[nn.Module], *, block: int = 1, last: bool = False) -> Chain:
+        segments = [Segment(m, border=self.border, mixed=self.mixed) for m in modules]
+        everywhere = last and self.pool == "all"
+        tilings = [self._tiling(s) for s in segments]
+        return Chain(segments, tilings, self.storage, block=block, everywhere=everywhere)
+
+    def source(self, pixels: Pixels) -> PixelSource:
+        """A slide's pixels, normalised as the model wants them."""
+        return PixelSource(
+            pixels, mean=self.model.mean, std=self.model.std, device=self.device, dtype=self.dtype
+        )
+
+    def stem_map(self, pixels: Pixels, *, training: bool = False) -> FeatureMap:
+        """x_0: the frozen stem's output, where later maps read it."""
+        return self.stem.forward(self.source(pixels), wanted=self._wanted(-1, training=training))
+
+    def part_map(self, k: int, features: FeatureMap, *, training: bool = False) -> FeatureMap:
+        """Part k's output, where its head and later maps read it."""
+        wanted = self._wanted(k, training=training)
+        return self.parts[k].forward(features, training=training, wanted=wanted)
+
+    def _wanted(self, k: int, *, training: bool) -> list[Receptive | None]:
+        """For each segment of part k (the stem is part -1): the pixels around a cell whose heads read it.
+
+        Reconstruction reads a map, in training, wherever a patch may fall: then all of it is wanted.
+        """
+        reconstructs = training and len(self.model.decoders) > 0
+        if self.pool == "all" or (reconstructs and k < len(self.parts) - 1):
+            return []
+        chain = self.stem if k < 0 else self.parts[k]
+        return [self._readers(k, i) for i in range(len(chain.segments))]
+
+    def _readers(self, k: int, i: int) -> Receptive:
+        """The pixels, around a cell of the map after segment i of part k, of the head cells that read it."""
+        chains = [self.stem, *self.parts]
+        before = [s.field for chain in chains[: k + 1] for s in chain.segments]
+        unit = math.prod(f.stride for f in (*before, *(s.field for s in chains[k + 1].segments[: i + 1])))
+        path, readers = Receptive(), Receptive(unit)
+        for j, chain in enumerate(chains[k + 1 :], start=k):
+            for segment in chain.segments[i + 1 if j == k else 0 :]:
+                path = path.then(segment.field)
+            if j >= 0:
+                stride = head_stride(self.heads[j])
+                readers = readers.hull(path.then(Receptive(stride, 0, stride - 1)).readers(unit))
+        return readers
+
+    def head_cells(self, head: Head, output: FeatureMap) -> HeadCells:
+        """The cells of a head's map that vote, without gradients."""
+        return head_cells(head, output, pool=self.pool, clipped=self.border == "zeros")
+
+    def _tiling(self, segment: Segment) -> Tiling:
+        side = round(self.config.tile_cells * (self.model.stem_channels / segment.out_channels) ** 0.5)
+        return Tiling(side=side, batch=self.config.batch, keep=self.config.keep)
+
+
+def _segments(part: nn.Sequential, units: int) -> list[nn.Module]:
+    children = list(part)
+    size = units or len(children)
+    return [nn.Sequential(*children[i : i + size]) for i in range(0, len(children), size)]
+
+
+def head_stride(head: Head) -> int:
+    """Side, in cells of the map it reads, of one cell of a head."""
+    return int(head.stem.stride[0])
+
+
+@dataclass(frozen=True, slots=True)
+class HeadCells:
+    """The cells of a head's map that vote, in row-major order whatever the tiles.
+
+    `cells_NC` are their values, `places` their (y, x) on the head's grid, `rows[b]` where each voting cell of
+    batch b stands in that order, `voting[b]` which cells of the batch's head map vote, (B, h, w).
+    """
+
+    cells_NC: Tensor
+    places: NDArray[np.int64]
+    rows: list[Tensor]
+    voting: list[Tensor]
+
+
+def head_cells(head: Head, output: FeatureMap, *, pool: Pool, clipped: bool) -> HeadCells:
+    """Run a head's stem over a map's tiles, without gradients, and gather the cells that vote."""
+    stride = head_stride(head)
+    values, places, voting = [], [], []
+    for batch in output.batches:
+        votes = np.stack([_votes(box, output, stride, pool=pool, clipped=clipped) for box in batch.boxes])
+        mask = torch.from_numpy(votes)
+        voting.append(mask.to(output.device))
+        with torch.no_grad():
+            cells_BCHW = head_map(head, output.windows(batch.boxes))
+        values.append(cells_BCHW.permute(0, 2, 3, 1)[voting[-1]])
+        for box, vote in zip(batch.boxes, votes, strict=True):
+            places.append(np.argwhere(vote) + np.array([box.top // stride, box.left // stride]))
+    all_places = np.concatenate(places)
+    order = np.lexsort((all_places[:, 1], all_places[:, 0]))
+    rank = torch.empty(len(order), dtype=torch.long)
+    rank[torch.from_numpy(order)] = torch.arange(len(order))
+    rows = list(rank.to(output.device).split([len(v) for v in values]))
+    cells_NC = torch.cat(values)[torch.from_numpy(order).to(output.device)]
+    return HeadCells(cells_NC, all_places[order], rows, voting)
+
+
+def head_map(head: Head, tile_BCHW: Tensor) -> Tensor:
+    """The head's cells of a tile, (B, C', h, w); a map smaller than one cell is filled up with zeros."""
+    stride = head_stride(head)
+    short = [max(0, stride - n) for n in tile_BCHW.shape[2:]]
+    if any(short):
+        tile_BCHW = F.pad(tile_BCHW, (0, short[1], 0, short[0]))
+    cells: Tensor = head.stem(tile_BCHW)
+    return cells
+
+
+def _votes(box: Box, output: FeatureMap, stride: int, *, pool: Pool, clipped: bool) -> NDArray[np.bool_]:
+    """Which head cells of a tile vote, (h, w)."""
+    height, width = (max(1, n // stride) for n in box.shape)
+    cells = Box.at(box.top // stride, box.left // stride, height, width)
+    votes = np.ones(cells.shape, np.bool_)
+    if pool == "tissue":
+        side_px = stride * output.field.stride
+        votes = output.tissue.seen_by(cells, Receptive(side_px, 0, side_px - 1))
+    if clipped or pool == "all":
+        # Where the raster ends, a strided convolution drops what does not fill a cell, but keeps one at least.
+        whole = Box(0, 0, *(max(1, n // stride) for n in output.frame.shape))
+        inside = cells.intersect(whole if clipped else output.frame.cover(stride)).relative_to(cells)
+        kept = np.zeros_like(votes)
+        if inside.area:
+            kept[inside.slices] = True
+        votes &= kept
+    return votes
+
+
+__all__ = [
+    "Batch",
+    "HeadCells",
+    "Pool",
+    "StreamConfig",
+    "StreamedClassifier",
+    "head_cells",
+    "head_map",
+    "head_stride",
+]

@@ -1,0 +1,142 @@
+"""One module's own loss: its auxiliary classifier's, plus the reconstruction of its input (RFR).
+
+The loss is a function of the module's output map alone. So it is computed on that map's values, and gives
+dL/d(output) piece by piece: for the cells that the head reads, and for the patches that are reconstructed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from holoslide.geometry import Box
+from holoslide.models.heads import Head
+from holoslide.models.reconstruction import draw_patches
+from holoslide.models.streamed import HeadCells, StreamedClassifier, head_map
+from holoslide.streaming.features import Batch, FeatureMap
+from holoslide.streaming.tiled import Pull
+
+
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """What one module's objective came to, and the gradient to send back into the module."""
+
+    logits_L: Tensor
+    classification: float
+    reconstruction: float
+    pull: Pull
+
+
+@dataclass(frozen=True, slots=True)
+class Patches:
+    """Random places of a module's output, of one shape, and dL/d(output) there, (B, C, H, W)."""
+
+    boxes: Sequence[Box]
+    grads_BCHW: Tensor
+
+
+class Objective:
+    """loss_k = CE(head(x_k), y) + alpha * L1(decoder(x_k), x_{k-1}) of method part 1; no decoder for the last.
+
+    Gradients of the head's and the decoder's own parameters are added to their `.grad` when it is called (and,
+    for the head's stem, in `pull`).
+    """
+
+    def __init__(self, network: StreamedClassifier, k: int, *, class_weights: Tensor | None) -> None:
+        model = network.model
+        self.network = network
+        self.head = model.heads[k]
+        self.decoder = model.decoders[k] if k < len(model.decoders) else None
+        self.config = model.config.reconstruction
+        self.class_weights = class_weights
+        self.segment = network.parts[k].segments[-1]
+
+    def __call__(
+        self,
+        output: FeatureMap,
+        features: FeatureMap,
+        label: int,
+        *,
+        generator: torch.Generator,
+        scale: float,
+    ) -> Loss:
+        """The loss of one slide for the module from `features` to `output`; gradients multiplied by `scale`."""
+        with self.segment.autocast():
+            cells = self.network.head_cells(self.head, output)
+        leaf_NC = cells.cells_NC.requires_grad_()
+        logits_L = self.head.readout(leaf_NC, generator=generator)
+        classification = F.cross_entropy(logits_L, torch.tensor(label, device=logits_L.device))
+        if self.class_weights is not None:  # cross_entropy's own mean over one slide would cancel its weight
+            classification = classification * self.class_weights[label]
+        torch.autograd.backward([classification * scale])
+        assert leaf_NC.grad is not None
+        boxes = self._draw(output, features, generator) if self.decoder is not None else []
+        reconstruction, patches = self._reconstruct(output, features, boxes, scale=scale)
+        pull = _Pull(self.head, cells, leaf_NC.grad, patches)
+        return Loss(logits_L.detach(), float(classification.detach()), reconstruction, pull)
+
+    def _draw(self, output: FeatureMap, features: FeatureMap, generator: torch.Generator) -> list[Box]:
+        stride = output.field.stride // features.field.stride
+        side = self.decoder.side if self.decoder is not None else 0
+        return draw_patches(
+            output.tissue.mask,
+            mask_cell_px=output.tissue.cell_px[0],
+            cell_px=output.field.stride,
+            map_cells=(features.frame.height // stride, features.frame.width // stride),
+            side=side,
+            count=self.config.patches,
+            generator=generator,
+        )
+
+    def _reconstruct(
+        self, output: FeatureMap, features: FeatureMap, boxes: Sequence[Box], *, scale: float
+    ) -> tuple[float, Patches | None]:
+        if self.decoder is None or not boxes:
+            return 0.0, None
+        stride = output.field.stride // features.field.stride
+        seen_BCHW = output.windows(boxes).requires_grad_()
+        target_BCHW = features.windows([box.times(stride) for box in boxes])
+        with self.segment.autocast():
+            rebuilt_BCHW = self.decoder(seen_BCHW, scale=stride)
+        loss = F.l1_loss(rebuilt_BCHW, target_BCHW.to(rebuilt_BCHW.dtype))
+        torch.autograd.backward([loss * (self.config.alpha * scale)])
+        assert seen_BCHW.grad is not None
+        return float(loss.detach()), Patches(boxes, seen_BCHW.grad)
+
+
+class _Pull:
+    """dL/d(output) of a batch of tiles: through the head's stem, and from the patches that overlap them."""
+
+    def __init__(self, head: Head, cells: HeadCells, grad_NC: Tensor, patches: Patches | None) -> None:
+        self.head, self.cells, self.grad_NC, self.patches = head, cells, grad_NC, patches
+
+    def __call__(self, batch: Batch, result_BCHW: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """As `holoslide.streaming.tiled.Pull`."""
+        roots = []
+        rows = self.cells.rows[batch.number]
+        if len(rows):
+            cells_BHWC = head_map(self.head, result_BCHW).permute(0, 2, 3, 1)
+            roots.append((cells_BHWC[self.cells.voting[batch.number]], self.grad_NC[rows]))
+        if self.patches is not None:
+            grad_BCHW = _overlap(self.patches, batch, result_BCHW)
+            if grad_BCHW is not None:
+                roots.append((result_BCHW, grad_BCHW))
+        return roots
+
+
+def _overlap(patches: Patches, batch: Batch, result_BCHW: Tensor) -> Tensor | None:
+    grad_BCHW: Tensor | None = None
+    for i, tile in enumerate(batch.boxes):
+        for box, grad_CHW in zip(patches.boxes, patches.grads_BCHW, strict=True):
+            part = box.intersect(tile)
+            if part.area:
+                if grad_BCHW is None:
+                    grad_BCHW = torch.zeros_like(result_BCHW)
+                rows, columns = part.relative_to(tile).slices
+                from_rows, from_columns = part.relative_to(box).slices
+                grad_BCHW[i, :, rows, columns] += grad_CHW[:, from_rows, from_columns]
+    return grad_BCHW
