@@ -210,6 +210,8 @@ class FeatureMap:
         self.slow = self.tiles.in_file
         self.batches: list[Batch] = []
         self.kept: dict[int, tuple[Tensor, Tensor]] = {}
+        self.kept_bytes = 0
+        self._storage = storage
 
     def put(self, tile: Tile, values_CHW: Tensor) -> None:
         """Store a tile, or the first rows and columns of one that the frame cuts short."""
@@ -235,7 +237,13 @@ class FeatureMap:
     def free(self) -> None:
         """Give the tiles' room back."""
         self.tiles.free()
+        self.drop_graphs()
+
+    def drop_graphs(self) -> None:
+        """Give the kept graphs' room back."""
         self.kept.clear()
+        self._storage.give_back("device", self.kept_bytes)
+        self.kept_bytes = 0
 
 
 class GradientMap:

@@ -47,6 +47,12 @@ class Storage:
             rest -= counts[tier]
         return TileArray(self, counts, rest, shape, dtype, zero=zero)
 
+    def afford(self, size_bytes: int, count: int) -> int:
+        """How many of `count` graphs of a size fit in what is left of the device's budget; takes that room."""
+        fit = count if size_bytes == 0 else max(0, min(count, self._left["device"] // size_bytes))
+        self._left["device"] -= fit * size_bytes
+        return fit
+
     def give_back(self, tier: str, size_bytes: int) -> None:
         """Called by an array that is freed."""
         self._left[tier] += size_bytes

@@ -31,11 +31,16 @@ Pull = Callable[[Batch, Tensor], list[tuple[Tensor, Tensor]]]
 
 @dataclass(frozen=True, slots=True)
 class Tiling:
-    """How a segment is run: largest tile side in output cells, tiles a batch, batches with graphs kept."""
+    """How a segment is run.
+
+    `side`: largest tile side in output cells. `batch`: tiles run together. `keep`: at most so many batches'
+    graphs are kept for the backward pass, each of `graph_bytes`, as far as the storage's budget goes.
+    """
 
     side: int = 128
-    batch: int = 4
+    batch: int = 1
     keep: int = 0
+    graph_bytes: int = 0
 
 
 class Segment:
@@ -92,7 +97,7 @@ def forward_tiles(
 ) -> FeatureMap:
     """The segment's output map for a slide, computed where it sees tissue.
 
-    The graphs of the first `tiling.keep` batches are kept for `backward_tiles`; with `input_grad` they reach
+    The graphs of some batches are kept for `backward_tiles`, as `tiling` allows; with `input_grad` they reach
     back to the windows. Equal to running the module on the whole map, up to rounding.
     """
     segment.folded.refresh()
@@ -102,8 +107,10 @@ def forward_tiles(
     grid = make_grid(spec, source.tissue, field, frame, clip=segment.border == "zeros")
     output = FeatureMap(grid, storage, like=source, field=field, frame=frame, glass=glass)
     output.batches = list(_batches(grid, segment, source.frame, frame, tiling.batch))
+    kept = storage.afford(tiling.graph_bytes, min(tiling.keep, len(output.batches)))
+    output.kept_bytes = kept * tiling.graph_bytes
     for keep in (True, False):  # autocast remembers casts made without a graph, so the two must not mix
-        numbers = [n for n in range(len(output.batches)) if (n < tiling.keep) == keep]
+        numbers = [n for n in range(len(output.batches)) if (n < kept) == keep]
         with segment.autocast(), torch.set_grad_enabled(keep):
             for number, windows in _read_ahead(source, output.batches, numbers):
                 batch = output.batches[number]
@@ -127,6 +134,7 @@ def backward_tiles(
         for number in kept:
             windows, result = output.kept.pop(number)
             _pull_back(segment, output.batches[number], windows, result, pull, into)
+        output.drop_graphs()
         rest = [n for n in range(len(output.batches)) if n not in set(kept)]
         for number, windows in _read_ahead(source, output.batches, rest):
             windows.requires_grad_(into is not None)

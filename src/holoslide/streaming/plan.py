@@ -1,0 +1,263 @@
+"""From a byte budget to tile sides and storage, and the peak memory to expect, before anything is run.
+
+What a segment needs is measured, not guessed: it is run on two small windows while every tensor made is
+counted, and since memory grows with the window's area, two sizes give all. Working memory that libraries take
+inside one operation is not seen; `SLACK` allows for it.
+"""
+
+from __future__ import annotations
+
+import time
+import weakref
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from holoslide.errors import MemoryPlanError
+from holoslide.geometry import Box
+from holoslide.streaming.features import Grid, GridSpec, make_grid
+from holoslide.streaming.receptive import Receptive
+from holoslide.streaming.storage import StorageConfig
+from holoslide.streaming.tiled import Segment, Tiling
+from holoslide.streaming.tissue import Tissue
+
+SLACK = 1.1
+_SIDES = (24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
+_TRIAL_SIDES = (8, 24)
+
+
+class PeakBytes(TorchDispatchMode):
+    """Counts the bytes of all tensors made while it is active: `now` alive, and the `peak` of that."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self._alive: dict[int, weakref.ref[Any]] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for leaf in pytree.tree_leaves(result):
+            if isinstance(leaf, Tensor):
+                self._count(leaf.untyped_storage())
+        return result
+
+    def _count(self, storage: torch.UntypedStorage) -> None:
+        key, size = storage._cdata, storage.nbytes()
+        if key in self._alive:
+            return
+
+        def gone(_: object) -> None:
+            self.now -= size
+            self._alive.pop(key, None)
+
+        self._alive[key] = weakref.ref(storage, gone)
+        self.now += size
+        self.peak = max(self.peak, self.now)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        super().__exit__(kind, value, trace)
+        self._alive.clear()
+
+
+@dataclass(frozen=True, slots=True)
+class Linear:
+    """A quantity as a function of a window's area in input cells."""
+
+    fixed: float
+    per_cell: float
+
+    def at(self, area: int) -> float:
+        """Its value for a window of `area` cells."""
+        return self.fixed + self.per_cell * area
+
+    @classmethod
+    def through(cls, areas: Sequence[int], values: Sequence[float]) -> Linear:
+        """The line through two points, never falling."""
+        slope = max(0.0, (values[1] - values[0]) / (areas[1] - areas[0]))
+        return cls(max(0.0, values[0] - slope * areas[0]), slope)
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """Bytes and seconds of one window: a forward pass alone, its graph, and forward and backward together."""
+
+    forward_bytes: Linear
+    graph_bytes: Linear
+    backward_bytes: Linear
+    forward_s: Linear
+    backward_s: Linear
+
+
+def measure(segment: Segment, *, trains: bool = True, input_grad: bool = False) -> Cost:
+    """Run a segment on two small windows, and see what it takes. Its gradients are left as they were."""
+    field, rows = segment.field, []
+    segment.folded.refresh()
+    areas = []
+    for side in _TRIAL_SIDES:
+        length = (side + field.margin_before + field.margin_after) * field.stride
+        areas.append(length * length)
+        shape = (1, segment.channels, length, length)
+        forward = _trial(segment, shape, backward=False, input_grad=False)
+        backward = _trial(segment, shape, backward=True, input_grad=input_grad) if trains else forward
+        rows.append((forward[0], backward[1], backward[0], forward[2], backward[2]))
+    for parameter in segment.folded.twin.parameters():
+        parameter.grad = None
+    lines = [Linear.through(areas, [row[i] for row in rows]) for i in range(5)]
+    return Cost(*lines)
+
+
+def _trial(
+    segment: Segment, shape: tuple[int, ...], *, backward: bool, input_grad: bool
+) -> tuple[float, float, float]:
+    """(peak bytes, bytes of the graph, seconds) of one window; run twice, the second counts."""
+    peak = graph = seconds = 0.0
+    for _ in range(2):
+        with PeakBytes() as counted:
+            start = time.perf_counter()
+            windows = torch.full(shape, 0.5, device=segment.device, dtype=segment.dtype)
+            windows.requires_grad_(input_grad)
+            with segment.autocast(), torch.set_grad_enabled(backward):
+                result = segment(windows)
+            graph = float(counted.now)
+            if backward:
+                torch.autograd.backward([result], [torch.ones_like(result)])
+            if segment.device.type == "cuda":
+                torch.cuda.synchronize(segment.device)
+            seconds = time.perf_counter() - start
+        peak = float(counted.peak)
+        del result, windows
+    return peak, graph, seconds
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """A segment in its place: what the plan must know of it.
+
+    `barrier`: whether a gradient barrier follows, so that maps before it can go. `extra_bytes`: what its head
+    and decoder need besides.
+    """
+
+    name: str
+    segment: Segment
+    cost: Cost
+    block: int
+    everywhere: bool
+    wanted: Receptive | None
+    trains: bool
+    barrier: bool
+    extra_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class StagePlan:
+    """How a stage is run, and what that takes for the slide that was planned for."""
+
+    name: str
+    tiling: Tiling
+    tiles: int
+    map_bytes: int
+    work_bytes: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Tilings and storage under a budget; `peak_bytes` is what to expect of the device, at most."""
+
+    stages: tuple[StagePlan, ...]
+    storage: StorageConfig
+    fixed_bytes: int
+    peak_bytes: int
+    file_bytes: int
+    seconds: float
+
+
+def make_plan(
+    stages: Sequence[Stage], tissue: Tissue, frame: Box, *, budget_bytes: int, fixed_bytes: int,
+    folder: str | None = None,
+) -> Plan:  # fmt: skip
+    """The fastest tilings that fit. Raises `MemoryPlanError` that names the smallest budget that would do."""
+    room = budget_bytes - fixed_bytes
+    field, planned, grids = Receptive(), [], []
+    for stage in stages:
+        field, frame = field.then(stage.segment.field), stage.segment.frame(frame)
+        options = list(_options(stage, tissue, field, frame))
+        fitting = [option for option in options if option[0].work_bytes <= room // 2]
+        if not fitting:
+            smallest = min(option[0].work_bytes for option in options)
+            needed = fixed_bytes + 2 * smallest
+            raise MemoryPlanError(
+                stage.name, f"needs {needed / 2**30:.2f} GiB at its smallest tiles", "give it a larger budget"
+            )
+        best, grid = min(fitting, key=lambda option: option[0].seconds)
+        planned.append(best)
+        grids.append(grid)
+    work = max(p.work_bytes for p in planned)
+    maps = _live_maps(stages, planned)
+    pool = max(0, room - work)
+    storage = StorageConfig(device_bytes=pool, folder=folder)
+    graphs = max(
+        (
+            len(g.index) * p.tiling.graph_bytes
+            for g, p, s in zip(grids, planned, stages, strict=True)
+            if s.trains
+        ),
+        default=0,
+    )
+    peak = fixed_bytes + work + min(pool, maps + graphs)
+    seconds = sum(p.seconds for p in planned)
+    return Plan(tuple(planned), storage, fixed_bytes, int(peak), max(0, maps - pool), seconds)
+
+
+def _options(stage: Stage, tissue: Tissue, field: Receptive, frame: Box) -> list[tuple[StagePlan, Grid]]:
+    segment, cost = stage.segment, stage.cost
+    before, after, stride = segment.field.margin_before, segment.field.margin_after, segment.field.stride
+    result = []
+    for side in _SIDES:
+        spec = GridSpec(max(side, stage.block), stage.block, stage.everywhere, stage.wanted)
+        grid = make_grid(spec, tissue, field, frame, clip=segment.border == "zeros")
+        height, width = ((n + before + after) * stride for n in grid.size)
+        area = height * width
+        count = len(grid.index)
+        work = cost.backward_bytes.at(area) if stage.trains else cost.forward_bytes.at(area)
+        seconds = count * cost.forward_s.at(area)
+        if stage.trains:
+            seconds += count * cost.backward_s.at(area)
+        tiling = Tiling(
+            spec.side, keep=count if stage.trains else 0, graph_bytes=int(cost.graph_bytes.at(area))
+        )
+        tile_bytes = grid.size[0] * grid.size[1] * segment.out_channels * segment.dtype.itemsize
+        work_bytes = int(SLACK * work) + stage.extra_bytes
+        result.append((StagePlan(stage.name, tiling, count, count * tile_bytes, work_bytes, seconds), grid))
+    return result
+
+
+def _live_maps(stages: Sequence[Stage], planned: Sequence[StagePlan]) -> int:
+    """The most bytes of maps alive at once: a module's input, its inner maps with their gradients, its output."""
+    most, alive = 0, 0
+    for stage, plan in zip(stages, planned, strict=True):
+        alive += plan.map_bytes * (1 if stage.barrier else 2)
+        most = max(most, alive)
+        if stage.barrier:
+            alive = plan.map_bytes
+    return most
+
+
+def peak_of(work: Callable[[], object]) -> int:
+    """The most bytes of tensors that a piece of work holds at once."""
+    with PeakBytes() as counted:
+        work()
+    return counted.peak
+
+
+def parameter_bytes(module: nn.Module) -> int:
+    """Bytes of a module's parameters."""
+    return sum(p.numel() * p.element_size() for p in module.parameters())
