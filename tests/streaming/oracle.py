@@ -33,9 +33,11 @@ def randomise(module: nn.Module, generator: torch.Generator) -> nn.Module:
         for layer in module.modules():
             if isinstance(layer, nn.BatchNorm2d):
                 for tensor, low, high in (
-                    (layer.weight, 0.5, 1.5), (layer.bias, -0.3, 0.3),
+                    (layer.weight, 0.3, 0.9), (layer.bias, -0.3, 0.3),
                     (layer.running_mean, -0.3, 0.3), (layer.running_var, 0.5, 2.0),
                 ):  # fmt: skip
+                    if tensor is None:  # a BatchNorm that keeps no statistics
+                        continue
                     tensor.copy_(
                         torch.rand(tensor.shape, generator=generator, dtype=torch.float64) * (high - low)
                         + low

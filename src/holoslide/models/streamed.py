@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Literal
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Literal, cast, get_args
 
 import numpy as np
 import torch
@@ -13,13 +14,16 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from holoslide.errors import ConfigError
 from holoslide.geometry import Box
 from holoslide.models.classifier import LocalClassifier
 from holoslide.models.heads import Head
+from holoslide.models.reconstruction import Decoder
 from holoslide.streaming.chain import Chain
 from holoslide.streaming.features import Batch, FeatureMap, Pixels, PixelSource
+from holoslide.streaming.plan import Cost, Plan, Stage, make_plan, measure, parameter_bytes
 from holoslide.streaming.receptive import Receptive
-from holoslide.streaming.storage import Storage, StorageConfig
+from holoslide.streaming.storage import Storage, StorageConfig, free_bytes
 from holoslide.streaming.tiled import Border, Segment, Tiling
 
 Pool = Literal["tissue", "all"]
@@ -30,19 +34,31 @@ class StreamConfig:
     """How a slide is streamed.
 
     `border`: "glass" takes the slide to go on for ever as glass, "zeros" pads as the paper does. `pool`: the
-    heads pool over the cells whose own square of the raster holds tissue, or over "all". `tile_cells`: largest tile side
-    in cells right after the stem; deeper maps are cut so that a tile holds about as many values. `batch`: tiles
-    run together. `keep`: batches per segment whose graphs are kept. `segment_units`: units of the backbone run
-    as one segment inside a module trained end to end (0: all of the module's).
+    heads pool over the cells whose own square of the raster holds tissue, or over "all". `memory_gib` is the
+    budget that tiles are planned for (default: most of what is free when a run starts); past it, feature maps
+    go to a file in `folder`. `tile_cells` takes tiles of that side, in cells of any map, instead of a plan, and
+    `batch` and `keep` say how many of them are run together, and how many batches' graphs are kept.
+    `segment_units`: units of the backbone run as one segment inside a module (0: all of the module's).
     """
 
     border: Border = "glass"
     pool: Pool = "tissue"
-    tile_cells: int = 126
+    memory_gib: float | None = None
+    folder: str | None = None
+    tile_cells: int | None = None
     batch: int = 1
     keep: int = 0
     segment_units: int = 0
-    storage: StorageConfig = field(default_factory=StorageConfig)
+
+    def __post_init__(self) -> None:
+        if self.border not in get_args(Border):
+            raise ConfigError("stream.border", f"is {self.border}", f"choose {' or '.join(get_args(Border))}")
+        if self.pool not in get_args(Pool):
+            raise ConfigError("stream.pool", f"is {self.pool}", f"choose {' or '.join(get_args(Pool))}")
+        for name in ("memory_gib", "tile_cells", "batch"):
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise ConfigError(f"stream.{name}", f"is {value}", "give a number above 0")
 
 
 class StreamedClassifier:
@@ -57,22 +73,29 @@ class StreamedClassifier:
         self.model, self.config = model, config
         parameter = next(model.parameters())
         self.device, self.dtype = parameter.device, parameter.dtype
-        self.storage = Storage(config.storage, self.device)
+        self.storage = Storage(StorageConfig(folder=config.folder), self.device)
 
         self.border, self.pool = config.border, config.pool
-        self.heads: list[Head] = list(model.heads)
+        self.heads = cast("list[Head]", list(model.heads))
+        self.decoders = cast("list[Decoder]", list(model.decoders))
+        parts = cast("list[nn.Sequential]", list(model.parts))
         self.mixed = mixed
+        self._costs: dict[tuple[int, bool, bool], Cost] = {}
         self.stem = self._chain([model.stem])
         self.parts = [
             self._chain(_segments(part, config.segment_units), block=head_stride(head), last=True)
-            for part, head in zip(model.parts, self.heads, strict=True)
+            for part, head in zip(parts, self.heads, strict=True)
         ]
 
     def _chain(self, modules: Sequence[nn.Module], *, block: int = 1, last: bool = False) -> Chain:
         segments = [Segment(m, border=self.border, mixed=self.mixed) for m in modules]
         everywhere = last and self.pool == "all"
-        tilings = [self._tiling(s) for s in segments]
+        tilings = [self._tiling()] * len(segments)
         return Chain(segments, tilings, self.storage, block=block, everywhere=everywhere)
+
+    def autocast(self) -> AbstractContextManager[object]:
+        """Mixed precision as configured."""
+        return torch.autocast(self.device.type, dtype=self.mixed, enabled=self.mixed is not None)
 
     def source(self, pixels: Pixels) -> PixelSource:
         """A slide's pixels, normalised as the model wants them."""
@@ -94,7 +117,7 @@ class StreamedClassifier:
 
         Reconstruction reads a map, in training, wherever a patch may fall: then all of it is wanted.
         """
-        reconstructs = training and len(self.model.decoders) > 0
+        reconstructs = training and len(self.decoders) > 0
         if self.pool == "all" or (reconstructs and k < len(self.parts) - 1):
             return []
         chain = self.stem if k < 0 else self.parts[k]
@@ -118,9 +141,77 @@ class StreamedClassifier:
         """The cells of a head's map that vote, without gradients."""
         return head_cells(head, output, pool=self.pool, clipped=self.border == "zeros")
 
-    def _tiling(self, segment: Segment) -> Tiling:
-        side = round(self.config.tile_cells * (self.model.stem_channels / segment.out_channels) ** 0.5)
-        return Tiling(side=side, batch=self.config.batch, keep=self.config.keep)
+    def _tiling(self) -> Tiling:
+        return Tiling(side=self.config.tile_cells or 128, batch=self.config.batch, keep=self.config.keep)
+
+    def plan_for(self, slide: Pixels, *, training: bool) -> Plan | None:
+        """Choose tiles and storage for a slide, and for all that have less tissue; None if tiles were given.
+
+        Raises `MemoryPlanError` if the budget is too small.
+        """
+        if self.config.tile_cells is not None:
+            return None
+        source = self.source(slide)
+        budget = int((self.config.memory_gib or 0) * 2**30) or int(0.7 * free_bytes(self.device))
+        weights = parameter_bytes(self.model)
+        # Training holds the weights, their folded twin, gradients of both, and AdamW's two moments.
+        fixed = (6 if training else 2) * weights
+        plan = make_plan(
+            self._stages(source, training=training),
+            source.tissue,
+            source.frame,
+            budget_bytes=budget,
+            fixed_bytes=fixed,
+            folder=self.config.folder,
+        )
+        self.storage = Storage(plan.storage, self.device)
+        planned = iter(plan.stages)
+        for chain in (self.stem, *self.parts):
+            chain.storage = self.storage
+            chain.tilings = [next(planned).tiling for _ in chain.segments]
+        return plan
+
+    def _stages(self, source: PixelSource, *, training: bool) -> list[Stage]:
+        stages = []
+        for k, chain in enumerate((self.stem, *self.parts), start=-1):
+            wanted = self._wanted(k, training=training)
+            last = len(chain.segments) - 1
+            for i, segment in enumerate(chain.segments):
+                trains = training and k >= 0
+                stages.append(
+                    Stage(
+                        name=f"module {k + 1}" if k >= 0 else "stem",
+                        segment=segment,
+                        cost=self._cost(segment, trains=trains, input_grad=trains and i > 0),
+                        block=head_stride(self.heads[k]) if k >= 0 and i == last else 1,
+                        everywhere=self.pool == "all" and k >= 0 and i == last,
+                        wanted=wanted[i] if wanted else None,
+                        trains=trains,
+                        barrier=i == last,
+                        extra_bytes=self._head_bytes(k, source, training=training) if i == last else 0,
+                    )
+                )
+        return stages
+
+    def _cost(self, segment: Segment, *, trains: bool, input_grad: bool) -> Cost:
+        key = (id(segment), trains, input_grad)
+        if key not in self._costs:
+            self._costs[key] = measure(segment, trains=trains, input_grad=input_grad)
+        return self._costs[key]
+
+    def _head_bytes(self, k: int, source: PixelSource, *, training: bool) -> int:
+        """What head k's readout and its decoder hold at once, from the tissue's area and the patches'."""
+        if k < 0:
+            return 0
+        head, exact = self.heads[k], 4 if self.dtype != torch.float64 else 8
+        unit = math.prod(s.field.stride for c in (self.stem, *self.parts[: k + 1]) for s in c.segments)
+        cells = source.tissue.area_px / (unit * head_stride(head)) ** 2 + 1
+        values: float = cells * head.stem.out_channels * (12 if training else 6)
+        if training and k < len(self.decoders):
+            side = self.decoders[k].side * self.model.strides[k]
+            channels = self.parts[k].segments[0].channels
+            values += self.model.config.reconstruction.patches * side * side * channels * 6
+        return int(values * exact)
 
 
 def _segments(part: nn.Sequential, units: int) -> list[nn.Module]:
@@ -165,7 +256,7 @@ def head_cells(head: Head, output: FeatureMap, *, pool: Pool, clipped: bool) -> 
     order = np.lexsort((all_places[:, 1], all_places[:, 0]))
     rank = torch.empty(len(order), dtype=torch.long)
     rank[torch.from_numpy(order)] = torch.arange(len(order))
-    rows = list(rank.to(output.device).split([len(v) for v in values]))
+    rows = list(torch.split(rank.to(output.device), [len(v) for v in values]))
     cells_NC = torch.cat(values)[torch.from_numpy(order).to(output.device)]
     return HeadCells(cells_NC, all_places[order], rows, voting)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
@@ -32,11 +32,11 @@ _SIDES = (24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
 _TRIAL_SIDES = (8, 24)
 
 
-class PeakBytes(TorchDispatchMode):
+class PeakBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's own class hook has no types
     """Counts the bytes of all tensors made while it is active: `now` alive, and the `peak` of that."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.now = self.peak = 0
         self._alive: dict[int, weakref.ref[Any]] = {}
 
@@ -63,7 +63,7 @@ class PeakBytes(TorchDispatchMode):
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        super().__exit__(kind, value, trace)
+        super().__exit__(kind, value, trace)  # type: ignore[no-untyped-call]
         self._alive.clear()
 
 
@@ -249,13 +249,6 @@ def _live_maps(stages: Sequence[Stage], planned: Sequence[StagePlan]) -> int:
         if stage.barrier:
             alive = plan.map_bytes
     return most
-
-
-def peak_of(work: Callable[[], object]) -> int:
-    """The most bytes of tensors that a piece of work holds at once."""
-    with PeakBytes() as counted:
-        work()
-    return counted.peak
 
 
 def parameter_bytes(module: nn.Module) -> int:

@@ -85,6 +85,9 @@ class Receptive:
         return max(0, ceil_div(self.high + 1 - self.stride, self.stride))
 
 
+_known: dict[tuple[object, ...], Receptive] = {}
+
+
 def probe(module: nn.Module, channels: int | None = None, *, name: str = "") -> Receptive:
     """Find the receptive field of `module` in the mode (training or evaluation) that it is in.
 
@@ -99,7 +102,12 @@ def probe(module: nn.Module, channels: int | None = None, *, name: str = "") -> 
             total = total.then(probe(child, channels, name=f"{name}.{child_name}".lstrip(".")))
             channels = output_shape(child, channels, (512, 512))[1]
         return total
-    return _probe_atom(module, channels, name)
+    # Weights do not matter, so equal layers need one probe.
+    modes = tuple((type(m).__module__, type(m).__qualname__, m.training) for m in module.modules())
+    key = (str(module), modes, channels)
+    if key not in _known:
+        _known[key] = _probe_atom(module, channels, name)
+    return _known[key]
 
 
 def input_channels(module: nn.Module) -> int:

@@ -145,6 +145,13 @@ class TileArray:
         return (index - len(self._device) - len(self._host)) * self._tile_bytes
 
 
+def free_bytes(device: torch.device) -> int:
+    """Memory that is free on a device now; a CPU's is the machine's available memory."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
 def _bytes(tensor: Tensor) -> memoryview:
     """The memory of a contiguous CPU tensor, of any dtype (NumPy has no bfloat16)."""
     return tensor.view(torch.uint8).numpy().data.cast("B")

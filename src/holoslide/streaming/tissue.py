@@ -34,6 +34,11 @@ class Tissue:
                 int(rows[0]) * cy, int(columns[0]) * cx, (int(rows[-1]) + 1) * cy, (int(columns[-1]) + 1) * cx
             )
 
+    @property
+    def area_px(self) -> int:
+        """Pixels of tissue, as the mask tells."""
+        return int(self._sums[-1, -1]) * self.cell_px[0] * self.cell_px[1]
+
     @classmethod
     def everywhere(cls, shape_px: tuple[int, int]) -> Tissue:
         """Tissue on the whole raster."""

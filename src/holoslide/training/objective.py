@@ -47,11 +47,10 @@ class Objective:
     """
 
     def __init__(self, network: StreamedClassifier, k: int, *, class_weights: Tensor | None) -> None:
-        model = network.model
         self.network = network
-        self.head = model.heads[k]
-        self.decoder = model.decoders[k] if k < len(model.decoders) else None
-        self.config = model.config.reconstruction
+        self.head = network.heads[k]
+        self.decoder = network.decoders[k] if k < len(network.decoders) else None
+        self.config = network.model.config.reconstruction
         self.class_weights = class_weights
         self.segment = network.parts[k].segments[-1]
 

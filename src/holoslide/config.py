@@ -1,0 +1,151 @@
+"""A run's settings: the components' own dataclasses, read from YAML and `--set`, with unknown keys refused."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import pydantic
+import yaml
+
+from holoslide.errors import ConfigError
+from holoslide.models.classifier import ModelConfig
+from holoslide.models.streamed import StreamConfig
+from holoslide.slides.augment import AugmentConfig
+from holoslide.slides.cohort import SplitConfig
+from holoslide.slides.prepare import PrepareConfig
+from holoslide.training.loop import TrainConfig
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "default": {},
+    # The paper's own settings where ours differ (arXiv 2207.08267): zero padding, every cell pooled.
+    "paper": {
+        "model": {"backbone": {"name": "resnet34", "stem_stride": 3}, "modules": 8},
+        "stream": {"border": "zeros", "pool": "all"},
+        "train": {"epochs": 55, "lr": 2e-5, "schedule": "step", "accumulate": 8},
+    },
+}
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Everything that decides a run's result; each part is documented where it is used."""
+
+    prepare: PrepareConfig = field(default_factory=PrepareConfig)
+    split: SplitConfig = field(default_factory=SplitConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    stream: StreamConfig = field(default_factory=StreamConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+
+    @classmethod
+    def load(
+        cls, path: Path | None = None, *, preset: str = "default", sets: Sequence[str] = ()
+    ) -> RunConfig:
+        """A preset, changed by a YAML file, changed by `a.b=c` settings. Raises `ConfigError`."""
+        if preset not in PRESETS:
+            raise ConfigError(
+                "preset", f"there is no preset {preset!r}", f"choose one of {', '.join(PRESETS)}"
+            )
+        values = _merge(PRESETS[preset], _read(path) if path is not None else {}, str(path))
+        for setting in sets:
+            values = _merge(values, _parse(setting), f"--set {setting}")
+        return cls.from_dict(values, where=str(path) if path is not None else "configuration")
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any], *, where: str = "configuration") -> RunConfig:
+        """Raises `ConfigError` that names an unknown key's nearest match, or a value of the wrong kind."""
+        _refuse_unknown(cls, values, where, "")
+        try:
+            return pydantic.TypeAdapter(cls).validate_python(dict(values))
+        except pydantic.ValidationError as error:
+            first = error.errors()[0]
+            key = ".".join(str(part) for part in first["loc"])
+            raise ConfigError(
+                where, f"{key}: {first['msg'].lower()}", f"it was {first['input']!r}"
+            ) from error
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, ready for YAML."""
+        result: dict[str, Any] = pydantic.TypeAdapter(RunConfig).dump_python(self, mode="json")
+        return result
+
+    def to_yaml(self) -> str:
+        """The whole configuration, defaults included."""
+        return yaml.safe_dump(self.to_dict(), sort_keys=False)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(
+            path, f"cannot be read ({error.strerror})", "give the path of a YAML file"
+        ) from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            path, f"is not YAML ({' '.join(str(error).split())})", "mend the line it names"
+        ) from error
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise ConfigError(path, "does not hold settings", "write `part:` and under it `key: value`")
+    return values
+
+
+def _parse(setting: str) -> dict[str, Any]:
+    key, equals, text = setting.partition("=")
+    if not equals or not key:
+        raise ConfigError(f"--set {setting}", "is not a setting", "write --set part.key=value")
+    try:
+        value: Any = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(
+            f"--set {setting}", "has no readable value", "write --set part.key=value"
+        ) from error
+    if isinstance(value, str):
+        value = _number(value)
+    for part in reversed(key.split(".")):
+        value = {part: value}
+    result: dict[str, Any] = value
+    return result
+
+
+def _number(text: str) -> float | str:
+    """YAML takes 2e-5 for text; people do not."""
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def _merge(base: Mapping[str, Any], changes: Mapping[str, Any], where: str) -> dict[str, Any]:
+    result = dict(base)
+    for key, value in changes.items():
+        old = result.get(key)
+        result[key] = (
+            _merge(old, value, where) if isinstance(old, dict) and isinstance(value, dict) else value
+        )
+        if isinstance(result[key], str):
+            result[key] = _number(result[key]) if _looks_numeric(result[key]) else result[key]
+    return result
+
+
+def _looks_numeric(text: str) -> bool:
+    return bool(text) and text[0] in "+-.0123456789" and "e" in text.lower()
+
+
+def _refuse_unknown(kind: type, values: Mapping[str, Any], where: str, prefix: str) -> None:
+    known = {f.name for f in dataclasses.fields(kind)}
+    hints = get_type_hints(kind)
+    for key, value in values.items():
+        if key not in known:
+            close = difflib.get_close_matches(str(key), known, n=1)
+            remedy = f"did you mean {prefix}{close[0]}?" if close else f"known: {', '.join(sorted(known))}"
+            raise ConfigError(where, f"there is no setting {prefix}{key}", remedy)
+        if dataclasses.is_dataclass(hints[key]) and isinstance(value, Mapping):
+            _refuse_unknown(hints[key], value, where, f"{prefix}{key}.")  # type: ignore[arg-type]

@@ -1,0 +1,230 @@
+"""The streamed step against the paper's step in plain PyTorch, written here from the method alone."""
+
+import copy
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+
+from holoslide.geometry import Box
+from holoslide.models.backbone import BackboneConfig
+from holoslide.models.classifier import InputConfig, LocalClassifier, ModelConfig
+from holoslide.models.heads import Head, HeadConfig
+from holoslide.models.reconstruction import ReconstructionConfig, draw_patches
+from holoslide.models.streamed import StreamConfig, StreamedClassifier
+from holoslide.training.local import LocalStep, StepResult
+from tests.streaming.oracle import randomise, relative_error
+
+TOLERANCE = 1e-10
+GLASS = 240
+
+
+@dataclass
+class Slide:
+    """Pixels in memory: glass outside the mask, and outside the raster."""
+
+    pixels: NDArray[np.uint8]
+    mask: NDArray[np.bool_]
+    mask_cell_px: int
+
+    def __post_init__(self) -> None:
+        self.shape_px = (self.pixels.shape[0], self.pixels.shape[1])
+        self.glass = np.full(3, GLASS, np.uint8)
+
+    def read(self, box_px: Box) -> NDArray[np.uint8]:
+        out = np.full((*box_px.shape, 3), GLASS, np.uint8)
+        part = box_px.intersect(Box(0, 0, *self.shape_px))
+        if part.area:
+            out[part.relative_to(box_px).slices] = self.pixels[part.slices]
+        return out
+
+
+def make_slide(height: int, width: int, cell: int, share: float, seed: int) -> Slide:
+    rng = np.random.default_rng(seed)
+    mask = rng.random((-(-height // cell), -(-width // cell))) < share
+    mask[rng.integers(mask.shape[0]), rng.integers(mask.shape[1])] = True
+    pixels = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
+    tissue = np.kron(mask, np.ones((cell, cell), bool))[:height, :width]
+    pixels[~tissue] = GLASS
+    return Slide(pixels, mask, cell)
+
+
+def make_model(
+    backbone: str, modules: int, *, seed: int, truncate: str | None = None, kernel: int | None = None,
+    side: int | None = None, stem_stride: int | None = 3,
+) -> LocalClassifier:  # fmt: skip
+    config = ModelConfig(
+        backbone=BackboneConfig(name=backbone, weights="none", stem_stride=stem_stride, truncate=truncate),
+        modules=modules,
+        heads=HeadConfig(kernel=kernel),
+        reconstruction=ReconstructionConfig(patches=3, side=side),
+    )
+    generator = torch.Generator().manual_seed(seed)
+    inputs = InputConfig(mean=(0.6, 0.5, 0.7), std=(0.2, 0.3, 0.25), glass=(GLASS,) * 3)
+    model = LocalClassifier.from_config(config, classes=["a", "b", "c"], inputs=inputs, generator=generator)
+    randomise(model, generator)
+    return model
+
+
+def gated_attention(head: Head, z_NC: Tensor, generator: torch.Generator | None) -> Tensor:
+    """Method part 1: norm, ReLU, gated attention, two linear layers; one group per channel over the cells."""
+    norm, pool = head.readout.norm, head.readout.pooling
+    centred = z_NC - z_NC.mean(0)
+    z_NC = F.relu(centred / (centred.square().mean(0) + norm.eps).sqrt() * norm.weight + norm.bias)
+    scores = pool.score(torch.tanh(pool.value(z_NC)) * torch.sigmoid(pool.gate(z_NC)))
+    attention_N = torch.softmax(scores.flatten(), 0)
+    if generator is not None:  # dropout 0.2 on the weights
+        kept = torch.rand(len(attention_N), generator=generator) >= head.readout.rate
+        attention_N = attention_N * kept / (1 - head.readout.rate)
+    return head.readout.output(F.relu(head.readout.hidden(attention_N @ z_NC)))
+
+
+def plain_step(
+    model: LocalClassifier, slide: Slide, label: int, generator: torch.Generator, *, glass_margin: int | None
+) -> tuple[list[float], list[float], Tensor]:
+    """Local training of the whole map at once; `glass_margin` None is the paper's: zeros around it, all vote."""
+    margin = glass_margin or 0
+    height, width = slide.shape_px
+    unit = glass_margin or 1
+    box = Box(-margin, -margin, height + margin + -height % unit, width + margin + -width % unit)
+    image = torch.from_numpy(slide.read(box)).double() / 255
+    x = model.stem((((image - model.mean) / model.std).permute(2, 0, 1))[None]).detach()
+    stride, losses, rebuilt, logits = (slide.read(box).shape[0] and model_stem_stride(model)), [], [], []
+    for k, (part, head) in enumerate(zip(model.parts, model.heads, strict=True)):
+        y = part(x)
+        step = model.strides[k]
+        stride *= step
+        kernel = head.stem.stride[0]
+        short = [max(0, kernel - n) for n in y.shape[2:]]
+        z_HWC = head.stem(F.pad(y, (0, short[1], 0, short[0])))[0].permute(1, 2, 0)
+        if glass_margin is None:
+            z_NC = z_HWC.flatten(0, 1)
+        else:
+            z_NC = z_HWC[footprints(slide, z_HWC.shape[:2], stride * kernel, margin)]
+        out = gated_attention(head, z_NC, generator)
+        loss = F.cross_entropy(out[None], torch.tensor([label]))
+        losses.append(float(loss.detach()))
+        logits.append(out.detach())
+        if k < len(model.decoders):
+            frame = (x.shape[2] // step, x.shape[3] // step)
+            if glass_margin is not None:
+                frame = tuple(-(-n // (stride // step)) // step for n in slide.shape_px)
+            boxes = draw_patches(
+                slide.mask, mask_cell_px=slide.mask_cell_px, cell_px=stride, map_cells=frame,
+                side=model.decoders[k].side, count=3, generator=generator,
+            )  # fmt: skip
+            at = margin // stride
+            patches = torch.cat(
+                [y[:, :, b.top + at : b.bottom + at, b.left + at : b.right + at] for b in boxes]
+            )
+            fine = [b.shifted(at, at).times(step) for b in boxes]
+            target = torch.cat([x[:, :, b.top : b.bottom, b.left : b.right] for b in fine])
+            l1 = (model.decoders[k](patches, scale=step) - target).abs().mean()
+            rebuilt.append(float(l1.detach()))
+            loss = loss + l1
+        else:
+            rebuilt.append(0.0)
+        loss.backward()
+        x = y.detach()
+    return losses, rebuilt, torch.stack(logits)
+
+
+def model_stem_stride(model: LocalClassifier) -> int:
+    return 240 // int(model.stem(torch.zeros(1, 3, 240, 240, dtype=torch.float64)).shape[2])
+
+
+def footprints(slide: Slide, shape: torch.Size, side_px: int, margin: int) -> Tensor:
+    """Head cells whose own square of pixels holds tissue, one by one."""
+    tissue = np.kron(slide.mask, np.ones((slide.mask_cell_px,) * 2, bool))
+    votes = torch.zeros(shape, dtype=torch.bool)
+    for i in range(shape[0]):
+        for j in range(shape[1]):
+            top, left = i * side_px - margin, j * side_px - margin
+            votes[i, j] = bool(
+                tissue[max(0, top) : max(0, top + side_px), max(0, left) : max(0, left + side_px)].any()
+            )
+    return votes
+
+
+def compare(
+    model: LocalClassifier, slide: Slide, config: StreamConfig, *, glass_margin: int | None, seed: int
+) -> StepResult:
+    oracle = copy.deepcopy(model)
+    losses, rebuilt, logits = plain_step(
+        oracle, slide, 1, torch.Generator().manual_seed(seed), glass_margin=glass_margin
+    )
+    step = LocalStep(StreamedClassifier(model, config))
+    result = step(slide, 1, generator=torch.Generator().manual_seed(seed))
+    assert relative_error(result.logits_KL, logits) < TOLERANCE
+    assert result.classification == pytest.approx(losses, rel=TOLERANCE)
+    assert result.reconstruction == pytest.approx(rebuilt, rel=TOLERANCE)
+    for (name, ours), (_, theirs) in zip(model.named_parameters(), oracle.named_parameters(), strict=True):
+        if theirs.grad is None:
+            assert ours.grad is None, name
+        else:
+            assert ours.grad is not None, name
+            scale = max(float(theirs.grad.abs().max()), 1e-12)  # a bias before a norm has no gradient at all
+            assert float((ours.grad - theirs.grad).abs().max()) < TOLERANCE * max(scale, 1e-4), name
+    return result
+
+
+@pytest.mark.parametrize("modules", [1, 2, 4, 8])
+def test_the_papers_step_on_resnet34(modules: int) -> None:
+    """Zeros around the raster, every cell pooled: the paper's own setting, at its K, on a ragged raster."""
+    model = make_model("resnet34", modules, seed=modules, side=16)
+    slide = make_slide(211, 187, 8, 0.6, seed=modules)
+    config = StreamConfig(border="zeros", pool="all", tile_cells=18)
+    compare(model, slide, config, glass_margin=None, seed=5)
+
+
+draws = {
+    "backbone": st.sampled_from(
+        [
+            ("resnet18", "layer3", 3),
+            ("densenet121", "features.denseblock2", None),
+            ("convnext_tiny", "features.3", None),
+        ]
+    ),
+    "height": st.integers(60, 150),
+    "width": st.integers(60, 150),
+    "share": st.sampled_from([0.02, 0.2, 1.0]),
+    "tile": st.integers(5, 40),
+    "batch": st.integers(1, 3),
+    "keep": st.integers(0, 3),
+    "modules": st.integers(1, 4),
+    "segment_units": st.integers(0, 3),
+    "seed": st.integers(0, 10**6),
+}
+light = settings(max_examples=8, deadline=None, suppress_health_check=list(HealthCheck))
+
+
+@light
+@given(**draws)
+def test_any_network_with_a_border_of_zeros(
+    backbone, height, width, share, tile, batch, keep, modules, segment_units, seed
+) -> None:
+    name, truncate, stem_stride = backbone
+    model = make_model(name, modules, seed=seed, truncate=truncate, kernel=4, side=7, stem_stride=stem_stride)
+    slide = make_slide(height, width, 8, share, seed)
+    config = StreamConfig(
+        border="zeros", pool="all", tile_cells=tile, batch=batch, keep=keep, segment_units=segment_units
+    )
+    compare(model, slide, config, glass_margin=None, seed=seed)
+
+
+@light
+@given(**draws)
+def test_any_network_on_endless_glass(
+    backbone, height, width, share, tile, batch, keep, modules, segment_units, seed
+) -> None:
+    name, truncate, stem_stride = backbone
+    model = make_model(name, modules, seed=seed, truncate=truncate, kernel=4, side=7, stem_stride=stem_stride)
+    slide = make_slide(height, width, 8, share, seed)
+    config = StreamConfig(tile_cells=tile, batch=batch, keep=keep, segment_units=segment_units)
+    compare(model, slide, config, glass_margin=384, seed=seed)
