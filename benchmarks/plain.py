@@ -1,0 +1,95 @@
+"""The paper's step in ordinary PyTorch, each module on its whole map: the opponent in every benchmark.
+
+No tiles, no windows, nothing skipped or recomputed: borders are zero padding, every cell votes, and memory grows
+with the slide. Axes: B batch (1: one slide), C channels, H W rows and columns, N cells in row-major order, K
+modules, L classes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import cast
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from holoslide.models.classifier import LocalClassifier
+from holoslide.models.heads import Head
+from holoslide.models.reconstruction import Decoder, draw_patches
+from holoslide.models.streamed import head_map
+
+
+@dataclass(frozen=True, slots=True)
+class PlainResult:
+    """Losses and logits of the K modules for one slide."""
+
+    classification: tuple[float, ...]
+    reconstruction: tuple[float, ...]
+    logits_KL: Tensor
+
+
+def plain_step(
+    model: LocalClassifier,
+    pixels_1CHW: Tensor,
+    label: int,
+    *,
+    mixed: torch.dtype | None = None,
+    generator: torch.Generator,
+) -> PlainResult:
+    """Method part 1 for one slide: adds every module's gradients to `.grad`.
+
+    `pixels_1CHW` are 0 to 255, on the model's device; `mixed` is autocast's dtype, None for none; `generator`
+    draws the head's dropout and the patches, in the order in which the streamed step draws them.
+    """
+    heads = cast("list[Head]", model.heads)
+    target = torch.tensor(label, device=pixels_1CHW.device)
+    classification, reconstruction, logits = [], [], []
+    with torch.autocast(pixels_1CHW.device.type, dtype=mixed, enabled=mixed is not None):
+        with torch.no_grad():
+            features_BCHW = model.stem(normalised(model, pixels_1CHW))  # frozen
+        for k, (part, head) in enumerate(zip(model.parts, heads, strict=True)):
+            output_BCHW = part(features_BCHW)
+            cells_NC = head_map(head, output_BCHW)[0].flatten(1).T
+            logits_L = head.readout(cells_NC, generator=generator)
+            loss = F.cross_entropy(logits_L, target)
+            classification.append(float(loss.detach()))
+            logits.append(logits_L.detach())
+            reconstruction.append(0.0)
+            if k < len(model.decoders):
+                rebuilt = _reconstruction(model, k, features_BCHW, output_BCHW, generator)
+                reconstruction[-1] = float(rebuilt.detach())
+                loss = loss + model.config.reconstruction.alpha * rebuilt
+            torch.autograd.backward([loss])
+            features_BCHW = output_BCHW.detach()  # values only: nothing flows back
+            del loss, output_BCHW, cells_NC
+    return PlainResult(tuple(classification), tuple(reconstruction), torch.stack(logits))
+
+
+def normalised(model: LocalClassifier, pixels_1CHW: Tensor) -> Tensor:
+    """(pixel / 255 - mean) / std per channel, in the dtype of the model's parameters."""
+    pixels_1CHW = pixels_1CHW.to(next(model.parameters()).dtype)
+    mean, std = (values.view(1, 3, 1, 1).to(pixels_1CHW) for values in (model.mean, model.std))
+    return (pixels_1CHW / 255 - mean) / std
+
+
+def _reconstruction(
+    model: LocalClassifier, k: int, features_BCHW: Tensor, output_BCHW: Tensor, generator: torch.Generator
+) -> Tensor:
+    """RFR of module k: random patches of its output, decoded, against the same places of its input."""
+    stride, decoder = model.strides[k], cast("Decoder", model.decoders[k])
+    whole_cells = (features_BCHW.shape[2] // stride, features_BCHW.shape[3] // stride)
+    boxes_cell = draw_patches(
+        np.ones(whole_cells, np.bool_),
+        mask_cell_px=1,
+        cell_px=1,
+        map_cells=whole_cells,
+        side=decoder.side,
+        count=model.config.reconstruction.patches,
+        generator=generator,
+    )
+    seen_BCHW = torch.cat([output_BCHW[:, :, *box.slices] for box in boxes_cell])
+    target_BCHW = torch.cat([features_BCHW[:, :, *box.times(stride).slices] for box in boxes_cell])
+    rebuilt_BCHW = decoder(seen_BCHW, scale=stride)
+    return F.l1_loss(rebuilt_BCHW, target_BCHW.to(rebuilt_BCHW.dtype))

@@ -1,0 +1,392 @@
+"""The `holoslide` command: thin, and the only file that prints. Heavy imports wait until a command needs them."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from holoslide.errors import HoloslideError
+
+if TYPE_CHECKING:
+    from holoslide.config import RunConfig
+    from holoslide.console import Bar, TrainingBar
+    from holoslide.pipeline import Prepared
+    from holoslide.slides.cohort import Cohort
+
+app = typer.Typer(
+    name="holoslide",
+    help="Train a neural network on entire pathology slides, from one label per slide.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+USER_ERROR = 1
+
+TableArgument = Annotated[
+    Path, typer.Argument(help="CSV: slide_id, patient_id, label[, split][, mpp][, path].")
+]
+SlidesOption = Annotated[Path | None, typer.Option("--slides", help="Folder of the slide files.")]
+RastersOption = Annotated[
+    Path | None,
+    typer.Option("--rasters", help="Folder of prepared slides (default: rasters/ beside the table)."),
+]
+ConfigOption = Annotated[Path | None, typer.Option("--config", help="YAML file of settings.")]
+SetOption = Annotated[
+    list[str] | None, typer.Option("--set", help="One setting, part.key=value; repeatable.")
+]
+PresetOption = Annotated[str, typer.Option("--preset", help="Settings to start from: default or paper.")]
+WorkersOption = Annotated[
+    int, typer.Option("--workers", help="Processes that prepare slides (0: one a core).")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print data as JSON.")]
+SlideMppOption = Annotated[
+    float | None, typer.Option("--slide-mpp", help="Microns per pixel of the slides, where they do not say.")
+]
+MppOption = Annotated[
+    float | None, typer.Option("--mpp", help="Microns per pixel to prepare at (default 2.0).")
+]
+
+
+@app.command()
+def inspect(
+    slides: Annotated[list[Path], typer.Argument(help="Slide files.")],
+    slide_mpp: SlideMppOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Tell what slide files are: size, levels, resolution and where it is known from."""
+    from holoslide.slides.reader import open_slide
+
+    facts: list[dict[str, Any]] = []
+    for path in slides:
+        try:
+            with open_slide(path, mpp=slide_mpp) as reader:
+                facts.append({"slide": str(path), **reader.facts()})
+        except HoloslideError as error:
+            facts.append({"slide": str(path), "error": str(error)})
+    if as_json:
+        typer.echo(json.dumps(facts, indent=2))
+    else:
+        _print_facts(facts)
+    if any("error" in fact for fact in facts):
+        raise typer.Exit(USER_ERROR)
+
+
+@app.command()
+def audit(
+    table: TableArgument,
+    slides: SlidesOption = None,
+    open_files: Annotated[bool, typer.Option("--open/--table-only", help="Open each slide, too.")] = True,
+    as_json: JsonOption = False,
+) -> None:
+    """Look for what is wrong with a cohort before anything is trained."""
+    from holoslide.slides.audit import audit as audit_table
+    from holoslide.slides.audit import audit_slides
+
+    cohort = _cohort(table, slides)
+    findings = [*audit_table(cohort), *(audit_slides(cohort) if open_files else [])]
+    rows = [[f.severity, f.slide_id or "", f.kind, f.message] for f in findings]
+    if as_json:
+        keys = ("severity", "slide_id", "kind", "message")
+        typer.echo(json.dumps([dict(zip(keys, row, strict=True)) for row in rows], indent=2))
+    else:
+        _print_table(["severity", "slide", "kind", "finding"], rows)
+        typer.echo(f"{len(cohort)} slides, {len(rows)} findings")
+    if any(f.severity == "error" for f in findings):
+        raise typer.Exit(USER_ERROR)
+
+
+@app.command()
+def prepare(
+    sources: Annotated[list[Path], typer.Argument(help="A slide table (CSV), or slide files.")],
+    slides: SlidesOption = None,
+    rasters: RastersOption = None,
+    mpp: MppOption = None,
+    slide_mpp: SlideMppOption = None,
+    config: ConfigOption = None,
+    sets: SetOption = None,
+    workers: WorkersOption = 0,
+    as_json: JsonOption = False,
+) -> None:
+    """Find the tissue of slides and write each as one file at the resolution to train at."""
+    from holoslide.pipeline import default_rasters, prepare_cohort
+
+    settings = _settings(config, "default", sets, mpp)
+    cohort = _sources(sources, slides, slide_mpp)
+    folder = rasters or default_rasters(sources[0])
+    with _bar("preparing") as advance:
+        prepared = prepare_cohort(cohort, folder, settings, workers=workers, progress=advance)
+    if as_json:
+        results = [{"slide_id": r.slide_id, "status": r.status, "reason": r.reason} for r in prepared.results]
+        typer.echo(json.dumps(results, indent=2))
+    else:
+        rows = [[r.slide_id, r.status, f"{r.seconds:.1f}", r.reason or ""] for r in prepared.results]
+        _print_table(["slide", "status", "seconds", "reason"], rows)
+    _report_left_out(prepared, quiet=as_json)
+
+
+@app.command()
+def plan(
+    table: TableArgument,
+    slides: SlidesOption = None,
+    rasters: RastersOption = None,
+    config: ConfigOption = None,
+    preset: PresetOption = "default",
+    sets: SetOption = None,
+    memory: Annotated[float | None, typer.Option("--memory", help="Budget in GiB.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Say what training will need for the largest slide of a cohort: memory and time, for training and validation."""
+    from holoslide.pipeline import plan_cohort
+
+    sets = [*(sets or []), *([f"stream.memory_gib={memory}"] if memory else [])]
+    settings = _settings(config, preset, sets, None)
+    prepared = _prepared(table, slides, rasters, settings, workers=0)
+    plans = plan_cohort(prepared, settings)
+    if as_json:
+        typer.echo(json.dumps([p.facts() for p in plans], indent=2))
+        return
+    for one in plans:
+        typer.echo(f"\n{one.purpose}: largest slide {one.slide_id}, {one.plan.peak_bytes / 2**30:.2f} GiB at most, "
+                   f"{one.plan.file_bytes / 2**30:.2f} GiB in a file, about {one.plan.seconds:.1f} s")  # fmt: skip
+        rows = [
+            [
+                s.name,
+                str(s.tiling.side),
+                str(s.tiles),
+                f"{s.work_bytes / 2**20:.0f}",
+                f"{s.map_bytes / 2**20:.0f}",
+            ]
+            for s in one.plan.stages
+        ]
+        _print_table(["segment", "tile side (cells)", "tiles", "working MiB", "map MiB"], rows)
+
+
+@app.command()
+def train(
+    table: TableArgument,
+    out: Annotated[Path, typer.Option("--out", "-o", help="The run's folder.")],
+    slides: SlidesOption = None,
+    rasters: RastersOption = None,
+    config: ConfigOption = None,
+    preset: PresetOption = "default",
+    sets: SetOption = None,
+    workers: WorkersOption = 0,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on where the run was interrupted.")] = False,
+) -> None:
+    """Train on a cohort, preparing first what is not prepared; then test once, and write the report."""
+    from holoslide.pipeline import evaluate_run
+    from holoslide.pipeline import train as train_run
+
+    settings = _settings(config, preset, sets, None)
+    prepared = _prepared(table, slides, rasters, settings, workers=workers)
+    with _training_bar() as progress:
+        result = train_run(prepared, settings, out, resume=resume, progress=progress)
+    typer.echo(f"best epoch {result.best_epoch}, model in {result.best}")
+    if result.rank == 0:
+        with _bar("testing") as advance:
+            report = evaluate_run(out, prepared, progress=advance)
+        _print_summary(report.summary)
+        typer.echo(f"report: {report.path}")
+    _report_left_out(prepared)
+
+
+@app.command()
+def evaluate(
+    run: Annotated[Path, typer.Argument(help="A run's folder.")],
+    table: Annotated[
+        Path | None, typer.Argument(help="Another slide table (default: the run's own).")
+    ] = None,
+    slides: SlidesOption = None,
+    rasters: RastersOption = None,
+    split: Annotated[str, typer.Option("--split", help="train, valid or test; all: every slide.")] = "test",
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder (default: the run's).")] = None,
+    workers: WorkersOption = 0,
+    as_json: JsonOption = False,
+) -> None:
+    """Measure a trained model on labelled slides, with intervals over patients, and write the report."""
+    from holoslide.config import RunConfig
+    from holoslide.pipeline import evaluate_run
+
+    settings = RunConfig.load(run / "config.yaml")
+    prepared = _prepared(table or run / "cohort.csv", slides, rasters, settings, workers=workers, run=run)
+    with _bar("evaluating") as advance:
+        report = evaluate_run(run, prepared, split=split, out=out, progress=advance)
+    if as_json:
+        typer.echo(json.dumps(report.summary, indent=2))
+    else:
+        _print_summary(report.summary)
+        typer.echo(f"report: {report.path}")
+    _report_left_out(prepared, quiet=as_json)
+
+
+@app.command()
+def predict(
+    run: Annotated[Path, typer.Argument(help="A run's folder, or a saved model's.")],
+    sources: Annotated[list[Path], typer.Argument(help="A slide table (CSV), or slide files.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The table to write.")] = Path("predictions.csv"),
+    slides: SlidesOption = None,
+    rasters: RastersOption = None,
+    slide_mpp: SlideMppOption = None,
+    heatmaps: Annotated[
+        Path | None, typer.Option("--heatmaps", help="Write heatmaps into this folder.")
+    ] = None,
+    workers: WorkersOption = 0,
+) -> None:
+    """Score new slides, labelled or not, into a table."""
+    from holoslide.pipeline import Predictor, default_rasters, predict_cohort, prepare_cohort
+
+    predictor = Predictor(run)
+    cohort = _sources(sources, slides, slide_mpp)
+    folder = rasters or default_rasters(sources[0])
+    with _bar("preparing") as advance:
+        prepared = prepare_cohort(
+            cohort, folder, predictor.prepare_config(), workers=workers, progress=advance
+        )
+    with _bar("scoring") as advance:
+        count = predict_cohort(predictor, prepared, out, heatmaps=heatmaps, progress=advance)
+    typer.echo(f"{count} slides scored: {out}")
+    _report_left_out(prepared)
+
+
+@app.command()
+def heatmap(
+    run: Annotated[Path, typer.Argument(help="A run's folder, or a saved model's.")],
+    sources: Annotated[list[Path], typer.Argument(help="A slide table (CSV), or slide files.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The folder to write into.")] = Path("heatmaps"),
+    slides: SlidesOption = None,
+    rasters: RastersOption = None,
+    slide_mpp: SlideMppOption = None,
+    workers: WorkersOption = 0,
+) -> None:
+    """Draw where a model looks and what speaks for each class: PNG over the slide, and the raw scores."""
+    out.mkdir(parents=True, exist_ok=True)
+    predict(run, sources, out / "predictions.csv", slides, rasters, slide_mpp, out, workers)
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for slides, run and report.")] = Path(
+        "demo"
+    ),
+    task: Annotated[str, typer.Option("--task", help="focus or arrangement.")] = "focus",
+    slides: Annotated[int, typer.Option("--slides", help="How many slides to draw.")] = 64,
+    seed: Annotated[int, typer.Option("--seed")] = 0,
+) -> None:
+    """Draw synthetic slides, train on them, test, and write the report: the whole job in minutes."""
+    from holoslide.demo import demo_config, draw_demo
+
+    with _bar("drawing slides") as advance:
+        table = draw_demo(out, task=task, slides=slides, seed=seed, progress=advance)
+    config = out / "run.yaml"
+    config.write_text(demo_config().to_yaml(), encoding="utf-8")
+    run = out / "run"
+    typer.echo(f"holoslide train {table} --config {config} --out {run} --resume")
+    train(table, run, config=config, resume=True)
+    typer.echo(f"open {run / 'report.html'} in a browser; heatmaps are in {run / 'heatmaps'}")
+
+
+# --- What commands share ------------------------------------------------------------------------------------------
+
+
+def _cohort(table: Path, slides: Path | None) -> Cohort:
+    from holoslide.slides.cohort import Cohort
+
+    return Cohort.from_csv(table, slides=slides)
+
+
+def _settings(config: Path | None, preset: str, sets: list[str] | None, mpp: float | None) -> RunConfig:
+    from holoslide.config import RunConfig
+
+    extra = [f"prepare.mpp={mpp}"] if mpp is not None else []
+    return RunConfig.load(config, preset=preset, sets=[*(sets or []), *extra])
+
+
+def _sources(sources: list[Path], slides: Path | None, slide_mpp: float | None) -> Cohort:
+    """A table, or files taken as a cohort without labels."""
+    from holoslide.slides.cohort import Cohort
+
+    if len(sources) == 1 and sources[0].suffix.lower() in {".csv", ".tsv", ".txt"}:
+        cohort = Cohort.from_csv(sources[0], slides=slides)
+        return cohort.with_mpp(slide_mpp) if slide_mpp is not None else cohort
+    return Cohort.from_files(sources, mpp=slide_mpp)
+
+
+def _prepared(
+    table: Path, slides: Path | None, rasters: Path | None, settings: RunConfig, *, workers: int,
+    run: Path | None = None,
+) -> Prepared:  # fmt: skip
+    from holoslide.pipeline import default_rasters, prepare_cohort, rasters_of
+
+    cohort = _cohort(table, slides)
+    if not cohort.has_splits:
+        cohort = cohort.with_splits(settings.split)
+    folder = rasters or (rasters_of(run) if run else None) or default_rasters(table)
+    with _bar("preparing") as advance:
+        prepared = prepare_cohort(cohort, folder, settings, workers=workers, progress=advance)
+    made = sum(r.status == "made" for r in prepared.results)
+    typer.echo(f"{len(prepared.rasters)} slides ready in {folder} ({made} made), {len(prepared.left_out)} left out", err=True)  # fmt: skip
+    return prepared
+
+
+def _report_left_out(prepared: Prepared, *, quiet: bool = False) -> None:
+    """Name the slides that were not used, and let the exit code say so."""
+    if not prepared.left_out:
+        return
+    if not quiet:
+        typer.echo(f"{len(prepared.left_out)} slides left out:", err=True)
+        for slide_id, reason in prepared.left_out:
+            typer.echo(f"  {slide_id}: {reason}", err=True)
+    raise typer.Exit(USER_ERROR)
+
+
+def _print_facts(facts: list[dict[str, Any]]) -> None:
+    for fact in facts:
+        typer.echo(fact["slide"])
+        for key, value in fact.items():
+            if key != "slide":
+                typer.echo(f"  {key.replace('_', ' ')}: {value}")
+
+
+def _print_table(header: list[str], rows: list[list[str]]) -> None:
+    from holoslide.console import print_table
+
+    print_table(header, rows)
+
+
+def _print_summary(summary: dict[str, Any]) -> None:
+    _print_table(["measure", "value", "95 % interval"], summary["rows"])
+
+
+def _bar(what: str) -> Bar:
+    from holoslide.console import Bar
+
+    return Bar(what)
+
+
+def _training_bar() -> TrainingBar:
+    from holoslide.console import TrainingBar
+
+    return TrainingBar()
+
+
+def main() -> None:
+    """Run the command; a user's error is one line, and exit code 1."""
+    import click
+
+    try:
+        code = app(standalone_mode=False)
+    except HoloslideError as error:
+        typer.echo(f"holoslide: {error}", err=True)
+        code = USER_ERROR
+    except click.ClickException as error:
+        error.show()
+        code = error.exit_code
+    except (typer.Abort, KeyboardInterrupt):
+        code = 130
+    sys.exit(code if isinstance(code, int) else 0)

@@ -1,0 +1,270 @@
+"""The report's figures, as pictures that are part of the page: SVG and JPEG in data URIs, nothing to fetch."""
+
+from __future__ import annotations
+
+import base64
+import io
+import re
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import cv2
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap, to_hex
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from numpy.typing import NDArray
+from sklearn.metrics import precision_recall_curve, roc_curve
+
+# Okabe and Ito's colours, which the colour-blind tell apart too; the first two carry most contrast.
+CLASS_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#8A6D00", "#56B4E9", "#444444")
+INK, MUTED, RULE, ACCENT = "#1d2733", "#5c6875", "#dde2e7", "#0b5570"
+_DEPTH = LinearSegmentedColormap.from_list("depth", ["#9cc3cf", "#0b5570"])
+_FONTS = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
+_STYLE: dict[Any, Any] = {
+    "axes.edgecolor": "#aab3bc",
+    "axes.grid": True,
+    "axes.labelcolor": MUTED,
+    "axes.labelsize": 9.0,
+    "axes.linewidth": 0.8,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "font.family": "DejaVu Sans",  # what text is measured with; the page is set in the reader's own font
+    "font.size": 9.0,
+    "grid.color": "#e8ebee",
+    "grid.linewidth": 0.7,
+    "legend.frameon": False,
+    "legend.fontsize": 8.5,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "holoslide",
+    "text.color": INK,
+    "text.parse_math": False,  # a class may be called $x$
+    "xtick.color": MUTED,
+    "xtick.labelsize": 8.5,
+    "xtick.major.size": 0.0,
+    "ytick.color": MUTED,
+    "ytick.labelsize": 8.5,
+    "ytick.major.size": 0.0,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """A picture for `<img>`: a data URI, its size, and what it shows in words."""
+
+    uri: str
+    width: int
+    height: int
+    alt: str
+
+
+@dataclass(frozen=True, slots=True)
+class Contest:
+    """One class against the rest: of each slide, whether it is of the class, and its probability to be."""
+
+    name: str
+    truth_N: NDArray[np.bool_]
+    score_N: NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Band:
+    """The interval of a curve: low to high over x."""
+
+    x: NDArray[np.float64]
+    low: NDArray[np.float64]
+    high: NDArray[np.float64]
+
+
+def module_colours(modules: int) -> list[str]:
+    """Pale for the first module, deep for the last, whose answer is the prediction."""
+    return [to_hex(_DEPTH((k + 1) / modules)) for k in range(modules)]
+
+
+def per_epoch(
+    epochs: Sequence[int],
+    values_EK: Sequence[Sequence[float]],
+    *,
+    best_epoch: int | None,
+    modules: int,
+    alt: str,
+    is_share: bool = False,
+) -> Picture:
+    """One line per module over the epochs, and a mark where the model was chosen.
+
+    The values may be of the first modules only; NaN is a gap.
+    """
+    values = np.array(values_EK, dtype=np.float64)
+    colours = module_colours(modules)[: values.shape[1]]
+
+    def draw(axes: Axes) -> None:
+        for k, colour in enumerate(colours):
+            is_last = k == modules - 1
+            marker = "o" if len(epochs) <= 15 else None
+            axes.plot(
+                epochs,
+                values[:, k],
+                color=colour,
+                linewidth=2.2 if is_last else 1.3,
+                marker=marker,
+                markersize=3,
+                zorder=3 if is_last else 2,
+            )
+        if best_epoch is not None:
+            axes.axvline(best_epoch, color=INK, linewidth=0.9, linestyle=(0, (3, 3)), zorder=1)
+        if is_share:
+            axes.set_ylim(min(0.4, _least(values) - 0.04), 1.02)
+        elif (values[np.isfinite(values)] > 0).all():
+            axes.set_ylim(bottom=0)
+        axes.margins(x=0.03)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=7))
+        axes.set_xlabel("epoch")
+
+    return _svg(draw, alt, size=(3.7, 2.5))
+
+
+def roc(contests: Sequence[Contest], bands: Sequence[Band] = ()) -> Picture:
+    """ROC curves, each with its band if there are bands; every contest has slides of both kinds."""
+
+    def draw(axes: Axes) -> None:
+        axes.plot([0, 1], [0, 1], color="#aab3bc", linewidth=1, linestyle=(0, (3, 3)))
+        _bands(axes, bands)
+        for colour, one in zip(_class_colours(len(contests)), contests, strict=True):
+            false_rate, true_rate, _ = roc_curve(one.truth_N, one.score_N, drop_intermediate=False)
+            axes.plot(false_rate, true_rate, color=colour, linewidth=2, label=one.name)
+        _square(axes, x="1 − specificity", y="sensitivity")
+        if len(contests) > 1:
+            axes.legend(loc="lower right")
+
+    return _svg(draw, f"ROC curve: {', '.join(one.name for one in contests)}", size=(3.7, 3.5))
+
+
+def precision_recall(contests: Sequence[Contest], bands: Sequence[Band] = ()) -> Picture:
+    """Precision over recall, each with its band if there are bands; dashed: the class's share of the slides."""
+
+    def draw(axes: Axes) -> None:
+        _bands(axes, bands)
+        for colour, one in zip(_class_colours(len(contests)), contests, strict=True):
+            precision, recall, _ = precision_recall_curve(one.truth_N, one.score_N)
+            axes.axhline(
+                float(one.truth_N.mean()), color=colour, linewidth=0.9, linestyle=(0, (3, 3)), alpha=0.6
+            )
+            axes.step(recall, precision, where="post", color=colour, linewidth=2, label=one.name)
+        _square(axes, x="recall (sensitivity)", y="precision")
+        if len(contests) > 1:
+            axes.legend(loc="lower left")
+
+    return _svg(draw, f"Precision-recall curve: {', '.join(one.name for one in contests)}", size=(3.7, 3.5))
+
+
+def by_module(series: Sequence[tuple[str, Sequence[tuple[float, float, float]]]]) -> Picture:
+    """For each named measure its (value, low, high) at every module, from the first to the last."""
+
+    def draw(axes: Axes) -> None:
+        for i, (name, points) in enumerate(series):
+            value, low, high = np.array(points, dtype=np.float64).reshape(-1, 3).T
+            x = np.arange(1, len(value) + 1) + (i - (len(series) - 1) / 2) * 0.16
+            errors = np.maximum(0.0, [value - low, high - value])
+            axes.errorbar(
+                x,
+                value,
+                yerr=np.nan_to_num(errors),
+                color=CLASS_COLOURS[i],
+                marker="os^D"[i % 4],
+                markersize=5.5,
+                linewidth=1.2,
+                elinewidth=1.2,
+                capsize=0,
+                linestyle=":",
+                label=name,
+            )
+        modules = len(series[0][1])
+        axes.set_xticks(range(1, modules + 1))
+        axes.set_xlim(0.5, modules + 0.5)
+        bottom, top = axes.get_ylim()
+        axes.set_ylim(max(-0.02, min(bottom, 0.4)), max(top, 1.02))
+        axes.grid(visible=False, axis="x")
+        axes.set_xlabel("module (depth)")
+        if len(series) > 1:
+            axes.legend(loc="lower right", ncols=len(series), handletextpad=0.3)
+
+    return _svg(draw, f"{' and '.join(name for name, _ in series)} by module", size=(6.2, 2.7))
+
+
+def photo(pixels_HW3: NDArray[np.uint8], alt: str, *, quality: int = 88) -> Picture:
+    """A picture of tissue as JPEG, colour kept at full resolution where OpenCV can."""
+    options = [
+        *(cv2.IMWRITE_JPEG_QUALITY, quality),
+        *(cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444),
+    ]
+    done, data = cv2.imencode(".jpg", cv2.cvtColor(pixels_HW3, cv2.COLOR_RGB2BGR), options)
+    if not done:
+        message = f"a picture of shape {pixels_HW3.shape} could not be written as JPEG"
+        raise ValueError(message)
+    height, width = pixels_HW3.shape[:2]
+    return Picture(_uri("image/jpeg", data.tobytes()), width, height, alt)
+
+
+def exact(pixels_HW3: NDArray[np.uint8], alt: str) -> Picture:
+    """A small picture, without loss, as PNG."""
+    done, data = cv2.imencode(".png", cv2.cvtColor(pixels_HW3, cv2.COLOR_RGB2BGR))
+    if not done:
+        message = f"a picture of shape {pixels_HW3.shape} could not be written as PNG"
+        raise ValueError(message)
+    height, width = pixels_HW3.shape[:2]
+    return Picture(_uri("image/png", data.tobytes()), width, height, alt)
+
+
+def fitted(pixels_HW3: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
+    """The picture, made smaller where its longer side is over `side`; averages, so nothing flickers."""
+    height, width = pixels_HW3.shape[:2]
+    factor = side / max(height, width)
+    if factor >= 1:
+        return pixels_HW3
+    size = (max(1, round(width * factor)), max(1, round(height * factor)))
+    return np.asarray(cv2.resize(pixels_HW3, size, interpolation=cv2.INTER_AREA), dtype=np.uint8)
+
+
+def _class_colours(count: int) -> list[str]:
+    return [ACCENT] if count == 1 else [CLASS_COLOURS[i % len(CLASS_COLOURS)] for i in range(count)]
+
+
+def _bands(axes: Axes, bands: Sequence[Band]) -> None:
+    for colour, band in zip(_class_colours(len(bands)), bands, strict=True):
+        axes.fill_between(band.x, band.low, band.high, color=colour, alpha=0.14, linewidth=0)
+
+
+def _square(axes: Axes, *, x: str, y: str) -> None:
+    axes.set_xlim(-0.02, 1.02)
+    axes.set_ylim(-0.02, 1.02)
+    axes.set_aspect("equal")
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
+
+
+def _least(values: NDArray[np.float64]) -> float:
+    finite = values[np.isfinite(values)]
+    return float(finite.min()) if len(finite) else 1.0
+
+
+def _svg(draw: Callable[[Axes], None], alt: str, *, size: tuple[float, float]) -> Picture:
+    """Draw on fresh axes, without matplotlib's global figures, and keep the text as text."""
+    with matplotlib.rc_context(_STYLE), warnings.catch_warnings():
+        # Text is only measured here; the reader's browser has the letters that this font lacks.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        figure = Figure(figsize=size, layout="constrained")
+        draw(figure.add_subplot())
+        file = io.StringIO()
+        figure.savefig(file, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    text = file.getvalue()
+    text = re.sub(r"'DejaVu Sans'(, sans-serif)?", _FONTS.replace("'", "&apos;"), text[text.index("<svg") :])
+    width, height = (round(72 * side) for side in size)
+    return Picture(_uri("image/svg+xml", text.encode()), width, height, alt)
+
+
+def _uri(kind: str, data: bytes) -> str:
+    return f"data:{kind};base64,{base64.b64encode(data).decode('ascii')}"

@@ -1,0 +1,87 @@
+"""The report of a run as one HTML file: plain data in, a page that opens offline and prints well out.
+
+The page holds no script and fetches nothing: figures and pictures are part of it, and its own content policy
+forbids the rest. Whatever comes from the user (names of slides, classes, paths) is escaped.
+"""
+
+from __future__ import annotations
+
+import os
+from importlib.resources import files
+from pathlib import Path
+
+from jinja2 import Environment, StrictUndefined
+
+from holoslide.evaluation import _report_view as view
+from holoslide.evaluation.report_data import (
+    CohortPart,
+    EpochRecord,
+    Group,
+    Measure,
+    Prediction,
+    RunReport,
+    Scorecard,
+    SlidePicture,
+    choose_slides,
+)
+
+FOLD_ROWS = 40  # longer tables are folded
+
+
+def write_report(report: RunReport, path: Path) -> None:
+    """Write the page, UTF-8, whole or not at all: `path` is the old file or the new one."""
+    data = render(report).encode("utf-8", errors="replace")  # file names may hold bytes that are no text
+    temporary = path.with_name(f".{path.name}.tmp")
+    with temporary.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def render(report: RunReport) -> str:
+    """The page as text."""
+    environment = Environment(
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters |= {
+        "number": view.number,
+        "duration": view.duration,
+        "bytes": view.bytes_,
+        "share": view.share,
+    }
+    template = files("holoslide.evaluation").joinpath("report.html.j2").read_text(encoding="utf-8")
+    return environment.from_string(template).render(
+        report=report,
+        summary=view.summary(report),
+        flow=view.flow(report),
+        classes=view.classes(report),
+        totals=view.totals(report),
+        learning=view.learning(report),
+        scores=view.scores(report),
+        curves=view.curves(report),
+        depth=view.depth(report),
+        pictures=view.pictures(report),
+        explained=view.EXPLAINED,
+        groups=view.GROUPS,
+        fold_rows=FOLD_ROWS,
+    )
+
+
+__all__ = [
+    "CohortPart",
+    "EpochRecord",
+    "Group",
+    "Measure",
+    "Prediction",
+    "RunReport",
+    "Scorecard",
+    "SlidePicture",
+    "choose_slides",
+    "render",
+    "write_report",
+]

@@ -1,0 +1,202 @@
+"""What is wrong with a cohort, before a day is spent on it: from the table alone, then by opening each slide."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Iterable
+from pathlib import Path
+from typing import TypeVar
+
+from holoslide.errors import SlideError
+from holoslide.geometry import Box
+from holoslide.slides.cohort import SPLITS, Cohort, SlideRow, Split, row_without_file, row_without_label
+from holoslide.slides.findings import Finding, Kind, Severity, some
+from holoslide.slides.reader import Reader, open_slide
+
+__all__ = ["Finding", "Kind", "Severity", "audit", "audit_slides"]
+
+PROBE_PX = 64
+
+Key = TypeVar("Key", bound=Hashable)
+Value = TypeVar("Value")
+
+
+def audit(cohort: Cohort) -> list[Finding]:
+    """What the table and the names of files tell; no slide is opened. Errors come first, each kind together.
+
+    Read the table with `require_splits` off, so that every patient in two splits is found, not the first alone.
+    """
+    findings = [
+        *cohort.notes,
+        *_files(cohort),
+        *_same_files(cohort),
+        *_labels(cohort),
+        *_similar_classes(cohort),
+        *_patients(cohort),
+        *_splits(cohort),
+        *_class_sizes(cohort),
+    ]
+    return sorted(findings, key=lambda finding: finding.severity == "warning")  # stable
+
+
+def audit_slides(cohort: Cohort, *, progress: Callable[[SlideRow], object] | None = None) -> list[Finding]:
+    """What opening each slide tells: files that are no slides or are damaged, slides without microns per pixel.
+
+    Of each slide the facts and two small pieces are read, in the middle and at the end. Rows without a file are
+    `audit`'s. `progress` is called after each slide.
+    """
+    findings = []
+    for row in cohort:
+        if row.path is not None:
+            findings += _open(row, row.path)
+        if progress is not None:
+            progress(row)
+    return findings
+
+
+def _open(row: SlideRow, path: Path) -> list[Finding]:
+    findings = []
+    try:
+        with open_slide(path, mpp=row.mpp) as slide:
+            if slide.mpp is None:
+                what = f"{path.name} does not tell its microns per pixel"
+                remedy = "give it in the table's mpp column, or with --slide-mpp"
+                findings.append(Finding("error", "no mpp", row.slide_id, what, remedy, row.row))
+        with open_slide(path, mpp=1.0) as slide:  # so that a raster pixel is a slide pixel
+            _probe(slide)
+    except SlideError as error:
+        what = f"{error.where} {error.what}"
+        findings.append(Finding("error", "unreadable", row.slide_id, what, error.remedy, row.row))
+    return findings
+
+
+def _probe(slide: Reader) -> None:
+    height, width = slide.shape_l0
+    for top, left in ((height // 2, width // 2), (height - PROBE_PX, width - PROBE_PX)):
+        slide.read(Box.at(max(0, top), max(0, left), min(PROBE_PX, height), min(PROBE_PX, width)), 1.0)
+
+
+def _files(cohort: Cohort) -> list[Finding]:
+    if all(row.path is None and row.fault is None for row in cohort):
+        what, remedy = "no folder of slides was given", "give one, or a path column in the table"
+        return [Finding("error", "missing file", cohort.name, what, remedy)]
+    return [each for each in map(row_without_file, cohort) if each is not None]
+
+
+def _same_files(cohort: Cohort) -> list[Finding]:
+    """Errors: a file under two ids is a slide that can be trained on and tested on."""
+    findings = []
+    for rows in _groups((_file_key(row.path), row) for row in cohort if row.path is not None):
+        if len(rows) > 1:
+            ids = [row.slide_id for row in rows]
+            what = f"slides {some(ids)} are one file, {rows[0].path}"
+            findings.append(
+                Finding("error", "same file twice", ids[0], what, "keep one of them", rows[-1].row)
+            )
+    return findings
+
+
+def _file_key(path: Path) -> Hashable:
+    """The same for all names and links of a file."""
+    try:
+        status = path.stat()
+    except OSError:
+        return path  # gone since the table was read: opening it will say so
+    return status.st_dev, status.st_ino
+
+
+def _labels(cohort: Cohort) -> list[Finding]:
+    if cohort.rows and all(row.label is None for row in cohort):
+        what, remedy = "no slide has a label", "name the label's column, or use the table to predict"
+        return [Finding("warning", "no label", cohort.name, what, remedy)]
+    return [each for each in map(row_without_label, cohort) if each is not None]
+
+
+def _similar_classes(cohort: Cohort) -> list[Finding]:
+    """Warnings: LUAD and luad, 1 and 1.0 are hardly two classes."""
+    findings = []
+    for names in _groups((_loosely(name), name) for name in cohort.classes):
+        if len(names) > 1:
+            what = f"classes {some(names)} are all but one text"
+            remedy = "write them the same, if they are one"
+            findings.append(Finding("warning", "similar classes", names[0], what, remedy))
+    return findings
+
+
+def _loosely(name: str) -> Hashable:
+    try:
+        return float(name)
+    except ValueError:
+        return "".join(name.casefold().replace("_", " ").split())
+
+
+def _patients(cohort: Cohort) -> list[Finding]:
+    findings = []
+    for rows in _groups((row.patient_id, row) for row in cohort):
+        patient = rows[0].patient_id
+        splits = [split for split in SPLITS if any(row.split == split for row in rows)]
+        labels = sorted({row.label for row in rows if row.label is not None})
+        last = rows[-1].row
+        if len(splits) > 1:
+            what = f"is a patient in {' and '.join(splits)} (slides {some([row.slide_id for row in rows])})"
+            remedy = "put all slides of a patient into one split"
+            findings.append(Finding("error", "patient in two splits", patient, what, remedy, last))
+        if len(labels) > 1:
+            what = f"is a patient with slides of {' and '.join(labels)}"
+            remedy = "mend the labels, unless each is its slide's own"
+            findings.append(Finding("warning", "conflicting labels", patient, what, remedy, last))
+    return findings
+
+
+def _splits(cohort: Cohort) -> list[Finding]:
+    """Warnings for slides in no part, where others are in one."""
+    if all(row.split is None for row in cohort):
+        return []
+    what, remedy = "is in no split, while other slides are", "fill it in, or let it be drawn"
+    return [
+        Finding("warning", "no split", row.slide_id, what, remedy, row.row)
+        for row in cohort
+        if row.split is None and row.label is not None
+    ]
+
+
+def _class_sizes(cohort: Cohort) -> list[Finding]:
+    """Whether every class has patients enough for every part, counting slides that can be used."""
+    if not cohort.classes:
+        return []
+    if len(cohort.classes) == 1:
+        what, remedy = f"has one class, {cohort.classes[0]}", "training needs slides of at least two"
+        return [Finding("error", "few classes", cohort.name, what, remedy)]
+    usable = [row for row in cohort if row.label is not None and row.fault is None]
+    parts = {row.split for row in usable if row.split is not None}
+    rows_of: dict[str | None, list[SlideRow]] = defaultdict(list)
+    for row in usable:
+        rows_of[row.label].append(row)
+    return [each for name in cohort.classes for each in _too_small(name, rows_of[name], parts)]
+
+
+def _too_small(name: str, rows: list[SlideRow], parts: set[Split]) -> list[Finding]:
+    patients = len({row.patient_id for row in rows})
+    remedy = "add patients, or leave the class out"
+    if not parts and patients < len(SPLITS):
+        what = f"is a class of {patients} patient{'s' * (patients != 1)}, too few for train, valid and test"
+        return [Finding("error", "small class", name, what, remedy)]
+    return [
+        Finding(
+            "error" if part == "train" else "warning",
+            "small class",
+            name,
+            f"is a class without a slide in {part}",
+            remedy,
+        )
+        for part in SPLITS
+        if part in parts and not any(row.split == part for row in rows)
+    ]
+
+
+def _groups(pairs: Iterable[tuple[Key, Value]]) -> list[list[Value]]:
+    """The values of each key, in the order of the keys' first."""
+    groups: dict[Key, list[Value]] = defaultdict(list)
+    for key, value in pairs:
+        groups[key].append(value)
+    return list(groups.values())

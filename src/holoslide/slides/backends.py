@@ -1,0 +1,225 @@
+"""What opens slide files: OpenSlide for vendor formats and DICOM, tifffile for TIFF, Pillow for PNG and JPEG.
+
+A backend gives facts and the exact pixels of any box of any level; `reader.py` makes rasters of them.
+Tried on real files: Aperio SVS (JPEG and JPEG 2000), DICOM, a tiled pyramidal TIFF, a fluorescence OME-TIFF
+(refused). On generated files only: striped, planar and BigTIFF, OME-TIFF, grey and RGBA, PNG, JPEG. Never
+tried, for want of a file: NDPI, MRXS, SCN, BIF, Philips, VSI.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from holoslide.errors import SlideError
+from holoslide.geometry import Box
+from holoslide.slides.facts import (
+    CACHE_BYTES,
+    DAMAGE,
+    DAMAGED,
+    EXPORT_RGB,
+    Backend,
+    Mpp,
+    bounds_from_properties,
+    make_levels,
+    mpp_from_properties,
+    number,
+    one_line,
+    over_glass,
+    shown,
+    unreadable,
+)
+from holoslide.slides.tiff import TiffBackend, aperio_pages
+
+MAX_IMAGE_PX = 2**28  # PNG and JPEG cannot be read in part: 0.8 GB as RGB
+
+
+def open_backend(path: Path) -> Backend:
+    """Open a slide by its content, whatever its name; SlideError if it is none, or cannot be used."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(32)
+    except FileNotFoundError:
+        raise SlideError(shown(path), "there is no such file", "check the path") from None
+    except IsADirectoryError:
+        remedy = "give a file; of a DICOM slide, any one of its .dcm files"
+        raise SlideError(shown(path), "is a folder", remedy) from None
+    except OSError as error:
+        raise SlideError(shown(path), f"cannot be opened ({error.strerror})", "check the file") from error
+    if not head:
+        raise SlideError(shown(path), "is empty (0 bytes)", "copy or export it again")
+    if head.startswith((b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff")):
+        return ImageBackend(path, head)
+    openslide = _import_openslide(path)
+    try:
+        vendor = openslide.OpenSlide.detect_format(path)
+    except openslide.OpenSlideError as error:
+        raise SlideError(shown(path), f"cannot be opened ({error})", DAMAGED) from error
+    is_tiff = head[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+    if vendor in (None, "generic-tiff") and is_tiff:
+        return TiffBackend(path)
+    if vendor is None:
+        if path.suffix.lower() == ".mrxs" and not path.with_suffix("").is_dir():
+            what = f"its folder {shown(path.with_suffix(''))} is missing"
+            raise SlideError(shown(path), what, "MRXS slides are a file and a folder: keep them side by side")
+        raise SlideError(
+            shown(path),
+            "is not a slide in any known format",
+            "give a slide OpenSlide knows, TIFF, PNG or JPEG",
+        )
+    return OpenSlideBackend(path)
+
+
+def _import_openslide(path: Path) -> Any:
+    try:
+        import openslide
+    except ImportError as error:
+        remedy = "pip install openslide-python openslide-bin"
+        raise SlideError(shown(path), f"needs OpenSlide ({error})", remedy) from error
+    return openslide
+
+
+class OpenSlideBackend:
+    """Vendor formats and DICOM.
+
+    OpenSlide addresses levels by level-0 pixel: where a level's downsampling is not whole (most SVS), boxes
+    land between its pixels and are interpolated, so that pixels depend on the box. Aperio files are therefore
+    decoded by tifffile, which gives OpenSlide's very pixels, several times faster; the other formats are read
+    there in cells of a fixed grid, so that a pixel is always the same, at most half a level-0 pixel off.
+    """
+
+    pixels = "8-bit RGB"
+    _cell = 256
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._lock, self._pid = path, threading.Lock(), -1
+        self._slide: Any = None
+        openslide = _import_openslide(path)
+        try:
+            slide = self._handle()
+            listed = {key: slide.properties.get(key) for key in slide.properties}
+            self._ratios = tuple(slide.level_downsamples)
+            shapes = [(height, width) for width, height in slide.level_dimensions]
+        except openslide.OpenSlideError as error:
+            raise SlideError(shown(path), f"cannot be opened ({one_line(error)})", DAMAGED) from error
+        properties = {key: value for key, value in listed.items() if value is not None}
+        self.vendor = properties.get("openslide.vendor", "unknown")
+        self.levels = make_levels(shapes, self._ratios)
+        self.mpp = mpp_from_properties(properties)
+        self.objective_power = number(properties.get("openslide.objective-power"))
+        self.bounds_l0 = bounds_from_properties(properties, shapes[0])
+        self._pages = aperio_pages(path, shapes) if self.vendor == "aperio" else []
+
+    def in_strips(self, level: int) -> bool:
+        """Never: all that OpenSlide opens is tiled, or as good as."""
+        return False
+
+    def read_level(self, level: int, box: Box) -> NDArray[np.uint8]:
+        """See `Backend`."""
+        if self._pages:
+            return self._pages[level].read(box)
+        if float(self._ratios[level]).is_integer():
+            return self._region(level, box)
+        out = np.empty((*box.shape, 3), np.uint8)
+        frame = Box(0, 0, *self.levels[level].shape)
+        for index in box.cover(self._cell).tiles(1):
+            cell = index.times(self._cell).intersect(frame)
+            part = cell.intersect(box)
+            out[part.relative_to(box).slices] = self._region(level, cell)[part.relative_to(cell).slices]
+        return out
+
+    def close(self) -> None:
+        """Let go of the files."""
+        with self._lock:
+            if self._slide is not None:
+                self._slide.close()
+            self._slide = None
+        for page in self._pages[:1]:
+            page.file.close()
+
+    def _region(self, level: int, box: Box) -> NDArray[np.uint8]:
+        openslide, ratio = _import_openslide(self._path), self._ratios[level]
+        corner = (round(box.left * ratio), round(box.top * ratio))
+        try:
+            image = self._handle().read_region(corner, level, (box.width, box.height))
+        except openslide.OpenSlideError as error:
+            raise unreadable(self._path, level, box, error) from error
+        return over_glass(np.asarray(image))
+
+    def _handle(self) -> Any:
+        """This process's handle: a forked worker must not use its parent's, whose locks and files it shares."""
+        with self._lock:
+            if self._slide is None or self._pid != os.getpid():
+                openslide = _import_openslide(self._path)
+                self._slide = openslide.OpenSlide(self._path)
+                self._slide.set_cache(openslide.OpenSlideCache(CACHE_BYTES))
+                self._pid = os.getpid()
+            return self._slide
+
+
+class ImageBackend:
+    """A PNG or JPEG as a whole slide; decoded whole, 3 bytes per pixel, when first read."""
+
+    objective_power: float | None = None
+    mpp: Mpp | None = None  # their dots per inch are meant for printers
+
+    def __init__(self, path: Path, head: bytes) -> None:
+        self._path, self._lock = path, threading.Lock()
+        self._values: NDArray[np.uint8] | None = None
+        self.vendor = "png" if head.startswith(b"\x89PNG") else "jpeg"
+        if self.vendor == "png" and head[24:25] == b"\x10":
+            raise SlideError(shown(path), "has 16-bit samples", EXPORT_RGB)
+        with path.open("rb") as file:
+            image = self._open(file)
+            mode, (width, height) = image.mode, image.size
+        if mode not in ("1", "L", "LA", "P", "RGB", "RGBA"):
+            raise SlideError(shown(path), f"has pixels of kind {mode}, neither RGB nor grey", EXPORT_RGB)
+        if width * height > MAX_IMAGE_PX:
+            what = (
+                f"is {width} x {height} px, too large for {self.vendor.upper()}, which must be decoded whole"
+            )
+            raise SlideError(shown(path), what, "save it as a tiled TIFF (vips tiffsave --tile --pyramid)")
+        self.pixels = "8-bit grey, shown as RGB" if mode in ("1", "L", "LA") else "8-bit RGB"
+        self.levels = make_levels([(height, width)])
+        self.bounds_l0 = Box(0, 0, height, width)
+
+    def in_strips(self, level: int) -> bool:
+        """No: once decoded, every pixel is at hand."""
+        return False
+
+    def read_level(self, level: int, box: Box) -> NDArray[np.uint8]:
+        """See `Backend`."""
+        with self._lock:
+            if self._values is None:
+                self._values = self._decode(box)
+        return self._values[box.slices]
+
+    def close(self) -> None:
+        """Let go of the pixels."""
+        self._values = None
+
+    def _open(self, file: Any) -> Any:
+        """Pillow's reader of this very format; `Image.open` would warn of sizes that are usual here."""
+        from PIL.JpegImagePlugin import JpegImageFile
+        from PIL.PngImagePlugin import PngImageFile
+
+        try:
+            return PngImageFile(file) if self.vendor == "png" else JpegImageFile(file)
+        except DAMAGE as error:
+            what = f"is not a readable {self.vendor.upper()} ({one_line(error)})"
+            raise SlideError(shown(self._path), what, DAMAGED) from error
+
+    def _decode(self, box: Box) -> NDArray[np.uint8]:
+        with self._path.open("rb") as file:
+            image = self._open(file)
+            try:
+                if image.mode in ("LA", "P", "RGBA") or "transparency" in image.info:
+                    return over_glass(np.asarray(image.convert("RGBA")))
+                return np.asarray(image.convert("RGB"))
+            except DAMAGE as error:
+                raise unreadable(self._path, 0, box, error) from error

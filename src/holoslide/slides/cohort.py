@@ -1,0 +1,426 @@
+"""The slides of a study: whose they are, what their label is, which part they are in, where their files lie.
+
+Ids and labels are text, as written. A row that cannot be used stays, with the reason, until `usable()` leaves it
+out and says so: no slide vanishes silently. Tables of other tools: see `tables.py`.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+
+from holoslide.errors import CohortError
+from holoslide.slides.facts import shown
+from holoslide.slides.findings import Finding, some
+from holoslide.slides.locate import SlideFiles
+from holoslide.slides.splits import SplitConfig, draw_split
+from holoslide.slides.tables import (
+    SPLITS,
+    UNKNOWN,
+    Record,
+    Role,
+    Split,
+    Table,
+    clam_parts,
+    clini_labels,
+    file_name,
+    find_columns,
+    read_table,
+    slide_name,
+    unread_columns,
+)
+
+__all__ = ["SPLITS", "Cohort", "Finding", "SlideRow", "Split", "SplitConfig"]
+
+COLUMNS = ("slide_id", "patient_id", "label", "split", "mpp", "path")
+
+
+@dataclass(frozen=True, slots=True)
+class SlideRow:
+    """One slide. None: not known, or not in any part; `fault` says why a file that was looked for is not there.
+
+    `mpp` is the table's (um per pixel of level 0), `path` is absolute, `row` is the table's row.
+    """
+
+    slide_id: str
+    patient_id: str
+    label: str | None = None
+    split: Split | None = None
+    mpp: float | None = None
+    path: Path | None = None
+    row: int | None = field(default=None, compare=False)
+    fault: Finding | None = field(default=None, compare=False)
+
+    def __post_init__(self) -> None:
+        """Raise `CohortError` for texts that a table could not hold, and ids that cannot name a file."""
+        for text in (self.slide_id, self.patient_id, self.label):
+            if text is not None and (text != text.strip() or text.casefold() in UNKNOWN):
+                what = f"{text!r} is no value in a slide table"
+                raise CohortError(
+                    ascii(self.slide_id), what, "give text, or None for a label that is not known"
+                )
+            if text is not None and not text.isprintable():
+                what = f"{text!a} holds a character that cannot be seen"
+                raise CohortError(ascii(self.slide_id), what, "type the value anew")
+        if set("/\\") & set(self.slide_id) or self.slide_id.startswith("."):
+            raise CohortError(self.slide_id, "cannot be a file's name", "give the slide another id")
+
+
+@dataclass(frozen=True)
+class Cohort:
+    """Slides, no two with one id. `classes` are in the order of a network's outputs; `name` is the table's.
+
+    `notes` are what was found on the way here. CohortError if two rows have one id, or a label is no class.
+    """
+
+    rows: tuple[SlideRow, ...]
+    classes: tuple[str, ...]
+    name: str = field(default="cohort", compare=False)
+    notes: tuple[Finding, ...] = field(default=(), compare=False)
+
+    def __post_init__(self) -> None:
+        known = set(self.classes)
+        for row in self.rows:
+            if row.label is not None and row.label not in known:
+                remedy = f"classes: {', '.join(self.classes) or 'none'}"
+                raise CohortError(self.where(row), f"label {row.label} is none of the classes", remedy)
+        self._refuse_doubles()
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __iter__(self) -> Iterator[SlideRow]:
+        return iter(self.rows)
+
+    @classmethod
+    def from_rows(
+        cls, rows: Iterable[SlideRow], *, name: str = "cohort", notes: Iterable[Finding] = ()
+    ) -> Cohort:
+        """A cohort whose classes are the labels that occur, in order: of number if all are whole, else of text."""
+        rows = tuple(rows)
+        return cls(rows, _in_order({row.label for row in rows if row.label is not None}), name, tuple(notes))
+
+    @classmethod
+    def from_csv(
+        cls,
+        path: str | Path,
+        *,
+        slides: str | Path | None = None,
+        label: str | None = None,
+        clini: str | Path | None = None,
+        require_files: bool = False,
+        require_splits: bool = True,
+    ) -> Cohort:
+        """Read a slide table in any of the dialects of `tables.py`.
+
+        `slides` is the folder of the slide files, searched with all below it; a `path` column goes before it.
+        `label` names the label's column, where it is not called so. `clini` is STAMP's table of patients and
+        labels, `path` then being its slide table. CohortError, with table and row, for what contradicts itself;
+        for a patient in two splits unless `require_splits` is off, for which see `audit`; and, where
+        `require_files` is on, for the first slide without a file.
+        """
+        path = Path(path)
+        table = read_table(path)
+        columns = find_columns(table, label=label if clini is None else None)
+        if "slide" not in columns:
+            raise _without_slides(table, columns)
+        notes = unread_columns(table, columns)
+        files = SlideFiles(path.parent, None if slides is None else Path(slides))
+        rows = [_row(table, record, columns, files) for record in table.records]
+        if not rows:
+            raise CohortError(shown(path), "holds no slide", "give a row for each slide")
+        notes += _own_patients(table, columns, rows)
+        if clini is not None:
+            rows, found = _with_clini(table, columns, rows, Path(clini), label)
+            notes += found
+        cohort = cls.from_rows(rows, name=shown(path), notes=notes)
+        if require_splits:
+            cohort.refuse_split_patients()
+        if require_files:
+            cohort.refuse_missing_files()
+        return cohort
+
+    def to_csv(self, path: str | Path) -> None:
+        """Write it as a table of ours, which `from_csv` reads back the same: all classes that have a slide.
+
+        Paths below the table's folder are written relative to it, so that both can be moved together.
+        """
+        path = Path(path)
+        folder = path.parent.absolute()
+        with path.open("w", encoding="utf-8", newline="") as file:
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerow(COLUMNS)
+            for row in self.rows:
+                mpp = "" if row.mpp is None else repr(row.mpp)
+                writer.writerow(
+                    [row.slide_id, row.patient_id, row.label, row.split, mpp, _written(row.path, folder)]
+                )
+
+    # --- Parts --------------------------------------------------------------------------------------------------
+
+    @property
+    def train(self) -> Cohort:
+        """The slides to train on."""
+        return self.part("train")
+
+    @property
+    def valid(self) -> Cohort:
+        """The slides to choose the best epoch on."""
+        return self.part("valid")
+
+    @property
+    def test(self) -> Cohort:
+        """The slides to touch once, at the end."""
+        return self.part("test")
+
+    def part(self, split: Split) -> Cohort:
+        """The slides of one part, with all classes; CohortError if a patient is in two."""
+        self.refuse_split_patients()
+        return replace(self, rows=tuple(row for row in self.rows if row.split == split), notes=())
+
+    def with_split(self, config: SplitConfig) -> Cohort:
+        """Draw a part for the labelled slides that have none; what the table says stays as it is.
+
+        Drawn are the parts that the table names for no slide: all three where it names none, train and valid
+        where it names a test set. Where a patient has a part, the patient's other slides are put there too.
+        Slides without a label are in no part. CohortError if there is none left to draw, or a class is too small.
+        """
+        self.refuse_split_patients()
+        given = {row.patient_id: row.split for row in self.rows if row.split is not None}
+        rows = [
+            row if row.label is None else replace(row, split=given.get(row.patient_id)) for row in self.rows
+        ]
+        labels = _labels_by_patient(row for row in rows if row.split is None)
+        if not labels and not given:
+            raise CohortError(
+                self.name, "holds no slide with a label", "a split is drawn by the labels: add them"
+            )
+        if not labels:
+            return replace(self, rows=tuple(rows))
+        named = set(given.values())
+        shares = {part: share for part, share in config.shares().items() if part not in named}
+        if not shares:
+            missing = [row for row in rows if row.split is None and row.label is not None]
+            what = f"{len(missing)} slides have no split ({some([row.slide_id for row in missing])}), others have"
+            raise CohortError(self.where(missing[0]), what, "fill the column in, take them out, or empty it")
+        drawn = draw_split(labels, shares, seed=config.seed, where=self.name)
+        rows = [
+            row if row.split or row.label is None else replace(row, split=drawn[row.patient_id])
+            for row in rows
+        ]
+        notes = [*self.notes, *self._what_was_drawn(drawn, sorted(named))]
+        return replace(self, rows=tuple(rows), notes=tuple(notes))
+
+    def with_clam_split(self, path: str | Path) -> Cohort:
+        """The parts of a CLAM file, `splits_{i}.csv` or `splits_{i}_bool.csv`, in place of those there were.
+
+        Slides that the file does not name are in no part. CohortError if it puts a slide or a patient into two
+        parts, or names a part of which the cohort has no slide.
+        """
+        table = read_table(Path(path))
+        parts = clam_parts(table)
+        ids = {row.slide_id for row in self.rows}
+        for split in SPLITS:
+            named = [slide for slide, part in parts.items() if part == split]
+            if named and not ids & set(named):
+                what = f"none of its {len(named)} {split} slides ({some(named, 2)}) is in {self.name}"
+                raise CohortError(shown(table.path), what, "write slide ids as text, the same in both")
+        rows = tuple(replace(row, split=parts.get(row.slide_id)) for row in self.rows)
+        strange = sorted(set(parts) - ids)
+        notes = list(self.notes)
+        if strange:
+            what = f"{len(strange)} of its slides are not in {self.name} ({some(strange)})"
+            remedy = "add them to the slide table, if they should count"
+            notes.append(Finding("warning", "split without a slide", shown(table.path), what, remedy))
+        cohort = replace(self, rows=rows, notes=tuple(notes))
+        cohort.refuse_split_patients()
+        return cohort
+
+    # --- What can be used ---------------------------------------------------------------------------------------
+
+    def usable(self, *, labels: bool = True, files: bool = True) -> tuple[Cohort, list[Finding]]:
+        """The slides that can be worked with, and a finding for each that is left out.
+
+        Training needs labels and files; prediction needs no `labels`, and work on prepared slides no `files`.
+        """
+        kept, findings = [], []
+        for row in self.rows:
+            reason = (row_without_file(row) if files else None) or (
+                row_without_label(row) if labels else None
+            )
+            if reason is None:
+                kept.append(row)
+            else:
+                findings.append(reason)
+        return replace(self, rows=tuple(kept)), findings
+
+    def class_weights(self) -> tuple[float, ...]:
+        """A weight for each class, by inverse frequency; over the labelled slides their mean is 1.
+
+        CohortError if a class has no slide.
+        """
+        counts = Counter(row.label for row in self.rows if row.label is not None)
+        for name in self.classes:
+            if not counts[name]:
+                raise CohortError(self.name, f"holds no slide of class {name}", "train without class weights")
+        return tuple(counts.total() / (len(self.classes) * counts[name]) for name in self.classes)
+
+    # --- What contradicts itself --------------------------------------------------------------------------------
+
+    def where(self, row: SlideRow) -> str:
+        """A slide's place, for messages."""
+        return f"{self.name}, {f'slide {row.slide_id}' if row.row is None else f'row {row.row}'}"
+
+    def refuse_split_patients(self) -> None:
+        """CohortError if a patient is in two parts."""
+        first: dict[str, SlideRow] = {}
+        for row in self.rows:
+            if row.split is None:
+                continue
+            before = first.setdefault(row.patient_id, row)
+            if before.split != row.split:
+                what = f"patient {row.patient_id} is in {before.split} (slide {before.slide_id}) and in {row.split}"
+                what += f" (slide {row.slide_id})"
+                raise CohortError(self.where(row), what, "put all slides of a patient into one split")
+
+    def refuse_missing_files(self) -> None:
+        """CohortError for the first slide without a file, with the number of them."""
+        findings = [each for each in map(row_without_file, self.rows) if each is not None]
+        if findings:
+            first = next(row for row in self.rows if row_without_file(row) is not None)
+            what = f"slide {first.slide_id} has no file: {findings[0].what}"
+            more = f" ({len(findings)} slides have none)" if len(findings) > 1 else ""
+            raise CohortError(self.where(first), what + more, findings[0].remedy)
+
+    def _refuse_doubles(self) -> None:
+        first: dict[str, SlideRow] = {}
+        for row in self.rows:
+            before = first.setdefault(row.slide_id, row)
+            if before is row:
+                continue
+            what = f"slide {row.slide_id} stands in row {before.row} already"
+            if before.label != row.label:
+                what += f", there with label {before.label or 'unknown'}, here with {row.label or 'unknown'}"
+            elif before.patient_id != row.patient_id:
+                what += f", there of patient {before.patient_id}, here of {row.patient_id}"
+            raise CohortError(self.where(row), what, "keep one of them")
+
+    def _what_was_drawn(self, drawn: Mapping[str, Split], named: list[Split]) -> list[Finding]:
+        if not named:
+            return []
+        counts = Counter(drawn.values())
+        parts = " and ".join(f"{counts[part]} into {part}" for part in SPLITS if counts[part])
+        what = f"names only {', '.join(named)}; of the other patients {parts} were drawn"
+        return [
+            Finding("warning", "split drawn", self.name, what, "fill in the split of each slide to decide it")
+        ]
+
+
+def row_without_file(row: SlideRow) -> Finding | None:
+    """Why a slide has no file, or None if it has one."""
+    if row.path is not None:
+        return None
+    what, remedy = "no folder of slides was given", "give one, or a path column in the table"
+    return row.fault or Finding("error", "missing file", row.slide_id, what, remedy, row.row)
+
+
+def row_without_label(row: SlideRow) -> Finding | None:
+    """That a slide has no label, or None if it has one."""
+    if row.label is not None:
+        return None
+    return Finding(
+        "warning", "no label", row.slide_id, "has no label", "add it, or use the slide to predict", row.row
+    )
+
+
+def _in_order(labels: set[str]) -> tuple[str, ...]:
+    if all(label.removeprefix("-").isdecimal() for label in labels):
+        return tuple(sorted(labels, key=lambda label: (int(label), label)))
+    return tuple(sorted(labels))
+
+
+def _labels_by_patient(rows: Iterable[SlideRow]) -> dict[str, frozenset[str]]:
+    labels: dict[str, set[str]] = defaultdict(set)
+    for row in rows:
+        if row.label is not None:
+            labels[row.patient_id].add(row.label)
+    return {patient: frozenset(each) for patient, each in labels.items()}
+
+
+def _written(path: Path | None, folder: Path) -> str:
+    if path is None:
+        return ""
+    path = path.absolute()
+    return path.relative_to(folder).as_posix() if path.is_relative_to(folder) else str(path)
+
+
+# --- From tables ------------------------------------------------------------------------------------------------
+
+
+def _row(table: Table, record: Record, columns: Mapping[Role, int], files: SlideFiles) -> SlideRow:
+    value = partial(table.value, record)
+    column = columns["slide"]
+    text = value(column)
+    if not text:
+        raise CohortError(table.where(record.number), "has no slide id", "fill it in, or take the row out")
+    slide_id = slide_name(text, features=table.header[column].casefold() == "filename")
+    path = value(columns.get("path")) or None
+    found = files.find(slide_id, name=file_name(text), path=path, row=record.number)
+    try:
+        return SlideRow(
+            slide_id,
+            value(columns.get("patient")) or slide_id,
+            value(columns.get("label")) or None,
+            table.split(record, columns.get("split")),
+            table.mpp(record, columns.get("mpp")),
+            found if isinstance(found, Path) else None,
+            record.number,
+            found if isinstance(found, Finding) else None,
+        )
+    except CohortError as error:
+        raise CohortError(f"{table.where(record.number)}, {error.where}", error.what, error.remedy) from None
+
+
+def _without_slides(table: Table, columns: Mapping[Role, int]) -> CohortError:
+    if "patient" in columns:
+        what = "has patients, and no column of slides"
+        remedy = "give a slide table (PATIENT,FILENAME), and this one as its clini table"
+        return CohortError(shown(table.path), what, remedy)
+    what = f"has no column of slide ids, only {some(list(table.header), 12)}"
+    return CohortError(shown(table.path), what, "name one slide_id")
+
+
+def _own_patients(table: Table, columns: Mapping[Role, int], rows: list[SlideRow]) -> list[Finding]:
+    """A warning where patients are not known: their slides might come to lie in two splits."""
+    column = columns.get("patient")
+    number = {record.number for record in table.records if not table.value(record, column)}
+    alone = [row.slide_id for row in rows if row.row in number]
+    if not alone:
+        return []
+    what = f"{len(alone)} slides have no patient ({some(alone)}): each is taken for a patient of its own"
+    remedy = "add patient_id, unless no patient has two slides"
+    return [Finding("warning", "no patient", shown(table.path), what, remedy)]
+
+
+def _with_clini(
+    table: Table, columns: Mapping[Role, int], rows: list[SlideRow], path: Path, label: str | None
+) -> tuple[list[SlideRow], list[Finding]]:
+    """The rows with the labels of STAMP's clini table, and its patients that have no slide."""
+    if "patient" not in columns:
+        what = "has no column of patients, by which its slides could find their label"
+        raise CohortError(shown(table.path), what, "add PATIENT")
+    if "label" in columns:
+        what = "has labels, and the clini table too"
+        raise CohortError(shown(table.path), what, "take the label column out, or give no clini table")
+    labels = clini_labels(read_table(path), label=label)
+    rows = [replace(row, label=labels.get(row.patient_id)) for row in rows]
+    strange = sorted(set(labels) - {row.patient_id for row in rows})
+    if not strange:
+        return rows, []
+    what = f"{len(strange)} of its patients have no slide in {shown(table.path)} ({some(strange)})"
+    remedy = "add their slides, if they should count"
+    return rows, [Finding("warning", "label without a slide", shown(path), what, remedy)]

@@ -1,0 +1,60 @@
+"""What an audit finds, and why a slide is left out: one kind of line for both."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+Severity = Literal["error", "warning"]
+Kind = Literal[
+    "ambiguous file",
+    "conflicting labels",
+    "few classes",
+    "label without a slide",
+    "missing file",
+    "no label",
+    "no mpp",
+    "no patient",
+    "no split",
+    "patient in two splits",
+    "same file twice",
+    "similar classes",
+    "small class",
+    "split drawn",
+    "split without a slide",
+    "unread column",
+    "unreadable",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """Something about a cohort that a person should know: where, what, and what to do about it.
+
+    An error makes a slide or the cohort unusable; a warning does not. `where` is a slide's id, a patient's, a
+    class or the table; `row` is the table's row, the header being row 1 and blank rows counted.
+    """
+
+    severity: Severity
+    kind: Kind
+    where: str
+    what: str
+    remedy: str
+    row: int | None = None
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.what}; {self.remedy}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, ready for JSON."""
+        return asdict(self)
+
+
+def some(names: list[str], most: int = 5) -> str:
+    """A few of many names, for a message.
+
+    >>> some(["a", "b", "c"], most=2)
+    'a, b and 1 more'
+    """
+    rest = len(names) - most
+    return ", ".join(names[:most]) + (f" and {rest} more" if rest > 0 else "")

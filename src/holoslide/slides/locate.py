@@ -1,0 +1,117 @@
+"""Which file is a slide's: by the table's path, by file name, or by id, anywhere under a folder."""
+
+from __future__ import annotations
+
+import os
+import unicodedata
+from bisect import bisect_left
+from collections import defaultdict
+from pathlib import Path
+
+from holoslide.errors import CohortError
+from holoslide.slides.facts import shown
+from holoslide.slides.findings import Finding, some
+from holoslide.slides.tables import file_name, is_picture, slide_name
+
+
+class SlideFiles:
+    """The slide files under `slides`, if given; paths of a table are relative to its own folder, or to that."""
+
+    def __init__(self, table_folder: Path, slides: Path | None) -> None:
+        self.slides = slides
+        self._folders = [table_folder] if slides is None else [table_folder, slides]
+        self._by_name: dict[str, list[Path]] = defaultdict(list)
+        self._by_id: dict[str, list[Path]] = defaultdict(list)
+        self._dicom: dict[str, list[Path]] = defaultdict(
+            list
+        )  # folders of parts, by name; the first part of each
+        if slides is not None:
+            self._walk(slides)
+        self._names = sorted(self._by_name)
+
+    def find(self, slide_id: str, *, name: str | None, path: str | None, row: int) -> Path | Finding | None:
+        """The slide's file, as an absolute path, or what is wrong; None where nobody said where to look.
+
+        `name` is the file's name with extension, maybe below a folder, `path` the table's path.
+        """
+        if path is not None:
+            return self._at(path) or _missing(slide_id, row, f"there is no file {path}", "mend its path")
+        if self.slides is None:
+            return None
+        if name is not None and "/" in name:
+            below = _slide_at(self.slides / name)
+            if below is not None:
+                return below
+        found = self._named(name) if name is not None else self._with_id(slide_id)
+        if len(found) == 1:
+            return found[0].absolute()
+        if found:
+            which = some([shown(each.relative_to(self.slides)) for each in found])
+            what = f"{len(found)} files could be it ({which})"
+            return Finding("error", "ambiguous file", slide_id, what, "give the table a path column", row)
+        what = f"no file {name or slide_id + '.*'} under {shown(self.slides)}"
+        near = self._near(slide_id)
+        return _missing(
+            slide_id, row, what, f"did you mean {near}?" if near else "add it, or take the row out"
+        )
+
+    def _at(self, path: str) -> Path | None:
+        tries = (_slide_at(folder / path.replace("\\", "/")) for folder in self._folders)
+        return next((found for found in tries if found is not None), None)
+
+    def _named(self, name: str) -> list[Path]:
+        return self._by_name.get(_plain(name.rsplit("/", 1)[-1]), [])
+
+    def _with_id(self, slide_id: str) -> list[Path]:
+        """Its slides; a PNG or JPEG beside one is taken for a thumbnail."""
+        found = self._by_id.get(_plain(slide_id)) or self._dicom.get(_plain(slide_id), [])
+        return [path for path in found if not is_picture(path.name)] or found
+
+    def _near(self, slide_id: str) -> str | None:
+        """A file whose name begins with the id."""
+        at = bisect_left(self._names, _plain(slide_id))
+        begins = at < len(self._names) and self._names[at].startswith(_plain(slide_id))
+        return self._names[at] if begins else None
+
+    def _walk(self, folder: Path) -> None:
+        if not folder.is_dir():
+            raise CohortError(shown(folder), "is no folder", "give the folder of the slide files")
+        seen = set()  # links may lead round in circles
+        for place, folders, files in os.walk(folder, onerror=_refuse, followlinks=True):
+            status = Path(place).stat()
+            if (status.st_dev, status.st_ino) in seen:
+                folders.clear()
+                continue
+            seen.add((status.st_dev, status.st_ino))
+            folders.sort()
+            for name in sorted(files):
+                if file_name(name) is not None and not name.startswith("._"):  # macOS's shadows of files
+                    self._by_name[_plain(name)].append(Path(place, name))
+                    self._by_id[_plain(slide_name(name))].append(Path(place, name))
+            if Path(place) != folder:
+                parts = sorted(name for name in files if name.lower().endswith(".dcm"))
+                self._dicom[_plain(Path(place).name)] += [Path(place, part) for part in parts[:1]]
+
+
+def _refuse(error: OSError) -> None:
+    raise CohortError(error.filename, f"cannot be read ({error.strerror})", "give it leave to be read")
+
+
+def _slide_at(path: Path) -> Path | None:
+    """The file at a path as absolute path; of a folder of DICOM files, the first; None if there is none."""
+    try:
+        if path.is_dir():
+            path = min(each for each in path.iterdir() if each.suffix.lower() == ".dcm")
+        is_file = path.is_file()
+    except (OSError, ValueError):  # ValueError: min of nothing
+        return None
+    return path.absolute() if is_file else None
+
+
+def _missing(slide_id: str, row: int, what: str, remedy: str) -> Finding:
+    return Finding("error", "missing file", slide_id, what, remedy, row)
+
+
+def _plain(name: str) -> str:
+    """One form for names that look the same: macOS writes accents apart."""
+    return unicodedata.normalize("NFC", name)

@@ -1,0 +1,267 @@
+"""Slides as rasters: the pixels of any box at any resolution, from any file that `backends.py` can open.
+
+Formats, and which were tried on real files: see `backends.py`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from holoslide.errors import SlideError
+from holoslide.geometry import Box
+from holoslide.slides.backends import open_backend
+from holoslide.slides.facts import GLASS, Level, Mpp, shown
+
+__all__ = ["GLASS", "Level", "Mpp", "Reader", "area_average", "open_slide"]
+
+CHUNK_PX = 2**20  # slide pixels (or raster pixels, if those are more) that are held at a time
+MAX_FACTOR = 1024  # slide pixels per raster pixel, each way; more would not be held in a chunk
+LEVEL_TOLERANCE = 1.01  # a level this much too coarse still serves: 4.00 for 3.98
+
+
+def open_slide(path: str | Path, *, mpp: float | None = None) -> Reader:
+    """Open a slide of any known format; `mpp` (um per pixel of level 0) goes before what the file says.
+
+    SlideError, in one line, for what is missing, no slide, damaged, or not one plane of 8-bit RGB.
+    """
+    return Reader(Path(path), mpp)
+
+
+class Reader:
+    """An open slide. Safe to share between threads, to send to worker processes, and to use after a fork.
+
+    `levels` are finest first; `mpp` is None where nobody knows; `bounds_l0` is the part that was scanned.
+    """
+
+    def __init__(self, path: Path, mpp: float | None = None) -> None:
+        if mpp is not None and not (math.isfinite(mpp) and mpp > 0):
+            raise SlideError(
+                shown(path), f"{mpp} um per pixel cannot be", "give a positive number, such as 0.25"
+            )
+        self.path, self._user_mpp, self._closed = path, mpp, False
+        self._backend = open_backend(path)
+        self.vendor = self._backend.vendor
+        self.levels = self._backend.levels
+        self.shape_l0 = self.levels[0].shape
+        self.bounds_l0 = self._backend.bounds_l0
+        self.objective_power = self._backend.objective_power
+        self.mpp = self._find_mpp()
+
+    def __enter__(self) -> Reader:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __reduce__(self) -> tuple[type[Reader], tuple[Path, float | None]]:
+        return Reader, (self.path, self._user_mpp)
+
+    def close(self) -> None:
+        """Let go of the file; reading is a ValueError from then on, as it is of any closed file."""
+        self._closed = True
+        self._backend.close()
+
+    def require_mpp(self) -> Mpp:
+        """The slide's microns per pixel, or SlideError with the ways to give it."""
+        if self.mpp is None:
+            what = "no microns per pixel: the file does not tell its resolution"
+            raise SlideError(
+                shown(self.path), what, "give it with --slide-mpp, or in the slide table's `mpp` column"
+            )
+        return self.mpp
+
+    def shape_px(self, mpp: float) -> tuple[int, int]:
+        """(height, width) of the raster that covers the whole slide at `mpp`."""
+        factor_y, factor_x = self._factors(mpp)
+        height, width = self.shape_l0
+        return max(1, math.ceil(height / factor_y - 1e-6)), max(1, math.ceil(width / factor_x - 1e-6))
+
+    def read(self, box_px: Box, mpp: float, origin_l0: tuple[int, int] = (0, 0)) -> NDArray[np.uint8]:
+        """RGB (h, w, 3) of a box of the raster that has `mpp` um per pixel and begins at pixel `origin_l0`.
+
+        Each pixel is the average over its area, fractions of slide pixels counted as such, from the nearest
+        finer level; it is the same whatever box it is read with. Beyond the slide is glass. Besides the
+        result, memory is bounded. SlideError where the slide's mpp is unknown or pixels cannot be read.
+        """
+        if self._closed:
+            message = f"{shown(self.path)}: read after it was closed"
+            raise ValueError(message)
+        factors = self._factors(mpp)
+        number = self._level_for(factors)
+        level = self.levels[number]
+        fetch = partial(self._backend.read_level, number)
+        steps = (factors[0] / level.downsample_y, factors[1] / level.downsample_x)
+        out = np.empty((*box_px.shape, 3), np.uint8)
+        for part in _parts(box_px, steps, in_strips=self._backend.in_strips(number)):
+            rows, columns = np.arange(part.top, part.bottom + 1), np.arange(part.left, part.right + 1)
+            y = (origin_l0[0] + rows * factors[0]) / level.downsample_y
+            x = (origin_l0[1] + columns * factors[1]) / level.downsample_x
+            out[part.relative_to(box_px).slices] = area_average(fetch, level.shape, y, x)
+        return out
+
+    def thumbnail(self, mpp: float) -> NDArray[np.uint8]:
+        """The whole slide at `mpp`, RGB (h, w, 3)."""
+        return self.read(Box.at(0, 0, *self.shape_px(mpp)), mpp)
+
+    def facts(self) -> dict[str, Any]:
+        """What is known of the slide, ready for JSON; sides in level-0 pixels unless a level is named."""
+        bounds = self.bounds_l0
+        mpp = self.mpp and {"y": self.mpp.y, "x": self.mpp.x, "source": self.mpp.source}
+        return {
+            "path": str(self.path),
+            "vendor": self.vendor,
+            "pixels": self._backend.pixels,
+            "height": self.shape_l0[0],
+            "width": self.shape_l0[1],
+            "levels": [
+                {"height": v.height, "width": v.width, "downsample": [v.downsample_y, v.downsample_x]}
+                for v in self.levels
+            ],
+            "mpp": mpp,
+            "objective_power": self.objective_power,
+            "bounds": {
+                "top": bounds.top,
+                "left": bounds.left,
+                "height": bounds.height,
+                "width": bounds.width,
+            },
+            "file_bytes": self.path.stat().st_size,
+        }
+
+    def _find_mpp(self) -> Mpp | None:
+        if self._user_mpp is not None:
+            return Mpp(self._user_mpp, self._user_mpp, "user")
+        if self._backend.mpp is None and self.objective_power is not None:
+            return Mpp(10 / self.objective_power, 10 / self.objective_power, "objective power")
+        return self._backend.mpp
+
+    def _factors(self, mpp: float) -> tuple[float, float]:
+        """Level-0 pixels per raster pixel, (y, x)."""
+        own = self.require_mpp()
+        if not (math.isfinite(mpp) and mpp > 0):
+            raise SlideError(
+                shown(self.path), f"cannot be read at {mpp} um per pixel", "ask for a positive number"
+            )
+        return mpp / own.y, mpp / own.x
+
+    def _level_for(self, factors: tuple[float, float]) -> int:
+        """The coarsest level that is no coarser than the raster."""
+        fitting = [0]
+        for number, level in enumerate(self.levels):
+            if (
+                level.downsample_y <= factors[0] * LEVEL_TOLERANCE
+                and level.downsample_x <= factors[1] * LEVEL_TOLERANCE
+            ):
+                fitting.append(number)
+        number = max(fitting, key=lambda n: self.levels[n].downsample_y * self.levels[n].downsample_x)
+        level = self.levels[number]
+        if max(factors[0] / level.downsample_y, factors[1] / level.downsample_x) > MAX_FACTOR:
+            finest = self.require_mpp()
+            most = MAX_FACTOR * min(level.downsample_y * finest.y, level.downsample_x * finest.x)
+            what = f"one pixel would average more than {MAX_FACTOR} x {MAX_FACTOR} of the slide's"
+            raise SlideError(shown(self.path), what, f"ask for at most {most:.0f} um per pixel")
+        return number
+
+
+def _parts(box: Box, steps: tuple[float, float], *, in_strips: bool) -> Iterator[Box]:
+    """Cut a raster box so that the slide pixels under a part are few, and tiles or strips are read in turn.
+
+    `steps` are slide pixels per raster pixel. Strips are read in whole rows; tiles in blocks, down first, so
+    that two neighbours share few tiles.
+    """
+    step_y, step_x = (max(step, 1.0) for step in steps)
+    if in_strips:
+        width = max(1, min(box.width, int(8 * CHUNK_PX / (step_y * step_x))))
+    else:
+        width = max(1, 2 * math.isqrt(CHUNK_PX) // math.ceil(step_x))
+    height = max(1, int(CHUNK_PX / (width * step_y * step_x)))
+    for left in range(box.left, box.right, width):
+        for top in range(box.top, box.bottom, height):
+            yield Box(top, left, min(top + height, box.bottom), min(left + width, box.right))
+
+
+def area_average(
+    fetch: Callable[[Box], NDArray[np.uint8]],
+    shape: tuple[int, int],
+    y_edges: NDArray[np.floating],
+    x_edges: NDArray[np.floating],
+) -> NDArray[np.uint8]:
+    """The mean colour between neighbouring edges, RGB (n, m, 3), of an image of `shape` that lies on glass.
+
+    The n + 1 and m + 1 edges are in pixels of the image, of which `fetch` gives boxes. Within 0.02 grey levels
+    of the exact mean before rounding; a pixel's value depends on its own four edges only, to the last bit.
+    """
+    y, x = np.clip(y_edges, 0, shape[0]), np.clip(x_edges, 0, shape[1])
+    source = Box(math.floor(y[0]), math.floor(x[0]), math.ceil(y[-1]), math.ceil(x[-1]))
+    if not source.area:
+        return np.full((len(y) - 1, len(x) - 1, 3), GLASS, np.uint8)
+    pixels = fetch(source)
+    if pixels.shape[:2] == (len(y) - 1, len(x) - 1) and _is_whole(y_edges) and _is_whole(x_edges):
+        return pixels
+    rows = _sum_rows(pixels.reshape(source.height, -1), y - source.top)
+    sums = _sum_columns(rows, x - source.left)
+    area = _areas(y_edges, x_edges)
+    covered = _areas(y, x)
+    if not np.array_equal(area, covered):
+        sums += (area - covered) * np.tile(np.array(GLASS, np.float32), len(x) - 1)
+    sums /= area
+    return np.rint(sums, out=sums).astype(np.uint8).reshape(len(y) - 1, -1, 3)
+
+
+def _is_whole(edges: NDArray[np.floating]) -> bool:
+    return bool((np.diff(edges) == 1).all()) and float(edges[0]).is_integer()
+
+
+def _sum_rows(pixels: NDArray[np.uint8], edges: NDArray[np.floating]) -> NDArray[np.float32]:
+    """Sums (n, N) of the rows (H, N) between neighbouring edges, rows that an edge cuts by their share."""
+    out = np.zeros((len(edges) - 1, pixels.shape[1]), np.float32)
+    share = np.empty(pixels.shape[1], np.float32)
+    for total, low, high in zip(out, edges[:-1].tolist(), edges[1:].tolist(), strict=True):
+        first, last = math.ceil(low), math.floor(high)  # the rows between are whole
+        if last < first:  # both edges cut the same row
+            np.multiply(pixels[last], np.float32(high - low), out=total)
+            continue
+        if last > first:
+            cv2.reduce(pixels[first:last], 0, cv2.REDUCE_SUM, dst=total[None], dtype=cv2.CV_32F)
+        if low < first:
+            total += np.multiply(pixels[first - 1], np.float32(first - low), out=share)
+        if high > last:
+            total += np.multiply(pixels[last], np.float32(high - last), out=share)
+    return out
+
+
+def _sum_columns(rows: NDArray[np.float32], edges: NDArray[np.floating]) -> NDArray[np.float32]:
+    """Sums (h, m * 3) of the columns (h, W * 3), three channels each, between neighbouring edges, by their share.
+
+    Turned about, so that a column is one run of memory.
+    """
+    height = len(rows)
+    turned = cv2.transpose(rows).reshape(-1, 3 * height)
+    low, high = edges[:-1], edges[1:]
+    first = np.floor(low).astype(np.intp)
+    out = np.zeros((len(low), 3 * height), np.float32)
+    taken = np.empty_like(out)
+    for step in range(int((np.ceil(high) - first).max())):
+        column = first + step
+        share = np.maximum(np.minimum(high, column + 1) - np.maximum(low, column), 0).astype(np.float32)
+        np.take(turned, column, axis=0, out=taken, mode="clip")  # past the last column the share is 0
+        taken *= share[:, None]
+        out += taken
+    back: NDArray[np.float32] = cv2.transpose(out.reshape(-1, height)).astype(np.float32, copy=False)
+    return back
+
+
+def _areas(y_edges: NDArray[np.floating], x_edges: NDArray[np.floating]) -> NDArray[np.float32]:
+    """The area between neighbouring edges, (n, m * 3), the same for the three channels."""
+    return np.outer(np.diff(y_edges), np.repeat(np.diff(x_edges), 3)).astype(np.float32)

@@ -1,0 +1,159 @@
+"""Checkpoints that survive a kill at any moment, and refuse to go on with another run.
+
+A checkpoint is taken right after an optimiser step, when no gradient is pending. All draws are functions of
+(seed, epoch, slide), so weights, optimiser and position are all there is to keep.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import pickle
+import shutil
+import zipfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+
+from holoslide.errors import CheckpointError
+
+FORMAT = "holoslide training checkpoint"
+VERSION = 1
+
+Plain = str | int | float | bool | None
+Identity = dict[str, Plain]
+"""What makes a run the same run: its settings and its slides, by dotted name."""
+
+
+@dataclass
+class Position:
+    """How far a run has come.
+
+    `epoch` epochs are done, and `group` optimiser steps of the next; `losses` are those of the slides of that
+    next epoch so far, a row for each, and `seconds` the time they took.
+    """
+
+    epoch: int = 0
+    group: int = 0
+    losses: list[list[float]] = field(default_factory=list)
+    seconds: float = 0.0
+    history: list[dict[str, float]] = field(default_factory=list)
+
+    def next_epoch(self) -> None:
+        """Count the epoch under way as done."""
+        self.epoch, self.group, self.losses, self.seconds = self.epoch + 1, 0, [], 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """Everything needed to go on: state dicts of model and optimiser, and the position."""
+
+    model: dict[str, Any]
+    optimizer: dict[str, Any]
+    position: Position
+    identity: Identity
+
+
+def save(checkpoint: Checkpoint, path: Path) -> None:
+    """Write it whole or not at all."""
+    content = {
+        "format": FORMAT,
+        "version": VERSION,
+        "model": checkpoint.model,
+        "optimizer": checkpoint.optimizer,
+        "position": dataclasses.asdict(checkpoint.position),
+        "identity": checkpoint.identity,
+    }
+    write_atomically(path, lambda file: torch.save(content, file))
+
+
+def load(path: Path, *, identity: Identity) -> Checkpoint:
+    """Read it, as the run that `identity` describes.
+
+    No code in the file is run. Raises `CheckpointError` if it is damaged, of another version, or another run's.
+    """
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
+        raise CheckpointError(path, "cannot be read as a checkpoint", "delete it and train anew") from error
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise CheckpointError(path, "is not a training checkpoint", "give the folder of a training run")
+    if content["version"] != VERSION:
+        raise CheckpointError(
+            path,
+            f"has version {content['version']}, this holoslide reads {VERSION}",
+            "resume with the holoslide that wrote it, or train anew",
+        )
+    _refuse_other_run(path, content["identity"], identity)
+    position = Position(**content["position"])
+    return Checkpoint(content["model"], content["optimizer"], position, content["identity"])
+
+
+def _refuse_other_run(path: Path, then: Identity, now: Identity) -> None:
+    for name in [*now, *then]:
+        if name not in then or name not in now or then[name] != now[name]:
+            was, is_now = then.get(name, "nothing"), now.get(name, "nothing")
+            raise CheckpointError(
+                path,
+                f"belongs to another run: {name} was {was}, now it is {is_now}",
+                "resume with the settings and slides it was made with, or train into another folder",
+            )
+
+
+def describe(value: object, name: str = "") -> Identity:
+    """Settings as dotted names and plain values, whatever dataclasses, tables and lists they are made of.
+
+    >>> describe({"train": {"lr": 0.1, "devices": [0, 1]}})
+    {'train.lr': 0.1, 'train.devices.0': 0, 'train.devices.1': 1}
+    """
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        value = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        items = [(str(key), item) for key, item in value.items()]
+    elif isinstance(value, Sequence) and not isinstance(value, str):
+        items = [(str(i), item) for i, item in enumerate(value)]
+    else:
+        return {name: value if value is None or isinstance(value, str | int | float) else str(value)}
+    prefix = f"{name}." if name else ""
+    return {k: v for key, item in items for k, v in describe(item, prefix + key).items()}
+
+
+# --- Files that are never seen half written ---------------------------------------------------------------------
+
+
+def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
+    """Write under a temporary name, on to the disk, and rename: `path` is the old file or the new one."""
+    temporary = path.with_name(f".{path.name}.tmp")  # one writer: what a killed one left is written over
+    with temporary.open("wb") as file:
+        write(file)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+    _sync(path.parent)
+
+
+def replace_folder(folder: Path, save: Callable[[Path], object]) -> None:
+    """Let `save` fill a temporary folder and move its files, one by one, over those of `folder`.
+
+    For a model directory: only the weights differ from one epoch to the next, so it is whole at any moment.
+    """
+    temporary = folder.with_name(f".{folder.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    save(temporary)
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in sorted(temporary.iterdir(), key=lambda p: p.suffix == ".safetensors"):  # weights last
+        _sync(path)
+        path.replace(folder / path.name)
+    temporary.rmdir()
+    _sync(folder)
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,355 @@
+"""A training run: epochs of accumulated steps, validation, the best model, and a checkpoint after each epoch.
+
+Nothing here depends on time, on the number of processes, or on whether the run was interrupted: what is random
+is a function of (seed, epoch, slide), and what is learned a function of the settings and the slides.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from lightning_fabric import Fabric
+from lightning_fabric.loggers import TensorBoardLogger
+from torch import Tensor
+from torch.nn import functional as F
+
+from holoslide.errors import CheckpointError, CohortError, SlideError
+from holoslide.models.classifier import LocalClassifier
+from holoslide.models.streamed import StreamConfig, StreamedClassifier
+from holoslide.slides.augment import AugmentConfig
+from holoslide.slides.raster import Raster
+from holoslide.streaming.features import Pixels
+from holoslide.training import checkpoint
+from holoslide.training.checkpoint import Checkpoint, Identity, Position
+from holoslide.training.history import Row, best_row, module_auroc, numbered, peaks, write_csv
+from holoslide.training.local import LocalStep, StepResult
+from holoslide.training.options import TrainConfig
+from holoslide.training.parallel import (
+    launch,
+    mixed_dtype,
+    others,
+    same_start,
+    share,
+    sum_gradients,
+    sum_over_ranks,
+)
+from holoslide.training.progress import Progress, Reporter, RunFacts, Silent, SlideDone
+from holoslide.training.samples import OpenPixels, Sample, Slides
+
+LAST = "last.ckpt"  # in the run's folder; beside it best/, history.csv and tensorboard/
+_CHANGES_NOTHING = ("accelerator", "devices", "nodes", "log_every", "checkpoint_minutes", "precision")
+
+
+@dataclass(frozen=True, slots=True)
+class FitResult:
+    """`best` is a model directory, `last` the checkpoint of the last epoch, `best_epoch` counts from 1.
+
+    The model that was given holds the last weights, not the best. Every rank gets the same result; what must
+    happen once is for `rank` 0.
+    """
+
+    best: Path
+    last: Path
+    history: list[Row]
+    best_epoch: int
+    rank: int = 0
+
+
+def fit(
+    model: LocalClassifier,
+    train: Sequence[Sample],
+    valid: Sequence[Sample],
+    *,
+    config: TrainConfig,
+    stream: StreamConfig,
+    augment: AugmentConfig,
+    out: Path,
+    resume: bool = False,
+    progress: Progress | None = None,
+    open_pixels: OpenPixels = Raster.open,
+) -> FitResult:
+    """Train a model, in place, and keep the best by the validation slides; `out` gets all files.
+
+    `resume` goes on from the checkpoint in `out`, or starts where there is none yet, and ends with the weights
+    of a run that was never interrupted. Raises `SlideError`, with its name, for a slide that cannot be opened
+    or run, `CheckpointError` where `out` holds another run, `CohortError` where the slides do not allow it.
+    """
+    if (out / LAST).exists() and not resume:
+        raise CheckpointError(out, "holds a run already", "resume it, or train into another folder")
+    slides = Slides(train, valid, open_pixels=open_pixels, augment=augment, seed=config.seed)
+    fabric = launch(config.accelerator, devices=config.devices, nodes=config.nodes)
+    run = _Run(model, slides, fabric, config=config, stream=stream, out=out)
+    if resume and (out / LAST).exists():
+        run.resume()
+    return run.to_the_end(progress or Silent())
+
+
+class _Run:
+    """One run: what stays (slides, settings), what changes (weights, optimiser, position), what it writes."""
+
+    def __init__(
+        self,
+        model: LocalClassifier,
+        slides: Slides,
+        fabric: Fabric,
+        *,
+        config: TrainConfig,
+        stream: StreamConfig,
+        out: Path,
+    ) -> None:
+        self.slides, self.fabric, self.config, self.out = slides, fabric, config, out
+        self.model = model.to(fabric.device)
+        same_start(fabric, model)
+        self.mixed = mixed_dtype(config.precision, fabric.device)
+        self.network = StreamedClassifier(model, stream, mixed=self.mixed)
+        self.modules = len(self.network.heads)
+        self.weights = self._class_weights()
+        self.step = LocalStep(self.network, class_weights=self.weights)
+        self.optimizer = _optimizer(model, config)
+        self.rates = config.rates()
+        self.steps_per_epoch = math.ceil(len(slides.train) / config.accumulate)
+        self.position = Position()
+        self.identity = _identity(model, slides, config, stream, self.mixed)
+        self.saved_at = time.monotonic()
+
+    # --- The course of a run ------------------------------------------------------------------------------------
+
+    def to_the_end(self, progress: Progress) -> FitResult:
+        """All epochs that are left; an early stop is a function of the history alone."""
+        self.out.mkdir(parents=True, exist_ok=True)
+        self.logger = TensorBoardLogger(self.out, "tensorboard", "", purge_step=self._steps())
+        reports_to = progress if self.fabric.is_global_zero else Silent()
+        self.reporter = Reporter(reports_to, self.slides, self.position, facts=self._facts())
+        while self.position.epoch < self.config.epochs and not self._is_exhausted():
+            self.train_epoch()
+            self.end_epoch(self.validate())
+        self.logger.finalize("success")
+        self.fabric.barrier()  # every rank finds the files written
+        best = self._best()
+        history = self.position.history
+        return FitResult(self.out / "best", self.out / LAST, history, best + 1, self.fabric.global_rank)
+
+    def train_epoch(self) -> None:
+        """The optimiser steps of an epoch that are left; the last group may be smaller, and is a step too."""
+        groups = self.slides.order(self.position.epoch, self.config.accumulate)
+        for group in groups[self.position.group :]:
+            started = time.monotonic()
+            losses = self.train_group(group)
+            self.position.losses += losses
+            self.position.group += 1
+            self.position.seconds += time.monotonic() - started
+            self._log_step(losses)
+            if time.monotonic() - self.saved_at >= 60 * self.config.checkpoint_minutes:
+                self.save_last()
+
+    def train_group(self, group: Sequence[int]) -> list[list[float]]:
+        """One optimiser step: the mean gradient of a group of slides, shared out over ranks by tissue area."""
+        self.optimizer.zero_grad()
+        losses = torch.zeros(len(group), 2 * self.modules, dtype=torch.float64)
+        mine = share([self.slides.train_px[index] for index in group], self.fabric.world_size)
+        for place in mine[self.fabric.global_rank]:
+            result = self.train_slide(group[place], scale=1 / len(group))
+            losses[place] = torch.tensor(result.classification + result.reconstruction, dtype=losses.dtype)
+            self.reporter.train(group[place], result.classification, result.reconstruction)
+        sum_gradients(self.fabric, _trained(self.optimizer))
+        for rates in self.optimizer.param_groups:
+            rates["lr"] = rates["initial_lr"] * self._rate()
+        self.optimizer.step()
+        self.reporter.others("train", [group[place] for place in others(mine, self.fabric.global_rank)])
+        rows: list[list[float]] = sum_over_ranks(self.fabric, losses).tolist()
+        return rows
+
+    def train_slide(self, index: int, *, scale: float) -> StepResult:
+        """Add one slide's gradients, times `scale`."""
+        epoch, sample = self.position.epoch, self.slides.train[index]
+        generator = self.slides.generator(epoch, index)
+        with self.slides.open_train(epoch, index) as pixels:
+            result = self.step(pixels, sample.target, generator=generator, scale=scale)
+        if not all(map(math.isfinite, result.classification + result.reconstruction)):
+            raise SlideError(
+                sample.slide_id,
+                "gave a loss that is not finite",
+                "lower train.lr, or train with precision 32",
+            )
+        return result
+
+    def validate(self) -> Row:
+        """Losses and AUROC of all K heads on the validation slides, as they are and without gradients."""
+        started, slides = time.monotonic(), self.slides
+        targets = torch.tensor([sample.target for sample in slides.valid])
+        logits_NKL = torch.zeros(len(targets), self.modules, len(self.model.classes), dtype=torch.float64)
+        losses_NK = torch.zeros(len(targets), self.modules, dtype=torch.float64)
+        mine = share(slides.valid_px, self.fabric.world_size)
+        for index in mine[self.fabric.global_rank]:
+            with slides.open_valid(index) as pixels:
+                logits_NKL[index] = self.logits(pixels)
+            losses_NK[index] = self._loss(logits_NKL[index], slides.valid[index].target)
+            self.reporter.valid(index, tuple(losses_NK[index].tolist()))
+        self.reporter.others("valid", others(mine, self.fabric.global_rank))
+        probabilities_NKL = sum_over_ranks(self.fabric, logits_NKL).softmax(dim=2).numpy()
+        losses_K = sum_over_ranks(self.fabric, losses_NK).mean(dim=0)
+        self.position.seconds += time.monotonic() - started
+        return numbered("valid/loss", losses_K.tolist()) | numbered(
+            "valid/auroc",
+            [module_auroc(targets.numpy(), probabilities_NKL[:, k]) for k in range(self.modules)],
+        )
+
+    @torch.no_grad()
+    def logits(self, slide: Pixels) -> Tensor:
+        """What the K heads say about a slide, (K, L)."""
+        logits, features = [], self.network.stem_map(slide)
+        for k, head in enumerate(self.network.heads):
+            output = self.network.part_map(k, features)
+            features.free()
+            with self.network.parts[k].segments[-1].autocast():
+                cells = self.network.head_cells(head, output)
+            logits.append(head.readout(cells.cells_NC).double().cpu())
+            features = output
+        features.free()
+        return torch.stack(logits)
+
+    def end_epoch(self, valid: Row) -> None:
+        """Write what the epoch came to: the model if it is the best, then the checkpoint, then the tables.
+
+        In this order a run that is killed in between does the end of its epoch again, and the same.
+        """
+        position, losses = self.position, np.mean(self.position.losses, axis=0)
+        row: Row = {"epoch": position.epoch + 1, "lr": self.optimizer.param_groups[0]["lr"]}
+        row |= numbered("train/classification", losses[: self.modules].tolist())
+        row |= numbered("train/reconstruction", losses[self.modules :][: len(self.model.decoders)].tolist())
+        row |= valid | {"seconds": position.seconds} | peaks(self.fabric.device)
+        position.history.append(row)
+        position.next_epoch()
+        is_best = self._best() == len(position.history) - 1
+        if self.fabric.is_global_zero:
+            if is_best:
+                checkpoint.replace_folder(self.out / "best", self.model.save)
+            self.save_last()
+            write_csv(position.history, self.out / "history.csv")
+            self.logger.log_metrics(row, self._steps())
+        self.reporter.epoch_done(row, is_best=is_best)
+
+    # --- Checkpoints --------------------------------------------------------------------------------------------
+
+    def save_last(self) -> None:
+        """Write the checkpoint; between two optimiser steps only, when no gradient is pending."""
+        self.saved_at = time.monotonic()
+        if self.fabric.is_global_zero:
+            state = (self.model.state_dict(), self.optimizer.state_dict())
+            checkpoint.save(Checkpoint(*state, self.position, self.identity), self.out / LAST)
+
+    def resume(self) -> None:
+        """Go on from the checkpoint."""
+        saved = checkpoint.load(self.out / LAST, identity=self.identity)
+        self.model.load_state_dict(saved.model)
+        self.optimizer.load_state_dict(saved.optimizer)
+        self.position = saved.position
+        if self.fabric.is_global_zero and self.position.history:
+            write_csv(self.position.history, self.out / "history.csv")  # it may have been killed before this
+
+    # --- Rates, weights, the best epoch -------------------------------------------------------------------------
+
+    def _steps(self) -> int:
+        return self.position.epoch * self.steps_per_epoch + self.position.group
+
+    def _rate(self) -> float:
+        return self.rates.factor(self._steps(), steps_per_epoch=self.steps_per_epoch)
+
+    def _best(self) -> int:
+        return best_row(self.position.history, monitor=self.config.monitor, modules=self.modules)
+
+    def _is_exhausted(self) -> bool:
+        done = len(self.position.history)
+        return 0 < self.config.patience < done and done - 1 - self._best() >= self.config.patience
+
+    def _class_weights(self) -> Tensor | None:
+        """L weights whose mean over the training slides is 1."""
+        targets = [sample.target for sample in (*self.slides.train, *self.slides.valid)]
+        classes = self.model.classes
+        if not all(0 <= target < len(classes) for target in targets):
+            raise CohortError(
+                "targets", f"reach {max(targets)}", f"the model has classes 0 to {len(classes) - 1}"
+            )
+        if self.config.monitor == "auroc" and len({s.target for s in self.slides.valid}) < 2:
+            raise CohortError("valid", "holds one class, so it has no AUROC", "set train.monitor to loss")
+        if self.config.class_weights == "none":
+            return None
+        counts = torch.bincount(torch.tensor(targets[: len(self.slides.train)]), minlength=len(classes))
+        if not counts.all():
+            missing = classes[int(counts.argmin())]
+            raise CohortError(
+                "train", f"holds no slide of class {missing}", "set train.class_weights to none"
+            )
+        weights = len(self.slides.train) / (len(classes) * counts.double())
+        return weights.to(self.network.device, self.network.dtype)
+
+    def _loss(self, logits_KL: Tensor, target: int) -> Tensor:
+        """The classification loss of K heads, (K,), weighted as in training."""
+        weight = 1.0 if self.weights is None else float(self.weights[target])
+        targets = torch.full((len(logits_KL),), target)
+        return weight * F.cross_entropy(logits_KL, targets, reduction="none")
+
+    def _log_step(self, losses: Sequence[Sequence[float]]) -> None:
+        if self._steps() % self.config.log_every == 0:
+            mean = np.mean(losses, axis=0).tolist()
+            row = numbered("step/classification", mean[: self.modules])
+            row |= numbered("step/reconstruction", mean[self.modules :][: len(self.model.decoders)])
+            self.logger.log_metrics(row | {"step/lr": self.optimizer.param_groups[0]["lr"]}, self._steps())
+
+    def _facts(self) -> RunFacts:
+        return RunFacts(
+            device=str(self.fabric.device),
+            precision="32" if self.mixed is None else "bf16",
+            ranks=self.fabric.world_size,
+            epoch=self.position.epoch,
+            epochs=self.config.epochs,
+            modules=self.modules,
+        )
+
+
+def _optimizer(model: LocalClassifier, config: TrainConfig) -> torch.optim.AdamW:
+    """Two rates: one for heads and decoders, one for the backbone."""
+    groups = model.parameter_groups(config.lr)
+    for group in groups:
+        group["lr"] = config.lr * (config.backbone_lr_ratio if group["name"] == "backbone" else 1.0)
+        group["initial_lr"] = group["lr"]
+    return torch.optim.AdamW(groups, weight_decay=config.weight_decay)
+
+
+def _trained(optimizer: torch.optim.Optimizer) -> list[torch.nn.Parameter]:
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+
+def _identity(
+    model: LocalClassifier,
+    slides: Slides,
+    config: TrainConfig,
+    stream: StreamConfig,
+    mixed: torch.dtype | None,
+) -> Identity:
+    """What a checkpoint must agree with: all that changes the result by more than rounding."""
+    settings = {
+        name: value for name, value in dataclasses.asdict(config).items() if name not in _CHANGES_NOTHING
+    }
+    return checkpoint.describe(
+        {
+            "train": settings | {"precision": "32" if mixed is None else "bf16"},
+            "stream": {"border": stream.border, "pool": stream.pool},
+            "augment": slides.augment,
+            "model": model.config,
+            "inputs": model.inputs,
+            "classes": model.classes,
+            "slides.train": [f"{s.slide_id} of {s.patient_id}, class {s.target}" for s in slides.train],
+            "slides.valid": [f"{s.slide_id} of {s.patient_id}, class {s.target}" for s in slides.valid],
+        }
+    )
+
+
+__all__ = ["LAST", "FitResult", "Progress", "RunFacts", "Sample", "SlideDone", "TrainConfig", "fit"]

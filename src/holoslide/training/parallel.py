@@ -1,0 +1,101 @@
+"""Several devices: data parallel over slides. Fabric starts the processes; what they exchange is here.
+
+A step has many backward passes (one per tile), so wrapping modules to average gradients in each would send the
+same bytes again and again. Gradients are summed over ranks once per optimiser step instead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Literal
+
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor, nn
+
+from holoslide.errors import ConfigError
+
+Accelerator = Literal["auto", "cpu", "cuda"]
+Precision = Literal["auto", "32", "bf16"]
+
+
+def launch(accelerator: Accelerator, *, devices: int | Literal["auto"], nodes: int) -> Fabric:
+    """Start one process per device (or join those that torchrun or Slurm started)."""
+    try:
+        fabric = Fabric(accelerator=accelerator, devices=devices, num_nodes=nodes)
+    except (RuntimeError, ValueError) as error:
+        raise ConfigError(
+            "train.devices", f"{devices} on {accelerator}: {error}", "give what there is"
+        ) from error
+    fabric.launch()
+    return fabric
+
+
+def mixed_dtype(precision: Precision, device: torch.device) -> torch.dtype | None:
+    """The dtype of autocast; None computes in the parameters' own. "auto" is bf16 where the device has it."""
+    if precision == "32":
+        return None
+    if precision == "bf16" or _computes_bf16(device):
+        return torch.bfloat16
+    return None
+
+
+def _computes_bf16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type == "cpu":
+        return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return False
+
+
+def share(sizes: Sequence[int], ranks: int) -> list[list[int]]:
+    """Which items each rank takes, in their order: the largest that is left goes to the rank with least.
+
+    No rank gets more than 4/3 of the least possible (Graham 1969). The same in every process.
+
+    >>> share([5, 9, 4, 4], 2)
+    [[1], [0, 2, 3]]
+    """
+    loads, shares = [0] * ranks, [list[int]() for _ in range(ranks)]
+    for item in sorted(range(len(sizes)), key=lambda i: -sizes[i]):  # stable: equals keep their order
+        rank = loads.index(min(loads))
+        loads[rank] += sizes[item]
+        shares[rank].append(item)
+    return [sorted(items) for items in shares]
+
+
+def others(shares: Sequence[Sequence[int]], rank: int) -> list[int]:
+    """The items that other ranks take."""
+    return [item for i, items in enumerate(shares) if i != rank for item in items]
+
+
+def sum_over_ranks(fabric: Fabric, values: Tensor) -> Tensor:
+    """The sum of every rank's tensor, in every rank."""
+    if fabric.world_size == 1:
+        return values
+    summed = fabric.all_reduce(values.to(fabric.device), reduce_op="sum")
+    assert isinstance(summed, Tensor)
+    return summed.to(values.device)
+
+
+def sum_gradients(fabric: Fabric, parameters: Iterable[nn.Parameter]) -> None:
+    """Sum `.grad` over ranks in one message. A parameter that no slide reached gets zeros.
+
+    Then every optimiser step moves the same parameters, whichever rank had which slide.
+    """
+    parameters = list(parameters)
+    for parameter in parameters:
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+    if fabric.world_size == 1:
+        return
+    flat = sum_over_ranks(fabric, torch.cat([p.grad.flatten() for p in parameters if p.grad is not None]))
+    for parameter, grad in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
+        parameter.grad = grad.view_as(parameter).clone()
+
+
+def same_start(fabric: Fabric, model: nn.Module) -> None:
+    """Give every rank the weights of rank 0."""
+    if fabric.world_size > 1:
+        mine = {name: tensor.cpu() for name, tensor in model.state_dict().items()}
+        model.load_state_dict(fabric.broadcast(mine))

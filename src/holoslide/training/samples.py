@@ -1,0 +1,110 @@
+"""The slides of a run: looked at before it starts, opened by name, augmented by seed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from holoslide.errors import CohortError, MemoryPlanError, SlideError
+from holoslide.slides.augment import AugmentConfig, Augmented, draw
+from holoslide.streaming.features import Pixels
+
+OpenPixels = Callable[[Path], AbstractContextManager[Pixels]]
+
+# What a draw is for: the last word of its seed, so that no two streams are one.
+_AUGMENT, _STEP, _ORDER = 1, 2, 3
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """A slide with its label, as the number of its class, and its raster."""
+
+    slide_id: str
+    patient_id: str
+    target: int
+    raster: Path
+
+
+class Slides:
+    """Training and validation slides, and all that is random about them: functions of (seed, epoch, slide)."""
+
+    def __init__(
+        self,
+        train: Sequence[Sample],
+        valid: Sequence[Sample],
+        *,
+        open_pixels: OpenPixels,
+        augment: AugmentConfig,
+        seed: int,
+    ) -> None:
+        _refuse_split(train, valid)
+        self.train, self.valid, self.seed, self.augment = train, valid, seed, augment
+        self._open_pixels = open_pixels
+        self.train_px = [self._tissue_px(sample) for sample in train]
+        self.valid_px = [self._tissue_px(sample) for sample in valid]
+
+    def order(self, epoch: int, size: int) -> list[list[int]]:
+        """The training slides of an epoch in random order, in groups of `size`; the last takes what is left."""
+        rng = np.random.default_rng([self.seed, epoch, 0, _ORDER])
+        order = [int(i) for i in rng.permutation(len(self.train))]
+        return [order[i : i + size] for i in range(0, len(order), size)]
+
+    def generator(self, epoch: int, index: int) -> torch.Generator:
+        """For dropout and patches in the step of one slide."""
+        seed = np.random.SeedSequence([self.seed, epoch, index, _STEP]).generate_state(1, np.uint64)[0]
+        return torch.Generator().manual_seed(int(seed))
+
+    @contextmanager
+    def open_train(self, epoch: int, index: int) -> Iterator[Pixels]:
+        """A training slide as this epoch sees it; whatever fails inside is the slide's, by name."""
+        rng = np.random.default_rng([self.seed, epoch, index, _AUGMENT])
+        with self._open(self.train[index]) as pixels:
+            yield Augmented(pixels, draw(self.augment, pixels.shape_px, rng))
+
+    @contextmanager
+    def open_valid(self, index: int) -> Iterator[Pixels]:
+        """A validation slide as it is; whatever fails inside is the slide's, by name."""
+        with self._open(self.valid[index]) as pixels:
+            yield pixels
+
+    @contextmanager
+    def _open(self, sample: Sample) -> Iterator[Pixels]:
+        try:
+            with self._open_pixels(sample.raster) as pixels:
+                yield pixels
+        except torch.OutOfMemoryError as error:
+            raise MemoryPlanError(
+                sample.slide_id, "does not fit into the device's memory", "give a smaller memory budget"
+            ) from error
+        except (OSError, RuntimeError, ValueError) as error:
+            line = next(iter(str(error).splitlines()), type(error).__name__)
+            raise SlideError(
+                sample.slide_id,
+                f"failed ({line})",
+                f"check {sample.raster}, or take the slide out of the table",
+            ) from error
+
+    def _tissue_px(self, sample: Sample) -> int:
+        with self._open(sample) as pixels:
+            cells = int(np.count_nonzero(pixels.mask))
+            if cells == 0:
+                raise SlideError(
+                    sample.slide_id, "has no tissue", "prepare it anew, or take the slide out of the table"
+                )
+            return cells * pixels.mask_cell_px**2
+
+
+def _refuse_split(train: Sequence[Sample], valid: Sequence[Sample]) -> None:
+    for name, samples in (("train", train), ("valid", valid)):
+        if not samples:
+            raise CohortError(name, "holds no slide", "give the table a split, or let one be drawn")
+    shared = {s.patient_id for s in train} & {s.patient_id for s in valid}
+    if shared:
+        raise CohortError(
+            min(shared), "is a patient of both train and valid", "put all of a patient in one split"
+        )

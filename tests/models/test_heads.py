@@ -1,0 +1,129 @@
+"""Heads against a plain one made of torch's own layers; evidence that adds up to the logits."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from holoslide.errors import ConfigError, SlideError
+from holoslide.models.heads import CellNorm, Head, HeadConfig, Readout, kernel_for
+from holoslide.models.pooling import dropout
+
+
+def randomised(module: nn.Module) -> nn.Module:
+    """In float64, with no parameter at its first value."""
+    generator = torch.Generator().manual_seed(3)
+    module = module.double()
+    for parameter in module.parameters():
+        parameter.data = torch.randn(parameter.shape, dtype=torch.float64, generator=generator) / 3
+    return module
+
+
+def plain_logits(head: Head, features_BCHW: Tensor) -> Tensor:
+    """The method's head, part by part, with nn.GroupNorm on the map."""
+    readout, pooling = head.readout, head.readout.pooling
+    cells_BCHW = F.conv2d(features_BCHW, head.stem.weight, stride=head.stem.kernel_size)
+    norm = nn.GroupNorm(cells_BCHW.shape[1], cells_BCHW.shape[1]).double()
+    norm.weight, norm.bias = readout.norm.weight, readout.norm.bias
+    cells_NC = F.relu(norm(cells_BCHW)).flatten(2)[0].T
+    gated = torch.tanh(pooling.value(cells_NC)) * torch.sigmoid(pooling.gate(cells_NC))
+    weights_N1 = torch.softmax(pooling.score(gated), dim=0)
+    pooled_C = (weights_N1 * cells_NC).sum(0)
+    return nn.Sequential(readout.hidden, nn.ReLU(), readout.output)(pooled_C)
+
+
+@pytest.mark.parametrize("final", [False, True])
+def test_a_head_is_the_methods(*, final: bool) -> None:
+    head = randomised(Head(6, 3, HeadConfig(), depth=4, final=final))
+    features = torch.rand(1, 6, 37, 51, dtype=torch.float64, requires_grad=True)
+    ours, plain = head(features), plain_logits(head, features)
+    torch.testing.assert_close(ours, plain, rtol=1e-12, atol=1e-12)
+    for a, b in zip(
+        torch.autograd.grad(ours[1], [features, *head.parameters()]),
+        torch.autograd.grad(plain[1], [features, *head.parameters()]),
+        strict=True,
+    ):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
+
+
+def test_kernels_and_widths_are_the_papers_on_resnet34() -> None:
+    for depth, channels, kernel in ((1, 64, 9), (2, 128, 9), (4, 256, 7), (8, 512, 5)):
+        head = Head(channels, 2, HeadConfig(), depth=depth, final=depth == 8)
+        assert head.stem.kernel_size == head.stem.stride == (kernel, kernel)
+        assert head.stem.bias is None
+        assert head.stem.out_channels == channels
+        assert head.readout.hidden.out_features == (512 if depth == 8 else 128)
+        assert head.readout.pooling.value.out_features == (128 if depth == 8 else channels // 2)
+
+
+def test_options_change_the_head() -> None:
+    head = Head(2048, 2, HeadConfig(kernel=3), depth=8)
+    assert head.stem.kernel_size == (3, 3)
+    assert head.stem.out_channels == 512
+    assert kernel_for(16) == 5
+    with pytest.raises(ConfigError, match=r"model.heads.dropout: is 1.0; give a number from 0"):
+        HeadConfig(dropout=1.0)
+    with pytest.raises(ConfigError, match=r"model.heads.pooling: is max; choose gated, attention, mean"):
+        HeadConfig(pooling="max")
+
+
+@pytest.mark.parametrize("pooling", ["gated", "attention", "mean"])
+@pytest.mark.parametrize("cells", [1, 2, 57])
+def test_evidence_adds_up_to_the_logits(pooling: str, cells: int) -> None:
+    readout = randomised(Readout(8, 3, HeadConfig(pooling=pooling), final=True))
+    cells_NC = torch.randn(cells, 8, dtype=torch.float64)
+    explained = readout.explain(cells_NC)
+    torch.testing.assert_close(explained.logits_L, readout(cells_NC), rtol=0, atol=0)
+    torch.testing.assert_close(
+        explained.evidence_NL.sum(0) + explained.bias_L, explained.logits_L, rtol=1e-10, atol=1e-10
+    )
+    torch.testing.assert_close(explained.attention_N.sum(), torch.tensor(1.0, dtype=torch.float64))
+    if pooling == "mean":
+        assert torch.equal(explained.attention_N, torch.full((cells,), 1 / cells, dtype=torch.float64))
+
+
+def test_one_cell_is_enough_and_has_gradients() -> None:
+    readout = Readout(4, 2, HeadConfig(), final=False)
+    cell = torch.rand(1, 4, requires_grad=True)
+    readout(cell).sum().backward()
+    assert cell.grad is not None
+    assert cell.grad.isfinite().all()
+    with pytest.raises(SlideError, match="head: was given no cell to read"):
+        readout(cell[:0])
+
+
+@pytest.mark.parametrize("cells", [2, 300])
+def test_the_norm_is_groupnorm(cells: int) -> None:
+    ours, plain = randomised(CellNorm(5)), nn.GroupNorm(5, 5).double()
+    plain.load_state_dict(ours.state_dict())
+    cells_NC = torch.randn(cells, 5, dtype=torch.float64) * 4 + 9
+    torch.testing.assert_close(ours(cells_NC), plain(cells_NC.T[None])[0].T, rtol=1e-12, atol=1e-12)
+
+
+def test_the_readout_is_exact_under_autocast() -> None:
+    readout = Readout(16, 2, HeadConfig(), final=True)
+    cells = torch.rand(50, 16)
+    plain = readout(cells)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert readout(cells).dtype == torch.float32
+        assert torch.equal(readout(cells), plain)
+        assert torch.equal(readout.explain(cells).logits_L, plain)
+    assert readout(cells.bfloat16()).dtype == torch.float32
+    assert randomised(readout)(cells.double()).dtype == torch.float64
+
+
+def test_dropout_comes_from_its_generator_alone() -> None:
+    readout = Readout(16, 2, HeadConfig(dropout=0.5), final=False)
+    cells = torch.rand(50, 16)
+
+    def draw(seed: int) -> Tensor:
+        return readout(cells, generator=torch.Generator().manual_seed(seed))
+
+    state = torch.get_rng_state()
+    assert torch.equal(draw(1), draw(1))
+    assert not torch.equal(draw(1), draw(2))
+    assert torch.equal(readout(cells), readout(cells))
+    assert torch.equal(torch.get_rng_state(), state)
+    kept = dropout(torch.ones(10_000), 0.2, torch.Generator().manual_seed(0))
+    assert set(kept.unique().tolist()) == {0.0, 1.25}
+    assert abs(float(kept.mean()) - 1) < 0.02

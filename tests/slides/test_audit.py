@@ -1,0 +1,173 @@
+"""Audit: each planted fault is found, once, and nothing is said of sound slides."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+from PIL import Image
+
+from holoslide.slides.audit import audit, audit_slides
+from holoslide.slides.cohort import Cohort, SlideRow
+
+HEADER = "slide_id,patient_id,label,split\n"
+
+
+def table(folder: Path, text: str, **options) -> Cohort:
+    path = folder / "slides.csv"
+    path.write_text(text)
+    return Cohort.from_csv(path, require_splits=False, **options)
+
+
+def files(folder: Path, *names: str) -> Path:
+    (folder / "wsi").mkdir(exist_ok=True)
+    for name in names:
+        (folder / "wsi" / name).write_text(name)
+    return folder / "wsi"
+
+
+def sound(count: int = 6) -> list[str]:
+    """Rows of s0, s1, ...: two classes, two slides in every part."""
+    return [f"s{i},p{i},{'xy'[i % 2]},{('train', 'valid', 'test')[i // 2 % 3]}" for i in range(count)]
+
+
+def kinds(cohort: Cohort) -> list[tuple[str, str, str]]:
+    return [(finding.severity, finding.kind, finding.where) for finding in audit(cohort)]
+
+
+def test_a_sound_cohort_has_no_findings(tmp_path):
+    slides = files(tmp_path, *(f"s{i}.svs" for i in range(6)))
+    assert audit(table(tmp_path, HEADER + "\n".join(sound()), slides=slides)) == []
+
+
+def test_each_planted_fault_is_found_and_errors_come_first(tmp_path):
+    slides = files(tmp_path, *(f"s{i}.svs" for i in range(12)), "s7.tif")
+    (slides / "s12.svs").symlink_to(slides / "s11.svs")
+    rows = [
+        *sound(),
+        "s6,p6,x,test",
+        "s7,p7,y,train",  # two files
+        "s8,p8,,train",  # no label
+        "s9,p9,x,",  # no split
+        "s10,p0,y,valid",  # p0 is in train, with label x
+        "s11,p11,x,train",
+        "s12,p12,y,test",  # the file of s11
+        "s13,p13,y,train",  # no file
+        "s14,p14,X,valid",  # a class like x
+    ]
+    (slides / "s14.svs").write_text("s14")
+    cohort = table(tmp_path, HEADER + "\n".join(rows), slides=slides)
+    assert kinds(cohort) == [
+        ("error", "ambiguous file", "s7"),
+        ("error", "missing file", "s13"),
+        ("error", "same file twice", "s11"),
+        ("error", "patient in two splits", "p0"),
+        ("error", "small class", "X"),
+        ("warning", "no label", "s8"),
+        ("warning", "similar classes", "X"),
+        ("warning", "conflicting labels", "p0"),
+        ("warning", "no split", "s9"),
+        ("warning", "small class", "X"),
+    ]
+    lines = [str(finding) for finding in audit(cohort)]
+    assert lines[2].startswith(f"s11: slides s11, s12 are one file, {slides / 's11.svs'}; keep one of them")
+    assert lines[3] == (
+        "p0: is a patient in train and valid (slides s0, s10); put all slides of a patient into one split"
+    )
+    assert lines[6] == "X: classes X, x are all but one text; write them the same, if they are one"
+    assert (
+        lines[7] == "p0: is a patient with slides of x and y; mend the labels, unless each is its slide's own"
+    )
+    assert [finding.row for finding in audit(cohort)][:4] == [9, 15, 14, 12]
+    assert (
+        json.loads(json.dumps([finding.to_dict() for finding in audit(cohort)]))[0]["kind"]
+        == "ambiguous file"
+    )
+
+
+def test_classes_too_small_for_a_split_that_is_still_to_be_drawn(tmp_path):
+    slides = files(tmp_path, "a.svs", "b.svs", "c.svs", "d.svs", "e.svs")
+    text = "slide_id,patient_id,label\na,1,x\nb,2,x\nc,3,x\nd,4,y\ne,5,y\nf,6,y\n"
+    found = audit(table(tmp_path, text, slides=slides))  # f has no file, so y has two patients
+    assert [finding.kind for finding in found] == ["missing file", "small class"]
+    assert str(found[1]) == (
+        "y: is a class of 2 patients, too few for train, valid and test; add patients, or leave the class out"
+    )
+
+
+def test_one_line_where_all_slides_lack_the_same(tmp_path):
+    cohort = table(tmp_path, "wsi\na.svs\nb.svs\n")
+    assert [(severity, kind) for severity, kind, _ in kinds(cohort)] == [
+        ("error", "missing file"),
+        ("warning", "no patient"),
+        ("warning", "no label"),
+    ]
+    one = table(tmp_path, "slide_id,patient_id,label\na,1,x\nb,2,x\n")
+    assert ("error", "few classes", str(tmp_path / "slides.csv")) in kinds(one)
+
+
+@pytest.mark.parametrize(
+    ("names", "alike"),
+    [("LUAD luad", True), ("1 1.0", True), ("stage_I stageI", True), ("HER2+ HER2-", False), ("1 -1", False)],
+)
+def test_classes_that_are_all_but_one_text(names, alike):
+    rows = [SlideRow(f"{name}{i}", f"{name}{i}", name) for name in names.split() for i in range(3)]
+    assert any(finding.kind == "similar classes" for finding in audit(Cohort.from_rows(rows))) == alike
+
+
+def picture(path: Path, *, mpp: float | None = 0.5) -> Path:
+    pixels = np.random.default_rng(0).integers(0, 255, (300, 200, 3), dtype=np.uint8)
+    if path.suffix == ".png":
+        Image.fromarray(pixels).save(path)
+    else:
+        resolution = {} if mpp is None else {"resolution": (1e4 / mpp, 1e4 / mpp), "resolutionunit": 3}
+        tifffile.imwrite(path, pixels, tile=(64, 64), photometric="rgb", **resolution)
+    return path
+
+
+def test_slides_are_opened_and_each_fault_is_named(tmp_path):
+    slides = tmp_path / "wsi"
+    slides.mkdir()
+    picture(slides / "good.tif")
+    picture(slides / "nompp.tif", mpp=None)
+    picture(slides / "given.png")
+    cut = picture(slides / "cut.tif")
+    cut.write_bytes(cut.read_bytes()[:-40_000])
+    (slides / "text.svs").write_text("no slide")
+    (slides / "empty.svs").touch()
+    text = "slide_id,mpp\ngood,\nnompp,\ngiven,0.25\ncut,\ntext,\nempty,\nabsent,\n"
+    seen = []
+    cohort = table(tmp_path, text, slides=slides)
+    found = audit_slides(cohort, progress=lambda row: seen.append(row.slide_id))
+    assert [(f.kind, f.where, f.row) for f in found] == [
+        ("no mpp", "nompp", 3),
+        ("unreadable", "cut", 5),
+        ("unreadable", "text", 6),
+        ("unreadable", "empty", 7),
+    ]
+    assert all(finding.severity == "error" for finding in found)
+    assert str(found[0]) == (
+        "nompp: nompp.tif does not tell its microns per pixel;"
+        " give it in the table's mpp column, or with --slide-mpp"
+    )
+    assert "text.svs is not a slide in any known format" in str(found[2])
+    assert seen == [row.slide_id for row in cohort]
+
+
+@pytest.mark.data
+def test_real_slides(data_dir):
+    wsi = data_dir / "wsi"
+    names = [
+        "CMU-1-Small-Region.svs",
+        "TCGA-CR-7395-01A-01-TS1.svs",
+        "multiframe_camelyon_challenge_image.dcm",
+    ]
+    names += ["broken.svs", "multi-channel-z-series.ome.tif", "openslide-python-fixtures/unreadable.svs"]
+    rows = [SlideRow(Path(name).name, "p", path=wsi / name) for name in names]
+    assert [(f.kind, f.where) for f in audit_slides(Cohort.from_rows(rows))] == [
+        ("no mpp", "TCGA-CR-7395-01A-01-TS1.svs"),
+        ("unreadable", "broken.svs"),
+        ("unreadable", "multi-channel-z-series.ome.tif"),
+        ("unreadable", "unreadable.svs"),
+    ]

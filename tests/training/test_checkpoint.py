@@ -1,0 +1,118 @@
+"""Checkpoints: whole or not at all, this version, this run, and no code in the file."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from holoslide.errors import CheckpointError
+from holoslide.models.classifier import LocalClassifier
+from holoslide.training import checkpoint
+from holoslide.training.checkpoint import Checkpoint, Position
+from tests.training import tiny
+
+IDENTITY = {"train.lr": 0.1, "train.seed": 3}
+
+
+def _checkpoint() -> Checkpoint:
+    position = Position(2, 1, [[0.5, 0.25]], 1.5, [{"epoch": 1, "valid/auroc_1": float("inf")}])
+    return Checkpoint(
+        {"weight": torch.arange(3.0)}, {"state": {0: {"step": torch.tensor(4.0)}}}, position, IDENTITY
+    )
+
+
+def test_reads_what_it_wrote(tmp_path):
+    checkpoint.save(_checkpoint(), tmp_path / "a.ckpt")
+    read = checkpoint.load(tmp_path / "a.ckpt", identity=IDENTITY)
+    assert read.position == _checkpoint().position
+    assert torch.equal(read.model["weight"], torch.arange(3.0))
+    assert read.optimizer == _checkpoint().optimizer
+
+
+def test_a_write_that_fails_leaves_the_old_file(tmp_path):
+    path = tmp_path / "a"
+    checkpoint.write_atomically(path, lambda file: file.write(b"old"))
+
+    def fail(file):
+        file.write(b"ne")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        checkpoint.write_atomically(path, fail)
+    assert path.read_bytes() == b"old"
+    checkpoint.write_atomically(path, lambda file: file.write(b"new"))
+    assert path.read_bytes() == b"new"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_folder_is_replaced_file_by_file_and_is_a_model_throughout(tmp_path, monkeypatch):
+    model = tiny.model()
+    checkpoint.replace_folder(tmp_path / "best", model.save)
+    with torch.no_grad():
+        model.heads[0].stem.weight.add_(1)
+    replace, whole = Path.replace, []
+
+    def watched(path, target):
+        moved = replace(path, target)
+        whole.append(LocalClassifier.load(tmp_path / "best"))
+        return moved
+
+    monkeypatch.setattr(Path, "replace", watched)
+    checkpoint.replace_folder(tmp_path / "best", model.save)
+    assert len(whole) == 2
+    assert torch.equal(whole[-1].heads[0].stem.weight, model.heads[0].stem.weight)
+    assert [path.name for path in tmp_path.iterdir()] == ["best"]
+
+
+def test_refuses_a_damaged_file(tmp_path):
+    path = tmp_path / "a.ckpt"
+    checkpoint.save(_checkpoint(), path)
+    whole = path.read_bytes()
+    for content in (b"", b"not a checkpoint", whole[: len(whole) // 2]):
+        path.write_bytes(content)
+        with pytest.raises(CheckpointError, match=r"a\.ckpt: cannot be read as a checkpoint"):
+            checkpoint.load(path, identity=IDENTITY)
+
+
+class _Attack:
+    def __reduce__(self):
+        return (Path.touch, (Path("attacked"),))
+
+
+def test_runs_no_code_in_the_file(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.save({"format": checkpoint.FORMAT, "model": _Attack()}, tmp_path / "a.ckpt")
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        checkpoint.load(tmp_path / "a.ckpt", identity=IDENTITY)
+    assert not Path("attacked").exists()
+
+
+def test_refuses_other_files_and_other_versions(tmp_path):
+    path = tmp_path / "a.ckpt"
+    torch.save({"weights": torch.zeros(1)}, path)
+    with pytest.raises(CheckpointError, match="is not a training checkpoint"):
+        checkpoint.load(path, identity=IDENTITY)
+    torch.save({"format": checkpoint.FORMAT, "version": 99}, path)
+    with pytest.raises(CheckpointError, match=f"has version 99, this holoslide reads {checkpoint.VERSION}"):
+        checkpoint.load(path, identity=IDENTITY)
+
+
+@pytest.mark.parametrize(
+    ("identity", "message"),
+    [
+        (IDENTITY | {"train.lr": 0.2}, "train.lr was 0.1, now it is 0.2; resume with the settings"),
+        (IDENTITY | {"slides.train.0": "a"}, "slides.train.0 was nothing, now it is a"),
+        ({"train.lr": 0.1}, "train.seed was 3, now it is nothing"),
+    ],
+)
+def test_names_the_first_difference_to_another_run(tmp_path, identity, message):
+    checkpoint.save(_checkpoint(), tmp_path / "a.ckpt")
+    with pytest.raises(CheckpointError, match=message):
+        checkpoint.load(tmp_path / "a.ckpt", identity=identity)
+
+
+def test_describes_settings_of_any_make_in_plain_values():
+    described = checkpoint.describe({"train": tiny.config(seed=5), "classes": ("a", "b"), "out": Path("x")})
+    assert described["train.seed"] == 5
+    assert described["classes.1"] == "b"
+    assert described["out"] == "x"

@@ -1,0 +1,419 @@
+"""The loop: each step is the mean over its slides, every slide is seen once, and no fault is swallowed.
+
+The faults of the paper's published code (method.md, part 1), as far as they are the loop's, are tests here.
+"""
+
+import csv
+import math
+from collections import Counter
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import roc_auc_score
+from torch.nn import functional as F
+
+from holoslide.errors import CheckpointError, CohortError, ConfigError, MemoryPlanError, SlideError
+from holoslide.models.classifier import LocalClassifier
+from holoslide.models.streamed import StreamConfig, StreamedClassifier
+from holoslide.slides.augment import AugmentConfig
+from holoslide.training import loop
+from holoslide.training.history import best_row, module_auroc
+from holoslide.training.local import LocalStep
+from holoslide.training.parallel import mixed_dtype
+from holoslide.training.samples import Slides
+from tests.training import tiny
+
+
+class Told:
+    """Remembers what a run tells."""
+
+    def __init__(self):
+        self.facts, self.slides, self.rows = [], [], []
+
+    def started(self, facts):
+        self.facts.append(facts)
+
+    def slide_done(self, slide):
+        self.slides.append(slide)
+
+    def epoch_done(self, row, *, is_best):
+        self.rows.append((row, is_best))
+
+
+@pytest.fixture(scope="module")
+def slides(tmp_path_factory):
+    return tiny.cohort(tmp_path_factory.mktemp("slides"))
+
+
+def weights(model):
+    return torch.cat([p.detach().double().flatten() for p in model.parameters()])
+
+
+# --- Steps ------------------------------------------------------------------------------------------------------
+
+
+def test_equals_plain_accumulation_and_leaks_nothing_from_epoch_to_epoch(tmp_path, slides):
+    """Five slides in groups of two: the last group of each epoch is one slide, with its own mean and step."""
+    config = tiny.config(epochs=3, lr=1e-3, schedule="cosine", warmup_epochs=1)
+    model = tiny.model(dtype=torch.float64)
+    tiny.run(tmp_path / "run", slides, trained=model, config=config)
+
+    plain = tiny.model(dtype=torch.float64)
+    step = LocalStep(StreamedClassifier(plain, StreamConfig()))
+    source = Slides(*slides, open_pixels=tiny.open_npz, augment=AugmentConfig(), seed=config.seed)
+    optimizer = torch.optim.AdamW(
+        [
+            {"params": [*plain.heads.parameters(), *plain.decoders.parameters()], "share": 1.0},
+            {"params": list(plain.parts.parameters()), "share": 0.5},
+        ],
+        weight_decay=1e-2,
+    )
+    number = 0
+    for epoch in range(3):
+        for group in source.order(epoch, 2):
+            optimizer.zero_grad()
+            for index in group:
+                with source.open_train(epoch, index) as pixels:
+                    step(pixels, slides[0][index].target, generator=source.generator(epoch, index))
+            for rates in optimizer.param_groups:
+                rates["lr"] = 1e-3 * rates["share"] * config.rates().factor(number, steps_per_epoch=3)
+                for parameter in rates["params"]:
+                    parameter.grad /= len(group)
+            optimizer.step()
+            number += 1
+    assert number == 9
+    torch.testing.assert_close(weights(model), weights(plain), rtol=1e-10, atol=1e-12)
+
+
+def test_every_slide_is_trained_once_an_epoch_in_another_order(tmp_path, slides):
+    told = Told()
+    tiny.run(tmp_path, slides, config=tiny.config(epochs=3), progress=told)
+    orders = [[s.slide_id for s in told.slides if s.phase == "train" and s.epoch == e] for e in (1, 2, 3)]
+    assert all(sorted(order) == sorted(s.slide_id for s in slides[0]) for order in orders)
+    assert orders[0] != orders[1] or orders[1] != orders[2]
+    assert [s.done for s in told.slides] == [1, 2, 3, 4, 5, 1, 2, 3, 4] * 3
+    assert told.slides[-1].eta_s == pytest.approx(0)
+    assert all(math.isfinite(s.eta_s) for s in told.slides)
+
+
+def test_the_same_seed_gives_the_same_weights_whatever_torch_was_seeded_with(tmp_path, slides):
+    results = []
+    for number, seed in enumerate((0, 0, 1)):
+        model = tiny.model()
+        torch.manual_seed(number)
+        np.random.seed(number)  # nothing may depend on either
+        tiny.run(tmp_path / str(number), slides, trained=model, config=tiny.config(seed=seed))
+        results.append(weights(model))
+    assert torch.equal(results[0], results[1])
+    assert not torch.equal(results[0], results[2])
+
+
+def test_draws_are_functions_of_seed_epoch_and_slide(slides):
+    first, again, other = (
+        Slides(*slides, open_pixels=tiny.open_npz, augment=AugmentConfig(), seed=seed) for seed in (3, 3, 4)
+    )
+    assert first.order(7, 2) == again.order(7, 2)
+    assert sorted(i for group in first.order(7, 2) for i in group) == list(range(5))
+    streams = [
+        source.generator(epoch, index).initial_seed()
+        for source, epoch, index in [
+            (first, 0, 0),
+            (again, 0, 0),
+            (first, 0, 1),
+            (first, 1, 0),
+            (other, 0, 0),
+        ]
+    ]
+    assert streams[0] == streams[1]
+    assert len(set(streams)) == 4
+
+
+def test_class_weights_balance_the_classes_and_average_to_one(tmp_path, slides):
+    train, valid = slides
+    plain, balanced = Told(), Told()
+    for name, told in (("none", plain), ("balanced", balanced)):
+        config = tiny.config(epochs=1, lr=1e-9, class_weights=name)
+        tiny.run(tmp_path / name, (train, valid), config=config, progress=told)
+    ratio = {
+        b.slide_id: b.classification[0] / a.classification[0]
+        for a, b in zip(plain.slides, balanced.slides, strict=True)
+    }
+    expected = {0: 5 / (2 * 3), 1: 5 / (2 * 2)}  # three slides of class 0, two of class 1
+    for sample in (*train, *valid):
+        assert ratio[sample.slide_id] == pytest.approx(expected[sample.target], rel=1e-4)
+
+
+def test_learns(tmp_path, slides):
+    result = tiny.run(tmp_path, slides, config=tiny.config(epochs=12, lr=3e-3, schedule="cosine"))
+    first, last = result.history[0], result.history[-1]
+    assert last["train/classification_2"] < 0.5 * first["train/classification_2"]
+
+
+# --- Faults of the published code ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("error", [RuntimeError, OSError, ValueError])
+def test_a_slide_that_fails_stops_the_run_by_its_name_and_is_not_tried_again(
+    tmp_path, slides, monkeypatch, error
+):
+    shapes, broken = [], slides[0][2]
+    step = LocalStep.__call__
+
+    def failing(self, slide, label, **more):
+        shapes.append(slide.shape_px)
+        if len(shapes) == 3:
+            message = "the third slide breaks\nwith much to say"
+            raise error(message)
+        return step(self, slide, label, **more)
+
+    monkeypatch.setattr(LocalStep, "__call__", failing)
+    told = Told()
+    with pytest.raises(SlideError, match=r"slide\d: failed \(the third slide breaks\); check .*npz"):
+        tiny.run(tmp_path, slides, progress=told)
+    assert len(shapes) == 3
+    assert len(told.slides) == 2
+    assert broken.raster.exists()
+
+
+def test_a_slide_that_cannot_be_opened_stops_the_run_before_it_starts(tmp_path, slides):
+    @contextmanager
+    def open_pixels(path):
+        if path == slides[1][3].raster:
+            message = "no such raster"
+            raise OSError(message)
+        with tiny.open_npz(path) as pixels:
+            yield pixels
+
+    told = Told()
+    with pytest.raises(SlideError, match=r"slide8: failed \(no such raster\)"):
+        tiny.run(tmp_path, slides, open_pixels=open_pixels, progress=told)
+    assert told.slides == []
+
+
+def test_too_little_memory_is_never_handled_by_changing_the_data(tmp_path, slides, monkeypatch):
+    def failing(self, slide, label, **more):
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(LocalStep, "__call__", failing)
+    with pytest.raises(MemoryPlanError, match=r"slide\d: does not fit into the device's memory"):
+        tiny.run(tmp_path, slides)
+
+
+def test_only_training_and_validation_slides_are_opened(tmp_path, slides):
+    opened = Counter()
+
+    def open_pixels(path):
+        opened[path] += 1
+        return tiny.open_npz(path)
+
+    tiny.run(tmp_path, slides, config=tiny.config(epochs=2), open_pixels=open_pixels)
+    assert opened == {sample.raster: 3 for sample in (*slides[0], *slides[1])}  # looked at, and once an epoch
+
+
+def test_validation_metrics_get_probabilities_of_all_heads_without_augmentation(
+    tmp_path, slides, monkeypatch
+):
+    seen = []
+
+    def watched(targets, probabilities):
+        seen.append((targets, probabilities))
+        return module_auroc(targets, probabilities)
+
+    monkeypatch.setattr(loop, "module_auroc", watched)
+    model = tiny.model(dtype=torch.float64)
+    result = tiny.run(tmp_path, slides, trained=model, config=tiny.config(epochs=1))
+    network, row = StreamedClassifier(model, StreamConfig()), result.history[0]
+    targets = torch.tensor([sample.target for sample in slides[1]])
+    logits = [[], []]
+    for sample in slides[1]:
+        with tiny.open_npz(sample.raster) as pixels, torch.no_grad():
+            features = network.stem_map(pixels)
+            for k, head in enumerate(model.heads):
+                features = network.part_map(k, features)
+                logits[k].append(head.readout(network.head_cells(head, features).cells_NC))
+    for k in range(2):
+        expected = torch.stack(logits[k]).softmax(1)
+        np.testing.assert_allclose(seen[k][1], expected, rtol=1e-10)
+        assert row[f"valid/auroc_{k + 1}"] == roc_auc_score(targets, expected[:, 1])
+        assert row[f"valid/loss_{k + 1}"] == pytest.approx(
+            float(F.cross_entropy(torch.stack(logits[k]), targets))
+        )
+
+
+def test_validation_builds_no_graph(tmp_path, slides):
+    model, graphs = tiny.model(), []
+    model.heads[-1].readout.register_forward_hook(lambda _, __, output: graphs.append(output.requires_grad))
+    tiny.run(tmp_path, slides, trained=model, config=tiny.config(epochs=2))
+    assert graphs == ([True] * 5 + [False] * 4) * 2
+
+
+def test_loss_that_is_not_finite_stops_the_run_before_it_reaches_the_weights(tmp_path, slides):
+    model = tiny.model()
+    with torch.no_grad():
+        model.heads[0].readout.output.bias.fill_(math.inf)
+    before = weights(model)
+    with pytest.raises(SlideError, match=r"slide\d: gave a loss that is not finite"):
+        tiny.run(tmp_path, slides, trained=model)
+    assert torch.equal(weights(model), before)
+
+
+# --- What a run leaves --------------------------------------------------------------------------------------------
+
+
+def test_leaves_checkpoint_best_model_and_tables(tmp_path, slides):
+    told = Told()
+    result = tiny.run(tmp_path, slides, config=tiny.config(epochs=3), progress=told)
+    assert result.last == tmp_path / "last.ckpt"
+    assert result.last.exists()
+    assert LocalClassifier.load(result.best).classes == ("red", "green")
+    with (tmp_path / "history.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [float(row["valid/loss_2"]) for row in rows] == [row["valid/loss_2"] for row in result.history]
+    assert [row["epoch"] for row in result.history] == [1, 2, 3]
+    expected = {"lr", "seconds", "peak_rss_bytes", "peak_device_bytes", "train/reconstruction_1"}
+    expected |= {
+        f"{name}_{k}" for k in (1, 2) for name in ("train/classification", "valid/loss", "valid/auroc")
+    }
+    assert expected < set(result.history[0])
+    assert list((tmp_path / "tensorboard").iterdir())
+    assert [row for row, _ in told.rows] == result.history
+    assert (told.facts[0].precision, told.facts[0].ranks, told.facts[0].modules) == ("32", 1, 2)
+
+
+def _scripted(monkeypatch, aurocs, losses):
+    """Let validation say this, and count training by the weights' epoch."""
+    script = iter(zip(aurocs, losses, strict=True))
+
+    def validate(self):
+        auroc, loss = next(script)
+        return {"valid/loss_1": 0, "valid/loss_2": loss, "valid/auroc_1": 0, "valid/auroc_2": auroc}
+
+    monkeypatch.setattr(loop._Run, "validate", validate)
+
+
+def test_best_is_the_model_of_the_best_epoch(tmp_path, slides, monkeypatch):
+    _scripted(monkeypatch, [0.5, 0.9, 0.9, 0.7], [0.8, 0.5, 0.6, 0.1])
+    model, kept = tiny.model(), []
+
+    class Keeping(Told):
+        def epoch_done(self, row, *, is_best):
+            super().epoch_done(row, is_best=is_best)
+            kept.append({k: v.clone() for k, v in model.state_dict().items()})
+
+    told = Keeping()
+    result = tiny.run(tmp_path, slides, trained=model, config=tiny.config(epochs=4), progress=told)
+    assert result.best_epoch == 2
+    assert [is_best for _, is_best in told.rows] == [True, True, False, False]
+    for name, tensor in LocalClassifier.load(result.best).state_dict().items():
+        if not name.startswith("decoders"):
+            assert torch.equal(tensor, kept[1][name]), name
+
+
+def test_stops_early_when_patience_is_exhausted(tmp_path, slides, monkeypatch):
+    _scripted(monkeypatch, [0.5, 0.9, 0.8, 0.9, 0.9], [0.5, 0.3, 0.3, 0.3, 0.2])
+    result = tiny.run(tmp_path, slides, config=tiny.config(epochs=9, patience=2))
+    assert len(result.history) == 4
+    assert result.best_epoch == 2
+    again = tiny.run(tmp_path, slides, config=tiny.config(epochs=9, patience=2), resume=True)
+    assert again.history == result.history
+
+
+def test_the_best_row_is_by_auroc_then_loss_then_the_first():
+    def rows(*pairs):
+        return [{"valid/auroc_1": auroc, "valid/loss_1": loss} for auroc, loss in pairs]
+
+    history = rows((0.8, 0.1), (0.9, 0.3), (0.9, 0.2), (0.9, 0.2), (math.nan, math.nan))
+    assert best_row(history, monitor="auroc", modules=1) == 2
+    assert best_row(history, monitor="loss", modules=1) == 0
+    assert best_row(rows((math.nan, 0.1)), monitor="auroc", modules=1) == 0
+
+
+def test_auroc_is_macro_over_classes_against_the_rest_and_nan_for_one_class():
+    probabilities = np.array([[0.7, 0.2, 0.1], [0.3, 0.4, 0.3], [0.2, 0.2, 0.6], [0.1, 0.5, 0.4]])
+    targets = np.array([0, 1, 2, 2])
+    assert module_auroc(targets, probabilities) == roc_auc_score(targets, probabilities, multi_class="ovr")
+    assert math.isnan(module_auroc(np.array([1, 1]), probabilities[:2]))
+
+
+# --- What is refused ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"epochs": 0}, "train.epochs: is 0; give 1 or more"),
+        ({"lr": 0}, "train.lr: is 0; give a number above 0"),
+        ({"lr": math.nan}, "train.lr: is nan"),
+        ({"backbone_lr_ratio": -1}, "train.backbone_lr_ratio: is -1"),
+        ({"weight_decay": -1}, "train.weight_decay: is -1"),
+        ({"accumulate": 0}, "train.accumulate: is 0"),
+        ({"seed": -1}, "train.seed: is -1"),
+        ({"precision": "16"}, "train.precision: is 16; choose auto, 32, bf16"),
+        ({"schedule": "linear"}, "train.schedule: is linear"),
+        ({"monitor": "f1"}, "train.monitor: is f1; choose auroc, loss"),
+        ({"class_weights": "some"}, "train.class_weights: is some"),
+        ({"devices": 0}, "train.devices: is 0"),
+        ({"patience": -1}, "train.patience: is -1"),
+        ({"warmup_epochs": 99}, "train.warmup_epochs: is 99"),
+    ],
+)
+def test_settings_out_of_range(changes, message):
+    with pytest.raises(ConfigError, match=message):
+        tiny.config(**changes)
+
+
+def test_refuses_to_write_over_another_run(tmp_path, slides):
+    tiny.run(tmp_path, slides, config=tiny.config(epochs=1))
+    before = (tmp_path / "last.ckpt").read_bytes()
+    with pytest.raises(CheckpointError, match="holds a run already; resume it"):
+        tiny.run(tmp_path, slides, config=tiny.config(epochs=1))
+    assert (tmp_path / "last.ckpt").read_bytes() == before
+
+
+def test_refuses_slides_that_cannot_be_trained_on(tmp_path, slides):
+    train, valid = slides
+    one_class = [sample for sample in valid if sample.target == 0]
+    for cohort, message in (
+        ((train, []), "valid: holds no slide"),
+        (([], valid), "train: holds no slide"),
+        ((train, [train[0], *valid]), "patient0: is a patient of both train and valid"),
+        ((train, one_class), "valid: holds one class, so it has no AUROC; set train.monitor to loss"),
+    ):
+        with pytest.raises(CohortError, match=message):
+            tiny.run(tmp_path, cohort)
+    result = tiny.run(tmp_path, (train, one_class), config=tiny.config(epochs=1, monitor="loss"))
+    assert math.isnan(result.history[0]["valid/auroc_2"])
+
+
+def test_refuses_a_slide_without_tissue(tmp_path, slides):
+    @contextmanager
+    def open_pixels(path):
+        with tiny.open_npz(path) as pixels:
+            if path == slides[0][1].raster:
+                pixels.mask[:] = False
+            yield pixels
+
+    with pytest.raises(SlideError, match="slide1: has no tissue"):
+        tiny.run(tmp_path, slides, open_pixels=open_pixels)
+
+
+# --- Precision ----------------------------------------------------------------------------------------------------
+
+
+def test_precision_is_chosen_by_the_device(monkeypatch):
+    cpu = torch.device("cpu")
+    assert mixed_dtype("32", cpu) is None
+    assert mixed_dtype("bf16", cpu) is torch.bfloat16
+    for has_it in (True, False):
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda has_it=has_it: has_it)
+        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+        assert mixed_dtype("auto", cpu) is (torch.bfloat16 if has_it else None)
+
+
+def test_trains_in_bf16_and_says_so(tmp_path, slides):
+    told = Told()
+    result = tiny.run(tmp_path, slides, config=tiny.config(epochs=1, precision="bf16"), progress=told)
+    assert told.facts[0].precision == "bf16"
+    assert math.isfinite(result.history[0]["valid/loss_2"])

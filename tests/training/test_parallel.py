@@ -1,0 +1,74 @@
+"""Several processes: they share slides out evenly, and two give what one gives."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from holoslide.errors import ConfigError
+from holoslide.training.parallel import launch, share
+from tests.training import tiny, worker
+from tests.training.test_resume import MEASURED
+
+REPO = Path(__file__).resolve().parents[2]
+
+
+@given(st.lists(st.integers(1, 10**9), max_size=20), st.integers(1, 5))
+def test_shares_hold_every_item_once_and_are_balanced(sizes, ranks):
+    shares = share(sizes, ranks)
+    assert sorted(i for items in shares for i in items) == list(range(len(sizes)))
+    loads = [sum(sizes[i] for i in items) for items in shares]
+    least = max(sum(sizes) / ranks, max(sizes, default=0))
+    assert (
+        max(loads) <= 2 * least
+    )  # Graham's bound of any greedy order, from what can be known without search
+    biggest = shares[loads.index(max(loads))]
+    if len(biggest) > 1:  # moving the smallest item elsewhere would not help
+        assert max(loads) - min(sizes[i] for i in biggest) <= min(loads)
+
+
+def _free_port():
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return sock.getsockname()[1]
+
+
+def _start(folder, world, rank, port):
+    """As torchrun does."""
+    environment = os.environ | {
+        "TORCHELASTIC_RUN_ID": "test", "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world),
+        "GROUP_RANK": "0", "LOCAL_WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
+    }  # fmt: skip
+    command = [sys.executable, "-m", "tests.training.worker", "rank", str(folder), str(world)]
+    return subprocess.Popen(
+        command, cwd=REPO, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+def test_two_gloo_processes_give_what_one_gives(tmp_path):
+    tiny.cohort(tmp_path, train=7)
+    port = _free_port()
+    processes = [_start(tmp_path, 2, rank, port) for rank in (0, 1)]
+    worker.rank(tmp_path, 1)
+    for process in processes:
+        output, _ = process.communicate(timeout=120)
+        assert process.returncode == 0, output
+    one, history = torch.load(tmp_path / "world1rank0.pt", weights_only=True)
+    for rank in (0, 1):
+        two, rows = torch.load(tmp_path / f"world2rank{rank}.pt", weights_only=True)
+        for name, tensor in one.items():
+            torch.testing.assert_close(two[name], tensor, rtol=1e-10, atol=1e-12)
+        for row, expected in zip(rows, history, strict=True):
+            for key in expected.keys() - set(MEASURED):
+                assert row[key] == pytest.approx(expected[key], rel=1e-10), key
+
+
+def test_devices_that_are_not_there_are_a_configuration_error():
+    with pytest.raises(ConfigError, match=r"train\.devices: "):
+        launch("cuda" if not torch.cuda.is_available() else "cpu", devices=10**6 + 1, nodes=1)

@@ -1,0 +1,83 @@
+"""A run that is killed and resumed ends as one that was not, to the bit."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from holoslide.errors import CheckpointError
+from holoslide.models.streamed import StreamConfig
+from tests.training import tiny
+
+REPO = Path(__file__).resolve().parents[2]
+MEASURED = ("seconds", "peak_rss_bytes", "peak_device_bytes")
+
+
+def _assert_same(a, b, where=""):
+    if isinstance(a, torch.Tensor):
+        assert torch.equal(a, b), where
+    elif isinstance(a, dict):
+        assert a.keys() == b.keys(), where
+        for key in a:
+            if key not in MEASURED:
+                _assert_same(a[key], b[key], f"{where}.{key}")
+    elif isinstance(a, list):
+        assert len(a) == len(b), where
+        for i, (x, y) in enumerate(zip(a, b, strict=True)):
+            _assert_same(x, y, f"{where}.{i}")
+    else:
+        assert a == b, where
+
+
+def _assert_same_end(one, other):
+    states = [torch.load(folder / "last.ckpt", weights_only=True) for folder in (one, other)]
+    _assert_same(*states)
+    for path in (one / "best").iterdir():
+        assert path.read_bytes() == (other / "best" / path.name).read_bytes()
+    assert len((one / "history.csv").read_text().splitlines()) == 4
+    assert len((other / "history.csv").read_text().splitlines()) == 4
+    assert not list(other.glob("**/.*.tmp"))
+
+
+def test_killed_at_any_moment_and_resumed_ends_bit_for_bit_the_same(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.training.worker", "kills", str(tmp_path)],
+        cwd=REPO, capture_output=True, text=True, check=False, timeout=240,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    kills = json.loads(done.stdout)
+    assert kills["random"] >= 2
+    assert kills["renamings"] >= 10
+    _assert_same_end(tmp_path / "peace", tmp_path / "random")
+    _assert_same_end(tmp_path / "peace", tmp_path / "renaming")
+
+
+def test_resume_refuses_another_configuration_stream_or_cohort(tmp_path):
+    slides = tiny.cohort(tmp_path)
+    tiny.run(tmp_path / "run", slides, config=tiny.config(epochs=1))
+    other = (slides[0][:4], slides[1])
+    for changes, message in (
+        ({"config": tiny.config(epochs=2)}, "train.epochs was 1, now it is 2"),
+        ({"config": tiny.config(epochs=1, precision="bf16")}, "train.precision was 32, now it is bf16"),
+        ({"stream": StreamConfig(border="zeros")}, "stream.border was glass, now it is zeros"),
+        ({"trained": tiny.model(modules=1)}, "model.modules was 2, now it is 1"),
+    ):
+        with pytest.raises(CheckpointError, match=f"belongs to another run: {message}"):
+            tiny.run(tmp_path / "run", slides, **({"config": tiny.config(epochs=1)} | changes), resume=True)
+    with pytest.raises(
+        CheckpointError, match=r"slides.train.4 was slide4 of patient4, class 0, now it is nothing"
+    ):
+        tiny.run(tmp_path / "run", other, config=tiny.config(epochs=1), resume=True)
+
+
+def test_resume_may_change_what_changes_nothing(tmp_path):
+    slides = tiny.cohort(tmp_path)
+    first = tiny.run(tmp_path / "run", slides, config=tiny.config(epochs=1))
+    again = tiny.run(
+        tmp_path / "run", slides, resume=True,
+        config=tiny.config(epochs=1, log_every=5, checkpoint_minutes=1), stream=StreamConfig(tile_cells=50),
+    )  # fmt: skip
+    assert again.history == first.history

@@ -1,0 +1,98 @@
+"""Runs in processes of their own, to be killed or to be two. Importing torch once, it forks for each run."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from tests.training import tiny
+
+
+def forked(action: Callable[[], object], *, kill_after: float | None = None) -> bool:
+    """Whether the action came to its end in a process that is killed after some seconds."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            action()
+            os._exit(0)
+        finally:
+            os._exit(1)
+    if kill_after is not None:
+        time.sleep(kill_after)
+        os.kill(
+            pid, signal.SIGKILL
+        )  # a process that has ended waits for its parent, so the id is still its own
+    status = os.waitpid(pid, 0)[1]
+    if os.WIFEXITED(status) and os.WEXITSTATUS(status):
+        message = "the run failed"
+        raise RuntimeError(message)
+    return not os.WIFSIGNALED(status)
+
+
+def kill_at_replace(number: int, *, before: bool) -> None:
+    """Let this process be killed around its n-th renaming of a file, the moment that checkpoints live by."""
+    replace, count = os.replace, 0
+
+    def killing(source: object, target: object) -> None:
+        nonlocal count
+        count += 1
+        if count == number and before:
+            os.kill(os.getpid(), signal.SIGKILL)
+        replace(source, target)  # type: ignore[call-overload]
+        if count == number:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    os.replace = killing
+
+
+def resume_after_kills(folder: Path) -> dict[str, int]:
+    """One run in peace, one killed at random moments, one killed around each of its renamings."""
+    slides, model = tiny.cohort(folder), tiny.model()
+    config = tiny.config(epochs=3, checkpoint_minutes=0, patience=3)
+
+    def run(name: str) -> None:
+        tiny.run(folder / name, slides, trained=model, config=config, resume=True)
+
+    started = time.monotonic()
+    assert forked(lambda: run("peace"))
+    seconds, rng, kills = time.monotonic() - started, random.Random(0), 0
+    while kills < 8 and not forked(lambda: run("random"), kill_after=rng.uniform(0.1, 1.0) * seconds):
+        kills += 1
+    assert forked(lambda: run("random"))
+
+    def dying() -> None:
+        kill_at_replace(2, before=renamings % 2 == 0)  # the second: each life writes at least one file
+        run("renaming")
+
+    renamings = 0
+    while not forked(dying):
+        renamings += 1
+    return {"random": kills, "renamings": renamings}
+
+
+def rank(folder: Path, world: int) -> None:
+    """One of several processes of a run, as torchrun starts them."""
+    config = tiny.config(epochs=2, accumulate=3, devices=world)
+    model = tiny.model(dtype=torch.float64)
+    if os.environ.get("RANK") == "1":
+        with torch.no_grad():
+            model.heads[0].stem.weight.zero_()  # rank 0's weights are the ones that count
+    result = tiny.run(folder / f"world{world}", tiny.cohort(folder, train=7), trained=model, config=config)
+    torch.save((model.state_dict(), result.history), folder / f"world{world}rank{result.rank}.pt")
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)  # no thread pool, so that forking is safe
+    work, where = sys.argv[1], Path(sys.argv[2])
+    if work == "kills":
+        print(json.dumps(resume_after_kills(where)))
+    else:
+        rank(where, int(sys.argv[3]))
