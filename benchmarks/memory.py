@@ -42,7 +42,7 @@ def held_bytes(modules: int, side_px: int, device: torch.device, *, plain: bool)
         else:
             pixels_HWC = pixels_1CHW[0].permute(1, 2, 0).to(torch.uint8).cpu().numpy()
             mask = np.ones((1, 1), np.bool_)
-            slide = ArrayPixels(pixels_HWC, mask, mask_cell_px=side_px, glass=np.full(3, 240, np.uint8))
+            slide = ArrayPixels(pixels_HWC, mask, mask_cell_px=side_px, glass=(240, 240, 240))
             step(slide, 1, generator=torch.Generator().manual_seed(0))
     if held.bytes_now:
         message = f"{held.bytes_now} bytes are still held after the step"

@@ -29,29 +29,31 @@ def names(groups: list[tuple[object, ...]]) -> list[list[str]]:
     return [[unit.name for unit in group] for group in groups]  # type: ignore[attr-defined]
 
 
-# Backbone, where its features end (its own words, not ours), number of units, total stride.
+# Backbone, the layer whose output is compared (all but the last few are the features' end, by the library's own
+# word), number of units, total stride.
 BACKBONES = [
     ("resnet18", "layer4", 8, 32),
-    ("torchvision/resnet50", "layer4", 16, 32),
     ("regnet_x_400mf", "trunk_output", 22, 32),
-    ("convnext_tiny", "features", 21, 32),
     ("mobilenet_v2", "features", 18, 32),
     ("squeezenet1_1", "features", 8, 16),
     ("vgg11_bn", "features", 4, 32),
     ("densenet121", "features", 61, 32),
     ("timm/resnet26d", "forward_features", 8, 32),
-    ("timm/densenet121", "forward_features", 61, 32),
+    ("timm/regnetx_002", "forward_features", 13, 32),
     ("timm/efficientnet_lite0", "forward_features", 17, 32),
     ("timm/convnext_atto", "forward_features", 15, 32),
-    ("timm/vgg11_bn", "forward_features", 4, 32),
-    ("timm/darknet53", "forward_features", 27, 32),
+    ("torchvision/resnet50", "layer2", 7, 8),
+    ("torchvision/resnext50_32x4d", "layer1", 3, 4),
+    ("convnext_tiny", "features.3", 7, 8),
+    ("timm/densenet121", "features.denseblock2", 19, 8),
+    ("timm/darknet53", "stages.2", 14, 8),
 ]
 
 
 @pytest.mark.parametrize(("name", "end", "units", "stride"), BACKBONES)
 def test_stem_and_units_are_the_whole_network(name: str, end: str, units: int, stride: int) -> None:
     torch.manual_seed(0)
-    trunk = trunk_of(name)
+    trunk = trunk_of(name, truncate=None if end == "forward_features" else end)
     torch.manual_seed(0)  # the same weights again, in the network as its library runs it
     library, _, bare = name.rpartition("/")
     whole: nn.Module = timm.create_model(bare) if library == "timm" else torchvision.models.get_model(bare)
@@ -165,8 +167,7 @@ def test_truncate_after_what_is_not_there_names_the_stages() -> None:
     ("name", "layer"),
     [
         ("mobilenet_v3_small", r"features\.1\.block\.1"),
-        ("timm/seresnet18", r"layer1\.0\.se \(SEModule\)"),
-        ("timm/convnextv2_atto", r"stages\.0\.blocks\.0\.mlp\.grn"),
+        ("timm/mobilenetv3_small_050", r"blocks\.0\.0\.se \(SqueezeExcite\)"),
     ],
 )
 def test_layers_that_see_the_whole_map_are_refused_by_name(name: str, layer: str) -> None:

@@ -301,7 +301,7 @@ def test_a_table_that_is_not_there(tmp_path):
 def test_ten_thousand_rows(tmp_path):
     lines = [f"{i:06},{i // 2},{'ab'[i // 2 % 2]}" for i in range(10_000)]
     cohort = read(tmp_path, "slide_id,patient_id,label\n" + "\n".join(lines))
-    drawn = cohort.with_split(SplitConfig())
+    drawn = cohort.with_splits(SplitConfig())
     assert [len(drawn.part(part)) for part in SPLITS] == [7000, 1500, 1500]
 
 
@@ -391,6 +391,28 @@ def test_a_folder_that_cannot_be_read_is_said_so(tmp_path, monkeypatch):
         read(tmp_path, "slide_id\na\n", slides=slides)
 
 
+def test_files_by_themselves_are_a_cohort_without_labels(tmp_path, monkeypatch):
+    slides = touch(tmp_path, "a.ome.tif", "sub/b.svs", "sub/a.svs")
+    monkeypatch.chdir(slides)
+    cohort = Cohort.from_files(["a.ome.tif", slides / "sub/b.svs", "gone.svs"], mpp=0.5)
+    assert columns(cohort, "slide_id", "patient_id", "label", "mpp", "path") == [
+        ("a", "a", None, 0.5, slides / "a.ome.tif"),
+        ("b", "b", None, 0.5, slides / "sub/b.svs"),
+        ("gone", "gone", None, 0.5, None),
+    ]
+    (finding,) = cohort.usable(labels=False)[1]
+    assert (finding.slide_id, finding.message) == ("gone", "there is no file gone.svs; mend its path")
+    with pytest.raises(CohortError, match=r"slide a is there already, as .*a\.ome\.tif; keep one of them"):
+        Cohort.from_files(["a.ome.tif", "sub/a.svs"])
+
+
+def test_microns_per_pixel_for_slides_whose_table_has_none(tmp_path):
+    cohort = read(tmp_path, "slide_id,mpp\na,0.2525\nb,\n")
+    assert columns(cohort.with_mpp(0.5), "mpp") == [(0.2525,), (0.5,)]
+    with pytest.raises(CohortError, match="nan um per pixel cannot be; give a positive number"):
+        cohort.with_mpp(float("nan"))
+
+
 # --- Writing
 
 
@@ -459,7 +481,7 @@ def test_parts_keep_all_classes_and_a_patient_in_two_is_refused_even_later(tmp_p
     with pytest.raises(CohortError, match="patient p is in train"):
         _ = cohort.train
     with pytest.raises(CohortError, match="patient p is in train"):
-        cohort.with_split(SplitConfig())
+        cohort.with_splits(SplitConfig())
     cohort = read(tmp_path, text.replace("valid", "train"))
     assert columns(cohort.train, "slide_id") == [("a",), ("c",)]
     assert columns(cohort.test, "slide_id") == [("b",)]
@@ -468,7 +490,7 @@ def test_parts_keep_all_classes_and_a_patient_in_two_is_refused_even_later(tmp_p
 
 
 def test_the_draw_is_the_same_on_any_machine_and_stays_so():
-    drawn = study(balanced(x=6, y=5)).with_split(SplitConfig(seed=3))
+    drawn = study(balanced(x=6, y=5)).with_splits(SplitConfig(seed=3))
     parts = {part: [row.patient_id for row in drawn.part(part)] for part in SPLITS}
     assert parts == {
         "train": ["x2", "x3", "x4", "x5", "y0", "y2", "y3"],
@@ -479,13 +501,13 @@ def test_the_draw_is_the_same_on_any_machine_and_stays_so():
 
 def test_seeds_differ():
     cohort = study(balanced(x=20, y=20))
-    parts = {tuple(row.split for row in cohort.with_split(SplitConfig(seed=seed))) for seed in range(20)}
+    parts = {tuple(row.split for row in cohort.with_splits(SplitConfig(seed=seed))) for seed in range(20)}
     assert len(parts) == 20
 
 
 def test_no_patient_is_favoured():
     cohort = study(balanced(x=10, y=10))
-    draws = [cohort.with_split(SplitConfig(0.5, 0.25, 0.25, seed=seed)) for seed in range(400)]
+    draws = [cohort.with_splits(SplitConfig(0.5, 0.25, 0.25, seed=seed)) for seed in range(400)]
     in_train = Counter(row.slide_id for drawn in draws for row in drawn.train)
     assert min(in_train.values()) > 160
     assert max(in_train.values()) < 240
@@ -507,7 +529,7 @@ def test_every_class_gets_its_shares_by_patient_in_any_order_of_rows(
     total = train + valid + test
     config = SplitConfig(train / total, valid / total, 1 - train / total - valid / total, seed)
     cohort = study(balanced(**dict(zip("abcd", counts, strict=False))), slides_each=slides_each)
-    drawn = cohort.with_split(config)
+    drawn = cohort.with_splits(config)
     drawn.refuse_split_patients()
     for name, count in zip("abcd", counts, strict=False):
         for part, share in (("train", config.train), ("valid", config.valid), ("test", config.test)):
@@ -516,13 +538,13 @@ def test_every_class_gets_its_shares_by_patient_in_any_order_of_rows(
             assert abs(len(patients) - count * share) < 2  # whole patients, and one at least elsewhere
     rows = list(cohort.rows)
     order.shuffle(rows)
-    again = Cohort.from_rows(rows).with_split(config)
+    again = Cohort.from_rows(rows).with_splits(config)
     assert {row.slide_id: row.split for row in again} == {row.slide_id: row.split for row in drawn}
 
 
 def test_remainders_do_not_all_fall_to_one_part():
     counts = {f"class{i}": 10 for i in range(10)}  # 7, 1.5 and 1.5 of each
-    drawn = study(balanced(**counts)).with_split(SplitConfig())
+    drawn = study(balanced(**counts)).with_splits(SplitConfig())
     assert [len(drawn.part(part)) for part in SPLITS] == [70, 15, 15]
 
 
@@ -532,7 +554,7 @@ def test_patients_of_several_classes_stay_whole_and_every_class_is_everywhere(da
     label_sets = st.sets(st.sampled_from("abc"), min_size=1, max_size=3)
     patients = {f"p{i}": sorted(data.draw(label_sets)) for i in range(data.draw(st.integers(12, 40)))}
     patients |= {f"{name}{i}": [name] for name in "abc" for i in range(3)}
-    drawn = study(patients).with_split(SplitConfig(seed=data.draw(st.integers(0, 3))))
+    drawn = study(patients).with_splits(SplitConfig(seed=data.draw(st.integers(0, 3))))
     drawn.refuse_split_patients()
     for part in SPLITS:
         assert {row.label for row in drawn.part(part)} == set("abc")
@@ -542,33 +564,38 @@ def test_classes_too_small_to_be_everywhere_are_refused():
     with pytest.raises(
         CohortError, match="cohort: class rare has 2 patients, too few for 3 parts; add patients"
     ):
-        study(balanced(often=20, rare=2)).with_split(SplitConfig())
-    drawn = study(balanced(often=20, rare=2)).with_split(SplitConfig(0.8, 0.2, 0))
+        study(balanced(often=20, rare=2)).with_splits(SplitConfig())
+    drawn = study(balanced(often=20, rare=2)).with_splits(SplitConfig(0.8, 0.2, 0))
     assert {row.label for row in drawn.valid} == {"often", "rare"}
     assert len(drawn.test) == 0
     with pytest.raises(CohortError, match="holds no slide with a label; a split is drawn by the labels"):
-        Cohort.from_rows([SlideRow("a", "a")]).with_split(SplitConfig())
+        Cohort.from_rows([SlideRow("a", "a")]).with_splits(SplitConfig())
 
 
 def test_what_cannot_be_drawn_for_patients_of_several_classes_is_refused():
     # Each pair of classes shares a patient: three patients a class, but never all three parts for each (Fano).
     lines = ["abc", "ade", "afg", "bdf", "beg", "cdg", "cef"]
     holders = {p: [line for line in lines if p in line] for p in "abcdefg"}  # patient p has classes `lines`
-    with pytest.raises(CohortError, match=r"is left without a patient in .*: patients have slides of several"):
-        study(holders).with_split(SplitConfig(0.34, 0.33, 0.33))
+    with pytest.raises(
+        CohortError, match=r"is left without a patient in .*: patients have slides of several"
+    ):
+        study(holders).with_splits(SplitConfig(0.34, 0.33, 0.33))
 
 
 def test_a_whole_split_column_stays_as_it_is(tmp_path):
     text = "slide_id,label,split\na,0,train\nb,1,valid\nc,0,test\nd,,\n"
     cohort = read(tmp_path, text)
-    assert cohort.with_split(SplitConfig()) == cohort
+    assert cohort.has_splits
+    assert cohort.with_splits(SplitConfig()) == cohort
+    assert not read(tmp_path, text.replace("b,1,valid", "b,1,")).has_splits
+    assert not read(tmp_path, "slide_id,split\na,train\n").has_splits
 
 
 def test_a_test_set_is_kept_and_the_rest_is_drawn():
     rows = [SlideRow(f"t{i}", f"t{i}", "xy"[i % 2], "test") for i in range(6)]
     rows += [SlideRow(f"s{i}", f"s{i}", "xy"[i % 2]) for i in range(20)]
     rows += [SlideRow("more", "t0", "x"), SlideRow("unlabelled", "s0")]
-    drawn = Cohort.from_rows(rows).with_split(SplitConfig(0.6, 0.2, 0.2))
+    drawn = Cohort.from_rows(rows).with_splits(SplitConfig(0.6, 0.2, 0.2))
     assert [len(drawn.part(part)) for part in SPLITS] == [15, 5, 7]  # 7.5 and 2.5 of either class
     assert {row.slide_id for row in drawn.test} == {f"t{i}" for i in range(6)} | {"more"}
     assert next(row.split for row in drawn if row.slide_id == "unlabelled") is None
@@ -584,7 +611,7 @@ def test_gaps_in_a_split_column_with_all_parts_are_refused(tmp_path):
     with pytest.raises(
         CohortError, match=r"row 5: 2 slides have no split \(d, e\), others have; fill the column"
     ):
-        cohort.with_split(SplitConfig())
+        cohort.with_splits(SplitConfig())
 
 
 @pytest.mark.parametrize(

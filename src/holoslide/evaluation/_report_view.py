@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from holoslide.evaluation import figures, overlay
-from holoslide.evaluation.figures import Contest, Picture
+from holoslide.evaluation.curves import DRAWS, Contest, bands
+from holoslide.evaluation.figures import Picture
+from holoslide.evaluation.metrics import LEVEL, Interval, Metrics, Resampling
 from holoslide.evaluation.overlay import Placement, Scale
 from holoslide.evaluation.report_data import Group, RunReport, SlidePicture
 
@@ -17,19 +21,23 @@ THUMBNAIL_SIDE_PX = 720  # wider than a column of the page, for sharp screens an
 FEW_SLIDES = 30  # of the rarer class: below this the page says to read the intervals
 
 GROUPS: Mapping[Group | None, tuple[str, str]] = {
-    "worst": ("Surely wrong", "The wrong answers the network was surest of: look here first."),
-    "uncertain": ("Most uncertain", "The smallest distance between the two likeliest classes."),
-    "best": ("Surely right", "The right answers it was surest of, the classes taking turns."),
+    "worst": ("Sure and wrong", "The wrong answers the network was surest of: look here first."),
+    "uncertain": ("Unsure", "The smallest distance between the two likeliest classes."),
+    "best": ("Sure and right", "The right answers it was surest of, the classes taking turns."),
     None: ("Slides", ""),
 }
 
-EXPLAINED: Mapping[str, str] = {
-    "AUROC": "How often a random slide of the class scores above a random slide of another. 0.5 is guessing.",
-    "AUPRC": "Precision averaged over all sensitivities. Guessing reaches the share of the class.",
-    "Accuracy": "Share of right answers. A large class counts more.",
-    "Balanced accuracy": "Share of right answers within each class, averaged over classes.",
-    "F1": "Harmonic mean of precision and sensitivity, averaged over classes.",
-}
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A measure in the table of results; `chance` is what guessing reaches, `is_share` that it lies in 0 to 1."""
+
+    name: str
+    words: str
+    slides: Interval
+    patients: Interval | None
+    chance: float | None
+    is_share: bool = True
 
 
 def summary(report: RunReport) -> list[str]:
@@ -38,7 +46,7 @@ def summary(report: RunReport) -> list[str]:
 
 
 def _trained_on(report: RunReport) -> str:
-    modules = len(report.history[0].valid_losses) if report.history else len(report.module_scores)
+    modules = len(report.history[0].valid_losses) if report.history else len(report.module_metrics)
     network = f"A network of {_count(modules, 'module')}" if modules else "A network"
     text = f"{network} was trained to tell {_listed(report.classes)} apart from one label per slide"
     if not report.cohort:
@@ -58,32 +66,32 @@ def _chosen(report: RunReport) -> str:
 
 
 def _reached(report: RunReport) -> str:
-    scores = report.slide_scores
-    if scores is None:
+    metrics = report.metrics
+    if metrics is None:
         return f"No {report.part} slides were scored: how it does on slides it has not seen is not known."
-    text = f"On {_count(scores.count, f'{report.part} slide')}"
-    auroc = scores.measure("AUROC")
-    if auroc is not None and np.isfinite(auroc.value):
-        text += f", AUROC is {number(auroc.value)}"
-        if auroc.low is not None and auroc.high is not None:
-            text += f" (95 % interval {number(auroc.low)} to {number(auroc.high)})"
-    known = [p for p in report.predictions if p.label is not None]
-    if known:
-        text += f", and {sum(p.is_right is True for p in known)} of {len(known)} answers are right"
-    return f"{text}."
+    text = f"On {_count(metrics.slides, f'{report.part} slide')} of {_count(metrics.patients, 'patient')}, "
+    if metrics.auroc.value is not None:
+        text += f"{_auroc_name(metrics)} is {number(metrics.auroc.value)}"
+        if metrics.auroc.low is not None and metrics.auroc.high is not None:
+            text += f" (95 % interval {number(metrics.auroc.low)} to {number(metrics.auroc.high)})"
+        text += ", and "
+    right = sum(row[i] for i, row in enumerate(metrics.confusion))
+    return f"{text}{right} of {_count(metrics.slides, 'answer')} {'is' if right == 1 else 'are'} right."
 
 
 def _caution(report: RunReport) -> str:
     """A word on how much the numbers can carry."""
-    labels = [p.label for p in report.predictions if p.label is not None]
-    if not labels or report.slide_scores is None:
+    if report.metrics is None:
         return ""
-    counts = {name: labels.count(name) for name in report.classes}
-    rarest = min(counts, key=lambda name: counts[name])
-    if counts[rarest] >= FEW_SLIDES:
+    rarest = min(report.metrics.per_class, key=lambda one: one.slides)
+    if rarest.slides >= FEW_SLIDES:
         return ""
-    verb = "is" if counts[rarest] == 1 else "are"
-    return f"Only {counts[rarest]} of them {verb} {rarest}, so read the intervals rather than the values."
+    verb = "is" if rarest.slides == 1 else "are"
+    return f"Only {rarest.slides} of them {verb} {rarest.name}, so read the intervals rather than the values."
+
+
+def _auroc_name(metrics: Metrics) -> str:
+    return "AUROC" if metrics.positive is not None else "mean AUROC"
 
 
 def flow(report: RunReport) -> list[tuple[str, int]]:
@@ -109,32 +117,29 @@ def totals(report: RunReport) -> dict[str, int]:
 
 
 def learning(report: RunReport) -> dict[str, Any] | None:
+    """The curves of all modules, and what the epochs took."""
     history = report.history
     if not history:
         return None
-    epochs = [record.epoch for record in history]
-    panels = [("Training loss", [record.train_losses for record in history], False)]
-    panels.append(("Validation loss", [record.valid_losses for record in history], False))
-    panels.append(("Validation AUROC", [record.valid_aurocs for record in history], True))
-    panels.append(("Reconstruction loss", [record.reconstruction_losses for record in history], False))
     modules = len(history[0].train_losses)
-    drawn = [
-        (
-            name,
-            figures.per_epoch(
-                epochs,
-                values,
-                best_epoch=report.best_epoch,
-                modules=modules,
-                alt=f"{name} by epoch",
-                is_share=share,
-            ),
-        )
-        for name, values, share in panels
-        if values[0]
+    given: list[tuple[str, list[tuple[float, ...]], bool]] = [
+        ("Training loss", [record.train_losses for record in history], False),
+        ("Validation loss", [record.valid_losses for record in history], False),
+        ("Validation AUROC", [record.valid_aurocs for record in history], True),
+        ("Reconstruction loss", [record.reconstruction_losses for record in history], False),
     ]
+    given = [panel for panel in given if panel[1][0]]
+    is_even = len(given) % 2 == 0
+    draw = partial(
+        figures.per_epoch,
+        [record.epoch for record in history],
+        best_epoch=report.best_epoch,
+        modules=modules,
+        size=(5.0, 2.5) if is_even else (3.7, 2.5),
+    )
     return {
-        "panels": drawn,
+        "panels": [(name, draw(rows, alt=f"{name} by epoch", is_share=share)) for name, rows, share in given],
+        "in_pairs": is_even,
         "colours": figures.module_colours(modules),
         "seconds": sum(record.seconds or 0.0 for record in history),
         "peak_rss_bytes": max(record.peak_rss_bytes for record in history),
@@ -144,58 +149,100 @@ def learning(report: RunReport) -> dict[str, Any] | None:
 
 def scores(report: RunReport) -> dict[str, Any] | None:
     """Slides and, where they are not the same, patients; the confusion matrix with each row's shares."""
-    slides, patients = report.slide_scores, report.patient_scores
-    if slides is None:
+    metrics, patients = report.metrics, report.patient_metrics
+    if metrics is None:
         return None
-    if patients is not None and patients.count == slides.count:
+    if patients is not None and patients.slides == metrics.slides:
         patients = None
-    confusion = None
-    if slides.confusion_LL is not None:
-        totals = slides.confusion_LL.sum(axis=1)
-        confusion = [
-            [(int(count), float(count) / max(1, int(total))) for count in row]
-            for row, total in zip(slides.confusion_LL, totals, strict=True)
-        ]
-    return {"slides": slides, "patients": patients, "confusion": confusion}
+    confusion = [[(count, count / max(1, sum(row))) for count in row] for row in metrics.confusion]
+    return {
+        "lines": _lines(metrics, patients),
+        "by_patient": patients is not None,
+        "metrics": metrics,
+        "confusion": confusion,
+        "per_class": metrics.per_class if metrics.positive is None else (),
+    }
+
+
+def _lines(metrics: Metrics, patients: Metrics | None) -> list[Line]:
+    shares = [one.slides / metrics.slides for one in metrics.per_class]
+    if metrics.positive is not None:
+        of, guessed = f"random {metrics.positive} slide scores above a random other one", shares[-1]
+        precision = f"Precision for {metrics.positive}, averaged over all sensitivities."
+    else:
+        of, guessed = "random slide of a class scores above a random other one", sum(shares) / len(shares)
+        precision = "Precision averaged over all sensitivities, and over classes."
+    commonest = "Right answers, of all. Guessing: always the commonest class."
+    measures: list[tuple[str, str, str, float | None]] = [
+        ("AUROC", "auroc", f"How often a {of}.", 0.5),
+        ("AUPRC", "auprc", precision, guessed),
+        ("Accuracy", "accuracy", commonest, max(shares)),
+        ("Balanced accuracy", "balanced_accuracy", "Right answers within a class, averaged over classes.",
+         1 / len(shares)),
+        ("F1", "macro_f1", "Harmonic mean of precision and sensitivity, averaged over classes.", None),
+        ("Log loss", "log_loss", "How far probabilities are from the labels: lower is better.", None),
+    ]  # fmt: skip
+    return [
+        Line(
+            name,
+            words,
+            getattr(metrics, key),
+            None if patients is None else getattr(patients, key),
+            chance,
+            is_share=key != "log_loss",
+        )
+        for name, key, words, chance in measures
+    ]
 
 
 def contests(report: RunReport) -> list[Contest]:
     """What ROC and PR curves are drawn of: the second of two classes, or each of more against the rest."""
     known = [p for p in report.predictions if p.label in report.classes]
     names = report.classes[1:] if len(report.classes) == 2 else report.classes
+    patients = np.array([p.patient_id for p in known], dtype=np.str_)
     found = []
     for name in names:
         truth = np.array([p.label == name for p in known], dtype=np.bool_)
         score = np.array([p.probabilities[report.classes.index(name)] for p in known], dtype=np.float64)
         if truth.any() and not truth.all():
-            found.append(Contest(name, truth, score))
+            found.append(Contest(name, truth, score, patients))
     return found
 
 
 def curves(report: RunReport) -> dict[str, Any] | None:
+    """ROC and precision-recall curves, with bands where every contest has one."""
     found = contests(report)
     if not found:
         return None
+    how = report.metrics.resampling if report.metrics else Resampling(DRAWS, 0, LEVEL, 0)
+    rng = np.random.default_rng(how.seed)
+    given = [bands(one, rng, draws=how.draws, level=how.level) for one in found]
+    spread = [pair for pair in given if pair is not None]
+    has_bands = len(spread) == len(found)
     return {
         "names": [one.name for one in found],
-        "roc": figures.roc(found, report.roc_bands),
-        "pr": figures.precision_recall(found, report.pr_bands),
+        "roc": figures.roc(found, [roc for roc, _ in spread] if has_bands else ()),
+        "pr": figures.precision_recall(found, [pr for _, pr in spread] if has_bands else ()),
+        "has_bands": has_bands,
     }
 
 
 def depth(report: RunReport) -> Picture | None:
-    """AUROC and accuracy of each module's own head."""
-    series = []
-    for name in ("AUROC", "Balanced accuracy"):
-        measures = [scores.measure(name) for scores in report.module_scores]
-        points = [
-            (m.value, m.value if m.low is None else m.low, m.value if m.high is None else m.high)
-            for m in measures
-            if m is not None
-        ]
-        if points and len(points) == len(measures):
-            series.append((name, points))
-    return figures.by_module(series) if series else None
+    """AUROC and balanced accuracy of each module's own head."""
+    if not report.module_metrics:
+        return None
+    series = [
+        ("AUROC", [_point(one.auroc) for one in report.module_metrics]),
+        ("Balanced accuracy", [_point(one.balanced_accuracy) for one in report.module_metrics]),
+    ]
+    return figures.by_module(series)
+
+
+def _point(interval: Interval) -> tuple[float, float, float]:
+    """(value, low, high), NaN where there is none."""
+    value = np.nan if interval.value is None else interval.value
+    low = value if interval.low is None else interval.low
+    return value, low, value if interval.high is None else interval.high
 
 
 def pictures(report: RunReport) -> dict[Group | None, list[dict[str, Any]]]:

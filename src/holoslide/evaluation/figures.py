@@ -18,7 +18,8 @@ from matplotlib.colors import LinearSegmentedColormap, to_hex
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
-from sklearn.metrics import precision_recall_curve, roc_curve
+
+from holoslide.evaluation.curves import Band, Contest
 
 # Okabe and Ito's colours, which the colour-blind tell apart too; the first two carry most contrast.
 CLASS_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#8A6D00", "#56B4E9", "#444444")
@@ -62,24 +63,6 @@ class Picture:
     alt: str
 
 
-@dataclass(frozen=True, slots=True)
-class Contest:
-    """One class against the rest: of each slide, whether it is of the class, and its probability to be."""
-
-    name: str
-    truth_N: NDArray[np.bool_]
-    score_N: NDArray[np.float64]
-
-
-@dataclass(frozen=True, slots=True)
-class Band:
-    """The interval of a curve: low to high over x."""
-
-    x: NDArray[np.float64]
-    low: NDArray[np.float64]
-    high: NDArray[np.float64]
-
-
 def module_colours(modules: int) -> list[str]:
     """Pale for the first module, deep for the last, whose answer is the prediction."""
     return [to_hex(_DEPTH((k + 1) / modules)) for k in range(modules)]
@@ -92,6 +75,7 @@ def per_epoch(
     best_epoch: int | None,
     modules: int,
     alt: str,
+    size: tuple[float, float] = (3.7, 2.5),
     is_share: bool = False,
 ) -> Picture:
     """One line per module over the epochs, and a mark where the model was chosen.
@@ -124,7 +108,7 @@ def per_epoch(
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=7))
         axes.set_xlabel("epoch")
 
-    return _svg(draw, alt, size=(3.7, 2.5))
+    return _svg(draw, alt, size=size)
 
 
 def roc(contests: Sequence[Contest], bands: Sequence[Band] = ()) -> Picture:
@@ -134,8 +118,7 @@ def roc(contests: Sequence[Contest], bands: Sequence[Band] = ()) -> Picture:
         axes.plot([0, 1], [0, 1], color="#aab3bc", linewidth=1, linestyle=(0, (3, 3)))
         _bands(axes, bands)
         for colour, one in zip(_class_colours(len(contests)), contests, strict=True):
-            false_rate, true_rate, _ = roc_curve(one.truth_N, one.score_N, drop_intermediate=False)
-            axes.plot(false_rate, true_rate, color=colour, linewidth=2, label=one.name)
+            axes.plot(*one.roc(), color=colour, linewidth=2, label=one.name)
         _square(axes, x="1 − specificity", y="sensitivity")
         if len(contests) > 1:
             axes.legend(loc="lower right")
@@ -149,11 +132,10 @@ def precision_recall(contests: Sequence[Contest], bands: Sequence[Band] = ()) ->
     def draw(axes: Axes) -> None:
         _bands(axes, bands)
         for colour, one in zip(_class_colours(len(contests)), contests, strict=True):
-            precision, recall, _ = precision_recall_curve(one.truth_N, one.score_N)
             axes.axhline(
                 float(one.truth_N.mean()), color=colour, linewidth=0.9, linestyle=(0, (3, 3)), alpha=0.6
             )
-            axes.step(recall, precision, where="post", color=colour, linewidth=2, label=one.name)
+            axes.step(*one.precision_recall(), where="pre", color=colour, linewidth=2, label=one.name)
         _square(axes, x="recall (sensitivity)", y="precision")
         if len(contests) > 1:
             axes.legend(loc="lower left")

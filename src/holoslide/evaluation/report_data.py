@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from holoslide.evaluation.figures import Band
+from holoslide.evaluation.metrics import Metrics
 from holoslide.evaluation.overlay import BoxPx
 
 Group = Literal["worst", "uncertain", "best"]
@@ -79,30 +79,6 @@ class EpochRecord:
 
 
 @dataclass(frozen=True, slots=True)
-class Measure:
-    """A number between 0 and 1 with its 95 % interval, if it has one, and what guessing would reach, if known."""
-
-    name: str
-    value: float
-    low: float | None = None
-    high: float | None = None
-    chance: float | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Scorecard:
-    """How well slides, or patients, are told apart; `confusion_LL` counts truth (row) by prediction (column)."""
-
-    count: int
-    measures: tuple[Measure, ...]
-    confusion_LL: NDArray[np.int64] | None = None
-
-    def measure(self, name: str) -> Measure | None:
-        """The measure of that name."""
-        return next((measure for measure in self.measures if measure.name == name), None)
-
-
-@dataclass(frozen=True, slots=True)
 class Prediction:
     """What the last module says of a slide; probabilities in the order of the classes, label None if unknown."""
 
@@ -138,13 +114,19 @@ class SlidePicture:
     group: Group | None = None
     um_per_px: float | None = None
 
+    @property
+    def is_right(self) -> bool | None:
+        """None where the truth is not known."""
+        return None if self.label is None else self.label == self.prediction
+
 
 @dataclass(frozen=True, slots=True)
 class RunReport:
     """All that a report shows. What is empty or None is left out of the page, or said to be missing.
 
-    `part` is the part of the cohort that was scored, `timing` seconds by step, `modules` a scorecard for each
-    head from the first to the last. Bands belong to the contests of `contests`, in their order.
+    `part` is the part of the cohort that was scored; `metrics` are of its slides, `patient_metrics` of its
+    patients, `module_metrics` those of each head on its slides, from the first to the last. `timing` is seconds
+    by step.
     """
 
     title: str
@@ -158,12 +140,10 @@ class RunReport:
     history: Sequence[EpochRecord] = ()
     best_epoch: int | None = None
     part: str = "test"
-    slide_scores: Scorecard | None = None
-    patient_scores: Scorecard | None = None
-    module_scores: Sequence[Scorecard] = ()
+    metrics: Metrics | None = None
+    patient_metrics: Metrics | None = None
+    module_metrics: Sequence[Metrics] = ()
     predictions: Sequence[Prediction] = ()
-    roc_bands: Sequence[Band] = ()
-    pr_bands: Sequence[Band] = ()
     pictures: Sequence[SlidePicture] = ()
     timing: Mapping[str, float] = field(default_factory=dict)
 

@@ -167,15 +167,31 @@ def lymphocytes(
     canvas.stamp(cells.lymphocyte, place + offsets, rng.uniform(0, math.pi, len(offsets)), rng)
 
 
-def tumour(canvas: Canvas, cells: Cells, place: Places, outline: Outline, rng: np.random.Generator) -> None:
-    """A sheet of tumour: crowded nuclei, large, dark and unlike each other, in violet cytoplasm."""
+def tumour(
+    canvas: Canvas, cells: Cells, place: Places, outline: Outline, septa: float, rng: np.random.Generator
+) -> None:
+    """Tumour: crowded nuclei, large, dark and unlike each other, in violet cytoplasm.
+
+    `septa` is the share of pale stroma that parts it into nests; 0 gives one sheet.
+    """
     window, y_um, x_um = canvas.around(place, outline.reach_um + 10)
     cover = outline.inside(y_um, x_um, 8)
+    bulk = noise(rng, cover.shape, 34 / canvas.mpp)
+    if septa > 0:
+        edge = float(np.quantile(bulk, septa))
+        nests = smoothstep(bulk, edge - 0.1, edge + 0.1)
+    else:
+        nests = np.ones_like(bulk)
     grain = noise(rng, cover.shape, 7 / canvas.mpp)
-    blend(canvas.e[window], 0.42 + 0.06 * grain, cover)
-    blend(canvas.h[window], 0.22 + 0.04 * grain, cover)
-    offsets = lattice((2 * outline.reach_um, 2 * outline.reach_um), 14.0, rng, jitter=0.36) - outline.reach_um
+    blend(canvas.e[window], 0.42 + 0.06 * grain, cover * nests)
+    blend(canvas.h[window], 0.24 + 0.04 * grain, cover * nests)
+    offsets = lattice((2 * outline.reach_um, 2 * outline.reach_um), 13.0, rng, jitter=0.36) - outline.reach_um
     offsets = offsets[outline.holds(offsets, 3.0) & (rng.random(len(offsets)) < 0.95)]
+    corner = np.array([window[0].start, window[1].start])
+    y, x = (np.floor((place + offsets) / canvas.mpp).astype(np.int64) - corner).T
+    inside = (y >= 0) & (x >= 0) & (y < nests.shape[0]) & (x < nests.shape[1])
+    inside[inside] = nests[y[inside], x[inside]] > 0.5
+    offsets = offsets[inside]
     canvas.stamp(cells.tumour, place + offsets, rng.uniform(0, math.pi, len(offsets)), rng)
 
 

@@ -61,12 +61,12 @@ def _open(row: SlideRow, path: Path) -> list[Finding]:
             if slide.mpp is None:
                 what = f"{path.name} does not tell its microns per pixel"
                 remedy = "give it in the table's mpp column, or with --slide-mpp"
-                findings.append(Finding("error", "no mpp", row.slide_id, what, remedy, row.row))
+                findings.append(Finding.of_slide("error", "no mpp", row.slide_id, what, remedy, row.row))
         with open_slide(path, mpp=1.0) as slide:  # so that a raster pixel is a slide pixel
             _probe(slide)
     except SlideError as error:
         what = f"{error.where} {error.what}"
-        findings.append(Finding("error", "unreadable", row.slide_id, what, error.remedy, row.row))
+        findings.append(Finding.of_slide("error", "unreadable", row.slide_id, what, error.remedy, row.row))
     return findings
 
 
@@ -91,7 +91,7 @@ def _same_files(cohort: Cohort) -> list[Finding]:
             ids = [row.slide_id for row in rows]
             what = f"slides {some(ids)} are one file, {rows[0].path}"
             findings.append(
-                Finding("error", "same file twice", ids[0], what, "keep one of them", rows[-1].row)
+                Finding.of_slide("error", "same file twice", ids[0], what, "keep one of them", rows[-1].row)
             )
     return findings
 
@@ -154,7 +154,7 @@ def _splits(cohort: Cohort) -> list[Finding]:
         return []
     what, remedy = "is in no split, while other slides are", "fill it in, or let it be drawn"
     return [
-        Finding("warning", "no split", row.slide_id, what, remedy, row.row)
+        Finding.of_slide("warning", "no split", row.slide_id, what, remedy, row.row)
         for row in cohort
         if row.split is None and row.label is not None
     ]

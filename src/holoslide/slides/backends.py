@@ -9,7 +9,6 @@ tried, for want of a file: NDPI, MRXS, SCN, BIF, Philips, VSI.
 from __future__ import annotations
 
 import os
-import threading
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from holoslide.slides.facts import (
     DAMAGED,
     EXPORT_RGB,
     Backend,
+    ForkLock,
     Mpp,
     bounds_from_properties,
     make_levels,
@@ -89,16 +89,17 @@ class OpenSlideBackend:
 
     OpenSlide addresses levels by level-0 pixel: where a level's downsampling is not whole (most SVS), boxes
     land between its pixels and are interpolated, so that pixels depend on the box. Aperio files are therefore
-    decoded by tifffile, which gives OpenSlide's very pixels, several times faster; the other formats are read
-    there in cells of a fixed grid, so that a pixel is always the same, at most half a level-0 pixel off.
+    decoded by tifffile, which gives OpenSlide's very pixels, and faster; the other formats are read there in
+    cells of a fixed grid, so that a pixel is always the same, at most half a level-0 pixel off.
     """
 
     pixels = "8-bit RGB"
     _cell = 256
 
     def __init__(self, path: Path) -> None:
-        self._path, self._lock, self._pid = path, threading.Lock(), -1
+        self._path, self._lock, self._pid = path, ForkLock(), -1
         self._slide: Any = None
+        self._inherited: Any = None
         openslide = _import_openslide(path)
         try:
             slide = self._handle()
@@ -136,9 +137,9 @@ class OpenSlideBackend:
     def close(self) -> None:
         """Let go of the files."""
         with self._lock:
-            if self._slide is not None:
+            if self._slide is not None and self._pid == os.getpid():
                 self._slide.close()
-            self._slide = None
+                self._slide = None
         for page in self._pages[:1]:
             page.file.close()
 
@@ -149,13 +150,18 @@ class OpenSlideBackend:
             image = self._handle().read_region(corner, level, (box.width, box.height))
         except openslide.OpenSlideError as error:
             raise unreadable(self._path, level, box, error) from error
-        return over_glass(np.asarray(image))
+        rgba = np.asarray(image)
+        return np.asarray(image.convert("RGB")) if rgba[..., 3].min() == 255 else over_glass(rgba)
 
     def _handle(self) -> Any:
-        """This process's handle: a forked worker must not use its parent's, whose locks and files it shares."""
+        """This process's handle: a forked worker must not use its parent's, whose locks and files it shares.
+
+        Nor may it close that one, which takes the same locks: it is only kept.
+        """
         with self._lock:
             if self._slide is None or self._pid != os.getpid():
                 openslide = _import_openslide(self._path)
+                self._inherited = self._slide
                 self._slide = openslide.OpenSlide(self._path)
                 self._slide.set_cache(openslide.OpenSlideCache(CACHE_BYTES))
                 self._pid = os.getpid()
@@ -169,7 +175,7 @@ class ImageBackend:
     mpp: Mpp | None = None  # their dots per inch are meant for printers
 
     def __init__(self, path: Path, head: bytes) -> None:
-        self._path, self._lock = path, threading.Lock()
+        self._path, self._lock = path, ForkLock()
         self._values: NDArray[np.uint8] | None = None
         self.vendor = "png" if head.startswith(b"\x89PNG") else "jpeg"
         if self.vendor == "png" and head[24:25] == b"\x10":

@@ -7,6 +7,7 @@ out and says so: no slide vanishes silently. Tables of other tools: see `tables.
 from __future__ import annotations
 
 import csv
+import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -144,6 +145,27 @@ class Cohort:
             cohort.refuse_missing_files()
         return cohort
 
+    @classmethod
+    def from_files(cls, paths: Iterable[str | Path], *, mpp: float | None = None) -> Cohort:
+        """Slide files as a cohort without labels, each a patient of its own; `mpp` as in `with_mpp`.
+
+        A file that is not there stays, with its reason, as from a table. CohortError for two with one id.
+        """
+        files, rows = SlideFiles(Path(), None), []
+        for path in map(str, paths):
+            slide_id = slide_name(Path(path).name)
+            found = files.find(slide_id, name=None, path=path)
+            rows.append(
+                SlideRow(
+                    slide_id,
+                    slide_id,
+                    path=found if isinstance(found, Path) else None,
+                    fault=found if isinstance(found, Finding) else None,
+                )
+            )
+        cohort = cls.from_rows(rows, name="slide files")
+        return cohort if mpp is None else cohort.with_mpp(mpp)
+
     def to_csv(self, path: str | Path) -> None:
         """Write it as a table of ours, which `from_csv` reads back the same: all classes that have a slide.
 
@@ -182,7 +204,7 @@ class Cohort:
         self.refuse_split_patients()
         return replace(self, rows=tuple(row for row in self.rows if row.split == split), notes=())
 
-    def with_split(self, config: SplitConfig) -> Cohort:
+    def with_splits(self, config: SplitConfig) -> Cohort:
         """Draw a part for the labelled slides that have none; what the table says stays as it is.
 
         Drawn are the parts that the table names for no slide: all three where it names none, train and valid
@@ -214,6 +236,20 @@ class Cohort:
         ]
         notes = [*self.notes, *self._what_was_drawn(drawn, sorted(named))]
         return replace(self, rows=tuple(rows), notes=tuple(notes))
+
+    @property
+    def has_splits(self) -> bool:
+        """Whether there are labelled slides and each is in a part, so that nothing is left to draw."""
+        splits = [row.split for row in self.rows if row.label is not None]
+        return bool(splits) and None not in splits
+
+    def with_mpp(self, mpp: float) -> Cohort:
+        """Microns per pixel for the slides that have none in the table; it goes before what their files say."""
+        if not (math.isfinite(mpp) and mpp > 0):
+            raise CohortError(
+                self.name, f"{mpp} um per pixel cannot be", "give a positive number, such as 0.25"
+            )
+        return replace(self, rows=tuple(row if row.mpp else replace(row, mpp=mpp) for row in self.rows))
 
     def with_clam_split(self, path: str | Path) -> Cohort:
         """The parts of a CLAM file, `splits_{i}.csv` or `splits_{i}_bool.csv`, in place of those there were.
@@ -302,7 +338,11 @@ class Cohort:
             before = first.setdefault(row.slide_id, row)
             if before is row:
                 continue
-            what = f"slide {row.slide_id} stands in row {before.row} already"
+            what = f"slide {row.slide_id} is there already"
+            if before.row is not None:
+                what = f"slide {row.slide_id} stands in row {before.row} already"
+            elif before.path is not None:
+                what += f", as {before.path}"
             if before.label != row.label:
                 what += f", there with label {before.label or 'unknown'}, here with {row.label or 'unknown'}"
             elif before.patient_id != row.patient_id:
@@ -325,14 +365,14 @@ def row_without_file(row: SlideRow) -> Finding | None:
     if row.path is not None:
         return None
     what, remedy = "no folder of slides was given", "give one, or a path column in the table"
-    return row.fault or Finding("error", "missing file", row.slide_id, what, remedy, row.row)
+    return row.fault or Finding.of_slide("error", "missing file", row.slide_id, what, remedy, row.row)
 
 
 def row_without_label(row: SlideRow) -> Finding | None:
     """That a slide has no label, or None if it has one."""
     if row.label is not None:
         return None
-    return Finding(
+    return Finding.of_slide(
         "warning", "no label", row.slide_id, "has no label", "add it, or use the slide to predict", row.row
     )
 

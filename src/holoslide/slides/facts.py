@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
+import threading
+import weakref
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,7 +13,6 @@ from pathlib import Path
 from struct import error as StructError
 from typing import Literal, Protocol
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -76,6 +78,31 @@ class Backend(Protocol):
     def close(self) -> None: ...
 
 
+class ForkLock:
+    """A lock that a forked child finds open, even where another thread of its parent held it.
+
+    For the same reason nothing that reads slides calls OpenCV: its thread pool has such a lock too, and now and
+    then a child that calls cv2.reduce or cv2.cvtColor after a fork waits for it for ever.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        itself = weakref.ref(self)
+
+        def renew() -> None:
+            lock = itself()
+            if lock is not None:
+                lock._lock = threading.Lock()
+
+        os.register_at_fork(after_in_child=renew)
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+
+
 def shown(path: Path) -> str:
     """A path on one line, for messages, whatever is in its name."""
     return str(path) if str(path).isprintable() else ascii(str(path))
@@ -83,10 +110,6 @@ def shown(path: Path) -> str:
 
 def over_glass(rgba: NDArray[np.uint8], *, premultiplied: bool = False) -> NDArray[np.uint8]:
     """RGBA (h, w, 4) laid over glass, as RGB (h, w, 3)."""
-    rgba = np.ascontiguousarray(rgba)
-    if rgba.size and int(rgba[..., 3].min()) == 255:
-        opaque: NDArray[np.uint8] = np.asarray(cv2.cvtColor(rgba, cv2.COLOR_RGBA2RGB), np.uint8)
-        return opaque
     alpha = rgba[..., 3:].astype(np.float32) / 255
     colour = rgba[..., :3] * (np.float32(1) if premultiplied else alpha)
     mixed = colour + (1 - alpha) * np.array(GLASS, np.float32)

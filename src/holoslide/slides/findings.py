@@ -32,7 +32,8 @@ class Finding:
     """Something about a cohort that a person should know: where, what, and what to do about it.
 
     An error makes a slide or the cohort unusable; a warning does not. `where` is a slide's id, a patient's, a
-    class or the table; `row` is the table's row, the header being row 1 and blank rows counted.
+    class or the table; `row` is the table's row, the header being row 1 and blank rows counted; `slide_id` is set
+    where it is about one slide alone.
     """
 
     severity: Severity
@@ -41,9 +42,22 @@ class Finding:
     what: str
     remedy: str
     row: int | None = None
+    slide_id: str | None = None
 
     def __str__(self) -> str:
         return f"{self.where}: {self.what}; {self.remedy}"
+
+    @classmethod
+    def of_slide(
+        cls, severity: Severity, kind: Kind, slide_id: str, what: str, remedy: str, row: int | None = None
+    ) -> Finding:
+        """About one slide."""
+        return cls(severity, kind, slide_id, what, remedy, row, slide_id)
+
+    @property
+    def message(self) -> str:
+        """What and what to do, after the place where that is no slide."""
+        return str(self) if self.slide_id is None else f"{self.what}; {self.remedy}"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON."""

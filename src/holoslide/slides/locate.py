@@ -29,7 +29,9 @@ class SlideFiles:
             self._walk(slides)
         self._names = sorted(self._by_name)
 
-    def find(self, slide_id: str, *, name: str | None, path: str | None, row: int) -> Path | Finding | None:
+    def find(
+        self, slide_id: str, *, name: str | None, path: str | None, row: int | None = None
+    ) -> Path | Finding | None:
         """The slide's file, as an absolute path, or what is wrong; None where nobody said where to look.
 
         `name` is the file's name with extension, maybe below a folder, `path` the table's path.
@@ -48,7 +50,9 @@ class SlideFiles:
         if found:
             which = some([shown(each.relative_to(self.slides)) for each in found])
             what = f"{len(found)} files could be it ({which})"
-            return Finding("error", "ambiguous file", slide_id, what, "give the table a path column", row)
+            return Finding.of_slide(
+                "error", "ambiguous file", slide_id, what, "give the table a path column", row
+            )
         what = f"no file {name or slide_id + '.*'} under {shown(self.slides)}"
         near = self._near(slide_id)
         return _missing(
@@ -108,8 +112,8 @@ def _slide_at(path: Path) -> Path | None:
     return path.absolute() if is_file else None
 
 
-def _missing(slide_id: str, row: int, what: str, remedy: str) -> Finding:
-    return Finding("error", "missing file", slide_id, what, remedy, row)
+def _missing(slide_id: str, row: int | None, what: str, remedy: str) -> Finding:
+    return Finding.of_slide("error", "missing file", slide_id, what, remedy, row)
 
 
 def _plain(name: str) -> str:

@@ -49,16 +49,17 @@ LABELS: dict[str, tuple[str, str]] = {"focus": ("benign", "lesion"), "arrangemen
 
 @dataclass(frozen=True, slots=True)
 class FocusDial:
-    """Radius of the lesion (um), and how many crowds of lymphocytes of that size there are besides."""
+    """Radius of the lesion (um), the share of stroma that parts it into nests, and how many crowds there are besides."""
 
     radius_um: float
+    septa: float
     crowds: int
 
 
 FOCUS: dict[str, FocusDial] = {
-    "easy": FocusDial(260, 2),
-    "medium": FocusDial(150, 4),
-    "hard": FocusDial(80, 6),
+    "easy": FocusDial(260, 0.4, 2),
+    "medium": FocusDial(150, 0.2, 4),
+    "hard": FocusDial(80, 0.0, 6),
 }
 ARRANGEMENT: dict[str, Spacing] = {
     "easy": Spacing(200, 500),  # blind: patches of up to 141 um
@@ -190,7 +191,7 @@ def _paint_focus(ground: Ground, label: str, difficulty: Difficulty) -> Painted:
         if kind == "lesion":  # in place of the crowd, and in its colour
             target = structures.mean_light(canvas.h[window], canvas.e[window])
             canvas.h[window], canvas.e[window] = before
-            structures.tumour(canvas, ground.cells, place, outline, streams("lesion"))
+            structures.tumour(canvas, ground.cells, place, outline, dial.septa, streams("lesion"))
             structures.tint(canvas, place, outline, target)
             ground.mark(truth, place, outline, 255)
     return np.array(sites), tuple(kinds), truth

@@ -12,7 +12,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -225,41 +224,37 @@ def _is_whole(edges: NDArray[np.floating]) -> bool:
 
 def _sum_rows(pixels: NDArray[np.uint8], edges: NDArray[np.floating]) -> NDArray[np.float32]:
     """Sums (n, N) of the rows (H, N) between neighbouring edges, rows that an edge cuts by their share."""
-    out = np.zeros((len(edges) - 1, pixels.shape[1]), np.float32)
-    share = np.empty(pixels.shape[1], np.float32)
+    out = np.empty((len(edges) - 1, pixels.shape[1]), np.float32)
+    near = np.empty((math.ceil(np.diff(edges).max()) + 1, pixels.shape[1]), np.float32)
     for total, low, high in zip(out, edges[:-1].tolist(), edges[1:].tolist(), strict=True):
-        first, last = math.ceil(low), math.floor(high)  # the rows between are whole
-        if last < first:  # both edges cut the same row
-            np.multiply(pixels[last], np.float32(high - low), out=total)
-            continue
-        if last > first:
-            cv2.reduce(pixels[first:last], 0, cv2.REDUCE_SUM, dst=total[None], dtype=cv2.CV_32F)
-        if low < first:
-            total += np.multiply(pixels[first - 1], np.float32(first - low), out=share)
-        if high > last:
-            total += np.multiply(pixels[last], np.float32(high - last), out=share)
+        top, bottom = math.floor(low), math.ceil(high)
+        block = near[: bottom - top]
+        block[:] = pixels[top:bottom]
+        if bottom - top == 1:
+            block *= np.float32(high - low)
+        elif bottom > top:
+            block[0] *= np.float32(top + 1 - low)
+            block[-1] *= np.float32(high - bottom + 1)
+        np.add.reduce(block, axis=0, out=total)
     return out
 
 
 def _sum_columns(rows: NDArray[np.float32], edges: NDArray[np.floating]) -> NDArray[np.float32]:
-    """Sums (h, m * 3) of the columns (h, W * 3), three channels each, between neighbouring edges, by their share.
-
-    Turned about, so that a column is one run of memory.
-    """
-    height = len(rows)
-    turned = cv2.transpose(rows).reshape(-1, 3 * height)
-    low, high = edges[:-1], edges[1:]
+    """Sums (h, m * 3) of the columns (h, W * 3), of three channels, between neighbouring edges, by their share."""
+    low, high = np.repeat(edges[:-1], 3), np.repeat(edges[1:], 3)
+    channel = np.tile(np.arange(3), len(edges) - 1)
     first = np.floor(low).astype(np.intp)
-    out = np.zeros((len(low), 3 * height), np.float32)
+    out = np.zeros((len(rows), len(low)), np.float32)
     taken = np.empty_like(out)
     for step in range(int((np.ceil(high) - first).max())):
         column = first + step
         share = np.maximum(np.minimum(high, column + 1) - np.maximum(low, column), 0).astype(np.float32)
-        np.take(turned, column, axis=0, out=taken, mode="clip")  # past the last column the share is 0
-        taken *= share[:, None]
+        np.take(
+            rows, 3 * column + channel, axis=1, out=taken, mode="clip"
+        )  # past the last column the share is 0
+        taken *= share
         out += taken
-    back: NDArray[np.float32] = cv2.transpose(out.reshape(-1, height)).astype(np.float32, copy=False)
-    return back
+    return out
 
 
 def _areas(y_edges: NDArray[np.floating], x_edges: NDArray[np.floating]) -> NDArray[np.float32]:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 import os
-import threading
 import weakref
 import xml.etree.ElementTree as ET
 from collections import OrderedDict
@@ -26,6 +25,7 @@ from holoslide.slides.facts import (
     DAMAGED,
     EXPORT_RGB,
     GLASS,
+    ForkLock,
     Mpp,
     make_levels,
     mpp_from_resolution,
@@ -75,7 +75,7 @@ class TiffFileBytes:
         self.close = weakref.finalize(self, os.close, self._descriptor)
         self._decoded: OrderedDict[tuple[int, int], NDArray[np.uint8] | None] = OrderedDict()
         self._held_bytes = 0
-        self._lock = threading.Lock()
+        self._lock = ForkLock()
 
     def read(self, offset: int, count: int) -> bytes:
         """Exactly `count` bytes; ValueError where the file ends early."""

@@ -67,11 +67,11 @@ class Chain:
         for i in reversed(range(len(self.segments))):
             segment, source = self.segments[i], self._sources[i]
             into = GradientMap(source, self.storage) if i > 0 and isinstance(source, FeatureMap) else None
-            backward_tiles(segment, source, output, pull if grads is None else _from(grads), into=into)
             if grads is not None and segment.border == "glass":
                 glass = backward_glass(segment, source.glass.to(segment.dtype), grads.glass)
                 if into is not None:
                     into.glass += glass
+            backward_tiles(segment, source, output, pull if grads is None else _from(grads), into=into)
             if grads is not None:
                 grads.free()
                 output.free()

@@ -59,12 +59,13 @@ class Folded(nn.Module):
         return result
 
     def pull_back(self) -> None:
-        """Add the twin's accumulated gradients to the module's own parameters; may be called again."""
+        """Add the twin's accumulated gradients to the module's own parameters; once for each `refresh`."""
         roots = [(value, parameter.grad) for parameter, value in self._values if parameter.grad is not None]
         if roots:
-            torch.autograd.backward([v for v, _ in roots], [g for _, g in roots], retain_graph=True)
+            torch.autograd.backward([v for v, _ in roots], [g for _, g in roots])
         for parameter, _ in self._values:
             parameter.grad = None
+        self._values = []
 
 
 def fold(conv: nn.Conv2d, norm: _BatchNorm) -> tuple[Tensor, Tensor]:

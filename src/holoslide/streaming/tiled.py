@@ -144,12 +144,14 @@ def backward_tiles(
 
 
 def backward_glass(segment: Segment, glass_C: Tensor, grad_C: Tensor) -> Tensor:
-    """Pull dL/d(output glass) back through the constant field that made it; gives dL/d(input glass), (C,)."""
+    """Pull dL/d(output glass) back through the constant field that made it; gives dL/d(input glass), (C,).
+
+    To be called before `backward_tiles`, which passes the parameters' gradients on.
+    """
     leaf = glass_C.detach().clone().requires_grad_()
     with segment.autocast():
         output = segment.glass(leaf)
     torch.autograd.backward([output], [grad_C.to(output.dtype)])
-    segment.folded.pull_back()
     assert leaf.grad is not None
     return leaf.grad
 
