@@ -1,1 +1,46 @@
-"""Train a neural network on entire pathology whole-slide images, from one label per slide."""
+"""Train a neural network on entire pathology whole-slide images, from one label per slide.
+
+The names below are the public interface; each is imported when it is first used, so that this is cheap.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from holoslide.api import evaluate, fit, heatmap, predict
+    from holoslide.config import RunConfig
+    from holoslide.models.classifier import LocalClassifier
+    from holoslide.slides.cohort import Cohort
+    from holoslide.slides.raster import Raster
+    from holoslide.slides.reader import open_slide
+
+__all__ = [
+    "Cohort",
+    "LocalClassifier",
+    "Raster",
+    "RunConfig",
+    "evaluate",
+    "fit",
+    "heatmap",
+    "open_slide",
+    "predict",
+]
+
+_HOMES = {
+    "Cohort": "slides.cohort",
+    "LocalClassifier": "models.classifier",
+    "Raster": "slides.raster",
+    "RunConfig": "config",
+    "evaluate": "api",
+    "fit": "api",
+    "heatmap": "api",
+    "open_slide": "slides.reader",
+    "predict": "api",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        message = f"module 'holoslide' has no attribute {name!r}"
+        raise AttributeError(message)
+    return getattr(import_module(f"holoslide.{_HOMES[name]}"), name)

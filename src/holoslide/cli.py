@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from holoslide.config import RunConfig
     from holoslide.console import Bar, TrainingBar
     from holoslide.pipeline import Prepared
-    from holoslide.slides.cohort import Cohort
+    from holoslide.results import Evaluation
 
 app = typer.Typer(
     name="holoslide",
@@ -87,16 +87,16 @@ def audit(
     """Look for what is wrong with a cohort before anything is trained."""
     from holoslide.slides.audit import audit as audit_table
     from holoslide.slides.audit import audit_slides
+    from holoslide.slides.cohort import Cohort
 
-    cohort = _cohort(table, slides)
+    cohort = Cohort.from_csv(table, slides=slides, require_splits=False)
     findings = [*audit_table(cohort), *(audit_slides(cohort) if open_files else [])]
-    rows = [[f.severity, f.slide_id or "", f.kind, f.message] for f in findings]
     if as_json:
-        keys = ("severity", "slide_id", "kind", "message")
-        typer.echo(json.dumps([dict(zip(keys, row, strict=True)) for row in rows], indent=2))
+        typer.echo(json.dumps([finding.to_dict() for finding in findings], indent=2))
     else:
-        _print_table(["severity", "slide", "kind", "finding"], rows)
-        typer.echo(f"{len(cohort)} slides, {len(rows)} findings")
+        rows = [[f.severity, f.kind, f.where, f.what, f.remedy] for f in findings]
+        _print_table(["severity", "kind", "where", "finding", "what to do"], rows)
+        typer.echo(f"{len(cohort)} slides, {len(findings)} findings")
     if any(f.severity == "error" for f in findings):
         raise typer.Exit(USER_ERROR)
 
@@ -114,13 +114,13 @@ def prepare(
     as_json: JsonOption = False,
 ) -> None:
     """Find the tissue of slides and write each as one file at the resolution to train at."""
-    from holoslide.pipeline import default_rasters, prepare_cohort
+    from holoslide.pipeline import cohort_of, default_rasters, prepare_cohort
 
     settings = _settings(config, "default", sets, mpp)
-    cohort = _sources(sources, slides, slide_mpp)
+    cohort = cohort_of(sources, slides=slides, mpp=slide_mpp)
     folder = rasters or default_rasters(sources[0])
     with _bar("preparing") as advance:
-        prepared = prepare_cohort(cohort, folder, settings, workers=workers, progress=advance)
+        prepared = prepare_cohort(cohort, folder, settings.prepare, workers=workers, progress=advance)
     if as_json:
         results = [{"slide_id": r.slide_id, "status": r.status, "reason": r.reason} for r in prepared.results]
         typer.echo(json.dumps(results, indent=2))
@@ -141,7 +141,7 @@ def plan(
     memory: Annotated[float | None, typer.Option("--memory", help="Budget in GiB.")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Say what training will need for the largest slide of a cohort: memory and time, for training and validation."""
+    """Say what training and validation will need for the largest slide of a cohort: memory and time."""
     from holoslide.pipeline import plan_cohort
 
     sets = [*(sets or []), *([f"stream.memory_gib={memory}"] if memory else [])]
@@ -180,8 +180,8 @@ def train(
     resume: Annotated[bool, typer.Option("--resume", help="Go on where the run was interrupted.")] = False,
 ) -> None:
     """Train on a cohort, preparing first what is not prepared; then test once, and write the report."""
-    from holoslide.pipeline import evaluate_run
     from holoslide.pipeline import train as train_run
+    from holoslide.results import evaluate_run
 
     settings = _settings(config, preset, sets, None)
     prepared = _prepared(table, slides, rasters, settings, workers=workers)
@@ -190,9 +190,8 @@ def train(
     typer.echo(f"best epoch {result.best_epoch}, model in {result.best}")
     if result.rank == 0:
         with _bar("testing") as advance:
-            report = evaluate_run(out, prepared, progress=advance)
-        _print_summary(report.summary)
-        typer.echo(f"report: {report.path}")
+            evaluation = evaluate_run(out, prepared, progress=advance)
+        _print_evaluation(evaluation)
     _report_left_out(prepared)
 
 
@@ -211,17 +210,16 @@ def evaluate(
 ) -> None:
     """Measure a trained model on labelled slides, with intervals over patients, and write the report."""
     from holoslide.config import RunConfig
-    from holoslide.pipeline import evaluate_run
+    from holoslide.results import evaluate_run
 
     settings = RunConfig.load(run / "config.yaml")
     prepared = _prepared(table or run / "cohort.csv", slides, rasters, settings, workers=workers, run=run)
     with _bar("evaluating") as advance:
-        report = evaluate_run(run, prepared, split=split, out=out, progress=advance)
+        evaluation = evaluate_run(run, prepared, split=split, out=out, progress=advance)
     if as_json:
-        typer.echo(json.dumps(report.summary, indent=2))
+        typer.echo(json.dumps(evaluation.to_dict(), indent=2))
     else:
-        _print_summary(report.summary)
-        typer.echo(f"report: {report.path}")
+        _print_evaluation(evaluation)
     _report_left_out(prepared, quiet=as_json)
 
 
@@ -239,10 +237,11 @@ def predict(
     workers: WorkersOption = 0,
 ) -> None:
     """Score new slides, labelled or not, into a table."""
-    from holoslide.pipeline import Predictor, default_rasters, predict_cohort, prepare_cohort
+    from holoslide.pipeline import cohort_of, default_rasters, prepare_cohort
+    from holoslide.results import Predictor, predict_cohort
 
     predictor = Predictor(run)
-    cohort = _sources(sources, slides, slide_mpp)
+    cohort = cohort_of(sources, slides=slides, mpp=slide_mpp)
     folder = rasters or default_rasters(sources[0])
     with _bar("preparing") as advance:
         prepared = prepare_cohort(
@@ -294,12 +293,6 @@ def demo(
 # --- What commands share ------------------------------------------------------------------------------------------
 
 
-def _cohort(table: Path, slides: Path | None) -> Cohort:
-    from holoslide.slides.cohort import Cohort
-
-    return Cohort.from_csv(table, slides=slides)
-
-
 def _settings(config: Path | None, preset: str, sets: list[str] | None, mpp: float | None) -> RunConfig:
     from holoslide.config import RunConfig
 
@@ -307,30 +300,28 @@ def _settings(config: Path | None, preset: str, sets: list[str] | None, mpp: flo
     return RunConfig.load(config, preset=preset, sets=[*(sets or []), *extra])
 
 
-def _sources(sources: list[Path], slides: Path | None, slide_mpp: float | None) -> Cohort:
-    """A table, or files taken as a cohort without labels."""
+def _prepared(
+    table: Path,
+    slides: Path | None,
+    rasters: Path | None,
+    settings: RunConfig,
+    *,
+    workers: int,
+    run: Path | None = None,
+) -> Prepared:
+    """The labelled slides of a table with their rasters; splits that the table does not name are drawn."""
+    from holoslide.pipeline import default_rasters, prepare_cohort, rasters_of
     from holoslide.slides.cohort import Cohort
 
-    if len(sources) == 1 and sources[0].suffix.lower() in {".csv", ".tsv", ".txt"}:
-        cohort = Cohort.from_csv(sources[0], slides=slides)
-        return cohort.with_mpp(slide_mpp) if slide_mpp is not None else cohort
-    return Cohort.from_files(sources, mpp=slide_mpp)
-
-
-def _prepared(
-    table: Path, slides: Path | None, rasters: Path | None, settings: RunConfig, *, workers: int,
-    run: Path | None = None,
-) -> Prepared:  # fmt: skip
-    from holoslide.pipeline import default_rasters, prepare_cohort, rasters_of
-
-    cohort = _cohort(table, slides)
-    if not cohort.has_splits:
-        cohort = cohort.with_splits(settings.split)
+    cohort = Cohort.from_csv(table, slides=slides).with_splits(settings.split)
     folder = rasters or (rasters_of(run) if run else None) or default_rasters(table)
     with _bar("preparing") as advance:
-        prepared = prepare_cohort(cohort, folder, settings, workers=workers, progress=advance)
+        prepared = prepare_cohort(
+            cohort, folder, settings.prepare, labels=True, workers=workers, progress=advance
+        )
     made = sum(r.status == "made" for r in prepared.results)
-    typer.echo(f"{len(prepared.rasters)} slides ready in {folder} ({made} made), {len(prepared.left_out)} left out", err=True)  # fmt: skip
+    ready, left_out = len(prepared.rasters), len(prepared.left_out)
+    typer.echo(f"{ready} slides ready in {folder} ({made} made), {left_out} left out", err=True)
     return prepared
 
 
@@ -359,8 +350,9 @@ def _print_table(header: list[str], rows: list[list[str]]) -> None:
     print_table(header, rows)
 
 
-def _print_summary(summary: dict[str, Any]) -> None:
-    _print_table(["measure", "value", "95 % interval"], summary["rows"])
+def _print_evaluation(evaluation: Evaluation) -> None:
+    _print_table(["measure", "value", "95 % interval"], evaluation.rows())
+    typer.echo(f"report: {evaluation.report}")
 
 
 def _bar(what: str) -> Bar:

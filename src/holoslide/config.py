@@ -148,4 +148,4 @@ def _refuse_unknown(kind: type, values: Mapping[str, Any], where: str, prefix: s
             remedy = f"did you mean {prefix}{close[0]}?" if close else f"known: {', '.join(sorted(known))}"
             raise ConfigError(where, f"there is no setting {prefix}{key}", remedy)
         if dataclasses.is_dataclass(hints[key]) and isinstance(value, Mapping):
-            _refuse_unknown(hints[key], value, where, f"{prefix}{key}.")  # type: ignore[arg-type]
+            _refuse_unknown(hints[key], value, where, f"{prefix}{key}.")

@@ -1,4 +1,6 @@
-"""The whole way from a slide table to a report, as the command line walks it. Each step finds what the one before left.
+"""The whole way from a slide table to a trained model, as the command line walks it.
+
+Each step finds what the one before left.
 
 A run's folder holds: `config.yaml`, `cohort.csv`, `left_out.csv`, `run.json` (command, versions, machine),
 `best/` (the model), `last.ckpt`, `history.csv`, `tensorboard/`, and, once evaluated, `predictions.csv`,
@@ -11,35 +13,21 @@ import csv
 import dataclasses
 import json
 import logging
-import math
 import os
 import platform
 import shlex
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 
 import numpy as np
-import PIL.Image
 import torch
-from numpy.typing import NDArray
 
 from holoslide.config import RunConfig
-from holoslide.errors import CheckpointError, CohortError, ConfigError, SlideError
-from holoslide.evaluation.overlay import (
-    Placement,
-    attention_scale,
-    box_on_picture,
-    evidence_for,
-    evidence_scale,
-    overlay,
-    relative_attention,
-)
-from holoslide.inference.heatmap import Heatmap, make_heatmap
-from holoslide.inference.predict import SlideScores, score_slide
+from holoslide.errors import CohortError, ConfigError
 from holoslide.models.classifier import InputConfig, LocalClassifier
 from holoslide.models.streamed import StreamedClassifier
 from holoslide.slides.cohort import Cohort, SlideRow
@@ -49,7 +37,8 @@ from holoslide.streaming.plan import Plan
 from holoslide.training.loop import FitResult, Progress, Sample, fit
 from holoslide.training.parallel import mixed_dtype
 
-LEFT_OUT = "left_out.csv"
+LEFT_OUT, FACTS = "left_out.csv", "run.json"
+TABLES = {".csv", ".tsv", ".txt"}
 Advance = Callable[[int, int, str], None]  # (done, total, what was done last)
 _log = logging.getLogger(__name__)
 
@@ -88,30 +77,30 @@ def prepare_cohort(
 
 
 def train(
-    prepared: Prepared,
-    config: RunConfig,
-    out: Path,
-    *,
-    resume: bool = False,
-    progress: Progress | None = None,
-) -> FitResult:
-    """Train on the train part, choose on the valid part; the test part is not looked at."""
+    prepared: Prepared, config: RunConfig, out: Path, *, model: LocalClassifier | None = None,
+    resume: bool = False, progress: Progress | None = None,
+) -> FitResult:  # fmt: skip
+    """Train on the train part, choose on the valid part; the test part is not looked at.
+
+    `model` is trained in place (default: built from the configuration).
+    """
     cohort = prepared.cohort
     parts = {
         "train": samples(cohort.train, prepared.rasters),
         "valid": samples(cohort.valid, prepared.rasters),
     }
-    generator = torch.Generator().manual_seed(config.train.seed)
     inputs = normalisation([s.raster for s in parts["train"]], config)
-    model = LocalClassifier.from_config(
-        config.model, classes=cohort.classes, inputs=inputs, generator=generator
-    )
+    if model is None:
+        generator = torch.Generator().manual_seed(config.train.seed)
+        model = LocalClassifier.from_config(config.model, classes=cohort.classes, generator=generator)
+    model.set_input(inputs)
     out.mkdir(parents=True, exist_ok=True)
     (out / "config.yaml").write_text(config.to_yaml(), encoding="utf-8")
     cohort.to_csv(out / "cohort.csv")
     write_left_out(prepared.left_out, out / LEFT_OUT)
-    write_facts(out / "run.json")
-    return fit(
+    facts = run_facts()
+    write_json(facts, out / FACTS)
+    result = fit(
         model,
         parts["train"],
         parts["valid"],
@@ -122,6 +111,29 @@ def train(
         resume=resume,
         progress=progress,
     )
+    if result.rank == 0:
+        rasters = next(iter(prepared.rasters.values())).parent
+        write_json({**facts, "best_epoch": result.best_epoch, "rasters": str(rasters.resolve())}, out / FACTS)
+    return result
+
+
+def rasters_of(run: Path) -> Path | None:
+    """Where a run's prepared slides are, if it says so and they are still there."""
+    path = run / FACTS
+    if not path.exists():
+        return None
+    rasters = json.loads(path.read_text(encoding="utf-8")).get("rasters")
+    return Path(rasters) if rasters and Path(rasters).is_dir() else None
+
+
+def cohort_of(sources: Sequence[Path], *, slides: Path | None = None, mpp: float | None = None) -> Cohort:
+    """A slide table, or slide files taken as a cohort without labels; `mpp` is theirs, where they do not say."""
+    if len(sources) == 1 and sources[0].suffix.lower() in TABLES:
+        cohort = Cohort.from_csv(sources[0], slides=slides)
+        rows = tuple(r if r.mpp is not None else dataclasses.replace(r, mpp=mpp) for r in cohort)
+        return dataclasses.replace(cohort, rows=rows)
+    rows = tuple(SlideRow(path.stem, path.stem, mpp=mpp, path=path.absolute()) for path in sources)
+    return Cohort.from_rows(rows, name="command line")
 
 
 def samples(cohort: Cohort, rasters: dict[str, Path]) -> list[Sample]:
@@ -154,135 +166,6 @@ def normalisation(rasters: Sequence[Path], config: RunConfig) -> InputConfig:
         std=(float(std[0]), float(std[1]), float(std[2])),
         glass=glass,
     )
-
-
-@dataclass(frozen=True, slots=True)
-class Scored:
-    """What a model says about one slide of a cohort, and its heatmap."""
-
-    row: SlideRow
-    raster: Path
-    scores: SlideScores
-    heatmap: Heatmap
-
-
-class Predictor:
-    """A trained model, ready to score rasters; `folder` is a run or a saved model."""
-
-    def __init__(self, folder: Path, config: RunConfig | None = None) -> None:
-        model_folder = folder / "best" if (folder / "best").is_dir() else folder
-        if not model_folder.is_dir():
-            raise CheckpointError(folder, "is not a run or a model", "give the folder that train wrote")
-        self.model = LocalClassifier.load(model_folder)
-        self.config = config or (
-            RunConfig.load(folder / "config.yaml") if (folder / "config.yaml").exists() else RunConfig()
-        )
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.model.to(device)
-        mixed = mixed_dtype(self.config.train.precision, device)
-        self.network = StreamedClassifier(self.model, self.config.stream, mixed=mixed)
-
-    def score(self, row: SlideRow, raster_path: Path) -> Scored:
-        """Run one slide; the heatmap comes from the same pass as the prediction."""
-        last = len(self.network.heads) - 1
-        with Raster.open(raster_path) as raster:
-            if self.model.mpp is not None and not math.isclose(raster.mpp, self.model.mpp, rel_tol=1e-6):
-                raise SlideError(
-                    raster_path,
-                    f"is at {raster.mpp} um/px and the model at {self.model.mpp}",
-                    f"prepare it with --mpp {self.model.mpp}",
-                )
-            scores = score_slide(self.network, raster, explain=[last])
-            heatmap = make_heatmap(scores.cells[last], raster, self.model.classes)
-        return Scored(row, raster_path, scores, heatmap)
-
-    def prepare_config(self) -> PrepareConfig:
-        """How rasters must be made for this model."""
-        mpp = self.model.mpp or self.config.prepare.mpp
-        return dataclasses.replace(self.config.prepare, mpp=mpp)
-
-
-def prediction_table(
-    scored: Iterable[Scored], classes: Sequence[str], *, head: int = -1
-) -> list[dict[str, str]]:
-    """Rows of `slide_id, patient_id, label, prediction, p_<class>...`."""
-    rows = []
-    for one in scored:
-        probabilities = one.scores.probabilities[head]
-        rows.append(
-            {
-                "slide_id": one.row.slide_id,
-                "patient_id": one.row.patient_id,
-                "label": one.row.label or "",
-                "prediction": classes[int(probabilities.argmax())],
-                **{f"p_{name}": f"{p:.6f}" for name, p in zip(classes, probabilities, strict=True)},
-            }
-        )
-    return rows
-
-
-def predict_cohort(
-    predictor: Predictor, prepared: Prepared, out: Path, *, heatmaps: Path | None = None,
-    progress: Advance | None = None,
-) -> int:  # fmt: skip
-    """Score slides into a table, and draw their heatmaps; a slide that fails is added to those left out."""
-    scored = []
-    for done, row in enumerate(prepared.cohort, start=1):
-        try:
-            one = predictor.score(row, prepared.rasters[row.slide_id])
-            if heatmaps is not None:
-                draw_heatmap(one, heatmaps)
-            scored.append(one)
-        except SlideError as error:
-            prepared.left_out.append((row.slide_id, str(error)))
-        if progress is not None:
-            progress(done, len(prepared.cohort), row.slide_id)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    write_rows(prediction_table(scored, predictor.model.classes), out)
-    return len(scored)
-
-
-def draw_heatmap(one: Scored, folder: Path) -> None:
-    """Write a slide's raw scores, and its attention and the predicted class's evidence over the slide."""
-    folder.mkdir(parents=True, exist_ok=True)
-    one.heatmap.save(folder / f"{one.row.slide_id}.npz")
-    picture = slide_picture(one)
-    target = int(one.scores.probabilities[-1].argmax())
-    relative = relative_attention(one.heatmap.attention_HW)
-    evidence = evidence_for(one.heatmap.evidence_LHW, target)
-    place = Placement.in_box(picture.grid_px, one.heatmap.attention_HW.shape)
-    layers = {
-        "attention": (relative, attention_scale([relative])),
-        "evidence": (evidence, evidence_scale(evidence, one.heatmap.classes[target])),
-    }
-    for name, (values, scale) in layers.items():
-        drawn = overlay(picture.pixels, values, place, scale)
-        write_png(drawn, folder / f"{one.row.slide_id}-{name}.png")
-
-
-@dataclass(frozen=True, slots=True)
-class Pictured:
-    """A small picture of a raster, and where the heatmap's grid lies on it: (top, left, bottom, right)."""
-
-    pixels: NDArray[np.uint8]
-    grid_px: tuple[float, float, float, float]
-
-
-def slide_picture(one: Scored, *, side: int = 900) -> Pictured:
-    """The slide as it was given to the network, at most about `side` pixels."""
-    with Raster.open(one.raster) as raster:
-        pixels = raster.thumbnail(side)
-        (top, left), (height, width) = raster.origin_l0, raster.shape_px
-        (per_y, per_x) = raster.l0_per_px
-    whole = (top, left, top + height * per_y, left + width * per_x)
-    return Pictured(pixels, box_on_picture(one.heatmap.box_l0, whole, pixels.shape[:2]))
-
-
-def write_png(pixels: NDArray[np.uint8], path: Path) -> None:
-    """RGB pixels as a PNG, whole or not at all."""
-    temporary = path.with_name(f".{path.stem}.tmp.png")
-    PIL.Image.fromarray(pixels).save(temporary)
-    temporary.replace(path)
 
 
 @dataclass(frozen=True, slots=True)
@@ -337,14 +220,20 @@ def write_left_out(left_out: Sequence[tuple[str, str]], path: Path) -> None:
     write_rows([{"slide_id": slide, "reason": reason} for slide, reason in left_out], path)
 
 
-def write_facts(path: Path) -> None:
+def run_facts() -> dict[str, object]:
     """The command, when, and on what."""
-    facts = {
+    return {
         "command": shlex.join(["holoslide", *sys.argv[1:]]),
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "environment": environment(),
     }
-    path.write_text(json.dumps(facts, indent=2), encoding="utf-8")
+
+
+def write_json(values: object, path: Path) -> None:
+    """Plain values as JSON, whole or not at all."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(json.dumps(values, indent=2), encoding="utf-8")
+    temporary.replace(path)
 
 
 def environment() -> dict[str, str]:

@@ -178,16 +178,16 @@ def test_chunks_change_nothing(monkeypatch):
 def test_intervals_over_patients_hold_what_they_promise_and_over_slides_do_not():
     rng = np.random.default_rng(0)
     held = {"patients": 0, "slides": 0}
-    for _ in range(150):
+    for _ in range(100):
         right = np.repeat(rng.random(40) < 0.7, 4)  # the four slides of a patient are right or wrong together
         labels = rng.integers(0, 2, 160)
         p = np.where((labels == 1) == right, 0.8, 0.2)
         arguments = labels, np.stack([1 - p, p], axis=1)
         for unit, ids in (("patients", np.arange(160) // 4), ("slides", np.arange(160))):
-            found = compute_metrics(*arguments, ids, ["0", "1"], draws=200).accuracy
+            found = compute_metrics(*arguments, ids, ["0", "1"], draws=100).accuracy
             held[unit] += found.low <= 0.7 <= found.high
-    assert held["patients"] / 150 > 0.87
-    assert held["slides"] / 150 < 0.75
+    assert held["patients"] > 87
+    assert held["slides"] < 75
 
 
 def test_a_thousand_draws_of_300_slides_take_seconds_at_most():
@@ -359,5 +359,5 @@ def test_a_patients_probability_is_the_mean_of_its_slides():
 
 def test_a_patient_of_two_labels_has_none():
     p = np.array([[0.2, 0.8], [0.9, 0.1]])
-    with pytest.raises(HoloslideError, match="patient y: has slides of b and a; .* measure slides"):
+    with pytest.raises(HoloslideError, match=r"patient y: has slides of b and a; .* measure slides"):
         by_patient(["b", "a"], p, ["y", "y"], ["a", "b"])

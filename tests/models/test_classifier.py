@@ -57,7 +57,7 @@ def test_no_decoders_without_reconstruction() -> None:
 
 
 def test_no_gradient_crosses_a_border(model: LocalClassifier) -> None:
-    logits_KL = model(torch.rand(1, 3, 160, 160))
+    logits_KL = model(torch.rand(1, 3, 350, 350))  # four cells in the last head: a lone cell has no gradient
     logits_KL[2].sum().backward()
     assert not any(p.grad.any() for k in (0, 1) for p in model.parts[k].parameters() if p.grad is not None)
     assert model.parts[2][-1].conv2.weight.grad.any()
@@ -182,3 +182,12 @@ def test_settings_that_cannot_be_are_refused() -> None:
         LocalClassifier.from_config(ModelConfig(backbone=BACKBONE), classes=["a", "a"])
     with pytest.raises(ConfigError, match=r"input.std: is .*; give numbers above 0"):
         InputConfig(std=(0.1, 0.0, 0.2))
+
+
+def test_a_backbones_name_is_enough() -> None:
+    model = LocalClassifier.from_backbone("squeezenet1_1", classes=CLASSES, modules=2, weights="none")
+    assert len(model.parts) == len(model.heads) == 2
+    assert model.config == ModelConfig(
+        backbone=BackboneConfig(name="squeezenet1_1", weights="none"), modules=2
+    )
+    assert model.mpp is None

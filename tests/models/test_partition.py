@@ -46,7 +46,7 @@ BACKBONES = [
     ("torchvision/resnext50_32x4d", "layer1", 3, 4),
     ("convnext_tiny", "features.3", 7, 8),
     ("timm/densenet121", "features.denseblock2", 19, 8),
-    ("timm/darknet53", "stages.2", 14, 8),
+    ("timm/darknet53", "stages.2", 13, 8),
 ]
 
 

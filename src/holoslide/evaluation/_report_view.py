@@ -53,7 +53,7 @@ def _trained_on(report: RunReport) -> str:
         return f"{text}."
     slides = sum(part.slides for part in report.cohort)
     parts = _listed([f"{part.slides} in {part.name}" for part in report.cohort])
-    left_out = len({slide_id for slide_id, _ in report.left_out})
+    left_out = slides_left_out(report)
     rest = f" {_count(left_out, 'slide')} left out, for the reasons given below." if left_out else ""
     return f"{text}. The cohort has {_count(slides, 'slide')}: {parts}.{rest}"
 
@@ -94,12 +94,17 @@ def _auroc_name(metrics: Metrics) -> str:
     return "AUROC" if metrics.positive is not None else "mean AUROC"
 
 
+def slides_left_out(report: RunReport) -> int:
+    """How many; a slide may have more than one reason, and a reason may concern the table as a whole."""
+    return len({slide_id for slide_id, _ in report.left_out if slide_id})
+
+
 def flow(report: RunReport) -> list[tuple[str, int]]:
     """(what, slides) from the table to what was used."""
     if not report.cohort:
         return []
     used = sum(part.slides for part in report.cohort)
-    left_out = len({slide_id for slide_id, _ in report.left_out})
+    left_out = slides_left_out(report)
     return [("slides in the table", used + left_out), ("left out", left_out), ("used", used)]
 
 

@@ -145,9 +145,8 @@ def attention_scale(relative: Sequence[NDArray[np.float64]]) -> Scale:
     """One logarithmic scale for all slides, as far below the average as above it, up to the strongest cell."""
     peak = max((float(np.nanmax(values)) for values in relative if np.isfinite(values).any()), default=1.0)
     limit = max(2.0, _round_up(min(peak, 1000.0)))
-    low, high = f"≤ 1/{limit:g}", f"≥ {limit:g}"
-    ticks = ((1 / limit, low), (1.0, "1"), (limit, high))
-    unit = "attention relative to the average cell of the slide"
+    ticks = ((1 / limit, f"≤ 1/{limit:g} ×"), (1.0, "1 ×"), (limit, f"≥ {limit:g} ×"))
+    unit = "times the attention of the slide's average cell"
     return Scale(1 / limit, limit, SEQUENTIAL, unit, ticks, logarithmic=True)
 
 
@@ -157,7 +156,7 @@ def evidence_scale(evidence_HW: NDArray[np.floating], target: str) -> Scale:
     top = float(np.quantile(size, 0.995)) if len(size) else 0.0
     limit = _round_up(top) if top > 0 else 1.0
     ticks = ((-limit, f"≤ −{limit:g}"), (0.0, "0"), (limit, f"≥ +{limit:g}"))
-    return Scale(-limit, limit, DIVERGING, f"evidence for {target}, logits per cell", ticks)
+    return Scale(-limit, limit, DIVERGING, f"evidence for {target}, in logits per cell", ticks)
 
 
 def on_pixels(

@@ -57,6 +57,7 @@ def render(report: RunReport) -> str:
         report=report,
         summary=view.summary(report),
         flow=view.flow(report),
+        slides_left_out=view.slides_left_out(report),
         classes=view.classes(report),
         totals=view.totals(report),
         learning=view.learning(report),

@@ -39,7 +39,9 @@ CACHE_BYTES = 2**26  # decoded tiles kept per open raster
 MASK_SUBFILE, REDUCED_SUBFILE = 4, 1  # TIFF's NewSubfileType
 ANEW = "delete it and run `holoslide prepare` again"
 
-_cache_lock = ForkLock()  # one for all: it is held for a look-up only, and each such lock costs every later fork
+_cache_lock = (
+    ForkLock()
+)  # one for all: it is held for a look-up only, and each such lock costs every later fork
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,9 +236,7 @@ class Raster:
         offset, count = int(level.offsets[index]), int(level.counts[index])
         try:
             data = os.pread(self._file, count, offset)
-            tile: NDArray[np.uint8] = imagecodecs.jpeg8_decode(
-                data, colorspace="YCBCR", outcolorspace="RGB"
-            )
+            tile: NDArray[np.uint8] = imagecodecs.jpeg8_decode(data, colorspace="YCBCR", outcolorspace="RGB")
         except DAMAGE as error:
             what = f"tile {index} of level {number} cannot be read ({one_line(error)})"
             raise SlideError(shown(self.path), what, ANEW) from error

@@ -1,0 +1,92 @@
+"""The whole job from Python: four functions, the same as the commands of their names."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from holoslide.config import RunConfig
+from holoslide.errors import CohortError
+from holoslide.inference.heatmap import Heatmap
+from holoslide.models.classifier import LocalClassifier
+from holoslide.pipeline import Prepared, cohort_of, prepare_cohort, rasters_of
+from holoslide.pipeline import train as train_run
+from holoslide.results import Evaluation, Predictor, evaluate_run, predict_cohort
+from holoslide.slides.cohort import Cohort
+from holoslide.training.progress import Progress
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A finished run: its `folder`, the `best` model's directory and epoch, and the slides `left_out`."""
+
+    folder: Path
+    best: Path
+    best_epoch: int
+    left_out: tuple[tuple[str, str], ...]
+
+
+def fit(
+    cohort: Cohort,
+    config: RunConfig | None = None,
+    *,
+    out: str | Path,
+    model: LocalClassifier | None = None,
+    rasters: str | Path | None = None,
+    workers: int = 0,
+    resume: bool = False,
+    progress: Progress | None = None,
+) -> Run:
+    """Prepare the slides that are not prepared, and train; the test part is not looked at.
+
+    `model` is trained in place (default: the configuration's); `rasters` is the folder of prepared slides
+    (default: in `out`). Slides that cannot be used are in `left_out`. Raises `HoloslideError`.
+    """
+    config, out = config or RunConfig(), Path(out)
+    folder = Path(rasters) if rasters is not None else out / "rasters"
+    cohort = cohort.with_splits(config.split)
+    prepared = prepare_cohort(cohort, folder, config.prepare, labels=True, workers=workers)
+    result = train_run(prepared, config, out, model=model, resume=resume, progress=progress)
+    return Run(out, result.best, result.best_epoch, tuple(prepared.left_out))
+
+
+def evaluate(
+    run: Run | str | Path, cohort: Cohort | None = None, *, split: str = "test", out: str | Path | None = None
+) -> Evaluation:
+    """Measure a run on a part of a cohort (default: its own), and write its report."""
+    folder = run.folder if isinstance(run, Run) else Path(run)
+    cohort = cohort or Cohort.from_csv(folder / "cohort.csv")
+    prepared = _prepare(cohort, Predictor(folder), rasters_of(folder) or folder / "rasters")
+    return evaluate_run(folder, prepared, split=split, out=Path(out) if out is not None else None)
+
+
+def predict(
+    run: Run | str | Path, slides: Cohort | list[Path], out: str | Path, *, mpp: float | None = None
+) -> int:
+    """Score slides into a table; gives how many were scored. Raises `CohortError` if some could not be."""
+    folder = run.folder if isinstance(run, Run) else Path(run)
+    cohort = slides if isinstance(slides, Cohort) else cohort_of(slides, mpp=mpp)
+    predictor = Predictor(folder)
+    prepared = _prepare(cohort, predictor, Path(out).parent / "rasters")
+    count = predict_cohort(predictor, prepared, Path(out))
+    if prepared.left_out:
+        slide_id, reason = prepared.left_out[0]
+        what = f"{len(prepared.left_out)} slides were left out, {slide_id} first ({reason})"
+        raise CohortError(out, what, "the table has the others")
+    return count
+
+
+def heatmap(run: Run | str | Path, slide: str | Path, *, mpp: float | None = None) -> Heatmap:
+    """The last head's attention and evidence on one slide, in register with level 0."""
+    folder = run.folder if isinstance(run, Run) else Path(run)
+    predictor = Predictor(folder)
+    cohort = cohort_of([Path(slide)], mpp=mpp)
+    prepared = _prepare(cohort, predictor, folder / "rasters")
+    for slide_id, reason in prepared.left_out:
+        raise CohortError(slide_id, reason, "choose another slide")
+    row = cohort.rows[0]
+    return predictor.score(row, prepared.rasters[row.slide_id]).heatmap
+
+
+def _prepare(cohort: Cohort, predictor: Predictor, folder: Path) -> Prepared:
+    return prepare_cohort(cohort, folder, predictor.prepare_config())

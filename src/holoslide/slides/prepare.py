@@ -1,0 +1,511 @@
+"""From slide files to rasters: find the tissue, cut to it, write one file per slide; many slides at once.
+
+A raster is made strip by strip, so that memory follows the slide's width and not its area: a strip of level 0
+is read, painted, cut into tiles, compressed to a scratch file, and halved into the strip of the next level. Only
+then is the file put together, when its size and the colour of its tissue are known. Nothing in it depends on
+the time or the machine: equal recipes give equal bytes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import fcntl
+import hashlib
+import math
+import os
+import re
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import IO, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from holoslide.errors import CohortError, ConfigError, HoloslideError, SlideError
+from holoslide.geometry import Box, ceil_div
+from holoslide.slides.crew import Died, run_all
+from holoslide.slides.facts import GLASS, shown
+from holoslide.slides.raster import (
+    MASK_SUBFILE,
+    REDUCED_SUBFILE,
+    TILE_PX,
+    Raster,
+    RasterRecord,
+    Recipe,
+)
+from holoslide.slides.reader import Reader, open_slide
+from holoslide.slides.tissue import Mask, TissueConfig, find_tissue
+
+MIN_QUALITY = 75  # from here on JPEG keeps a block of one grey exactly: see the test
+BLOCK_PX = 8  # side of a JPEG block: no block may hold both tissue and glass
+SMALLEST_LEVEL_PX = 512  # the pyramid ends with the first level that is no larger
+MOST_ENLARGED = 1.1  # a slide this much coarser than the raster still serves
+CLASSIC_BYTES = 2**32 - 2**24  # larger files have to be BigTIFF, with room for what stands beside the tiles
+
+Advance = Callable[[int, int, str], None]  # (done, total, what was done last)
+
+
+@dataclass(frozen=True, slots=True)
+class PrepareConfig:
+    """How rasters are made.
+
+    `mpp`: um per raster pixel. `mask_cell_um`: about how large the cells of the tissue mask are; their side is
+    rounded to a multiple of 8 pixels. `jpeg_quality`: 75 to 100.
+    """
+
+    mpp: float = 2.0
+    mask_cell_um: float = 16.0
+    jpeg_quality: int = 90
+    tissue: TissueConfig = field(default_factory=TissueConfig)
+
+    def __post_init__(self) -> None:
+        """Raise ConfigError for values that cannot be."""
+        for name in ("mpp", "mask_cell_um"):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value > 0):
+                raise ConfigError(f"prepare.{name}", f"{value} um cannot be", "give a positive number")
+        if not MIN_QUALITY <= self.jpeg_quality <= 100:
+            what = f"{self.jpeg_quality} is out of range: below {MIN_QUALITY} glass would change its colour"
+            raise ConfigError("prepare.jpeg_quality", what, f"give {MIN_QUALITY} to 100")
+
+    @property
+    def mask_cell_px(self) -> int:
+        """Side of a mask cell in raster pixels, a multiple of 8."""
+        return BLOCK_PX * max(1, round(self.mask_cell_um / (BLOCK_PX * self.mpp)))
+
+
+@dataclass(frozen=True, slots=True)
+class PrepareJob:
+    """A slide to prepare; `mpp`, um per pixel of its level 0, goes before what the file says."""
+
+    slide_id: str
+    path: Path
+    mpp: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PrepareResult:
+    """What became of a job: the raster's path, or the reason, one line, why there is none."""
+
+    slide_id: str
+    status: Literal["made", "reused", "failed"]
+    path: Path | None = None
+    reason: str | None = None
+    seconds: float = 0.0
+
+
+def prepare(
+    jobs: Sequence[PrepareJob],
+    folder: Path,
+    config: PrepareConfig,
+    *,
+    workers: int = 1,
+    progress: Advance | None = None,
+) -> list[PrepareResult]:
+    """Prepare slides in `workers` processes of their own; results in the order of the jobs.
+
+    Whatever is wrong with a slide, even what kills the process that reads it, is that slide's failure alone.
+    Raises `CohortError` for two jobs with one slide id, `SlideError` where `folder` cannot be made.
+    """
+    if workers < 1:
+        raise ConfigError("workers", f"{workers} processes can do nothing", "give 1 or more")
+    twice = [slide_id for slide_id, count in Counter(job.slide_id for job in jobs).items() if count > 1]
+    if twice:
+        raise CohortError(
+            ascii(twice[0])[1:-1], "two slides have this id", "give each slide an id of its own"
+        )
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        what = f"the folder cannot be made ({error.strerror})"
+        raise SlideError(shown(folder), what, "give another for the rasters") from error
+    results: dict[int, PrepareResult] = {}
+    for index, outcome in run_all(_attempt, [(job, folder, config) for job in jobs], workers=workers):
+        if isinstance(outcome, Died):
+            what, remedy = (
+                f"the process that read it died ({outcome.how})",
+                "leave the slide out, and report it",
+            )
+            reason = str(SlideError(shown(jobs[index].path), what, remedy))
+            outcome = PrepareResult(jobs[index].slide_id, "failed", None, reason, outcome.seconds)
+        results[index] = outcome
+        if progress is not None:
+            progress(len(results), len(jobs), f"{outcome.slide_id}: {outcome.status}")
+    return [results[index] for index in range(len(jobs))]
+
+
+def _attempt(work: tuple[PrepareJob, Path, PrepareConfig]) -> PrepareResult:
+    """`prepare_slide`, with what is wrong with the slide as a result."""
+    job, started = work[0], time.monotonic()
+    try:
+        return prepare_slide(*work)
+    except HoloslideError as error:
+        reason = str(error)
+    except MemoryError:
+        reason = str(SlideError(shown(job.path), "does not fit into memory", "prepare with fewer --workers"))
+    return PrepareResult(job.slide_id, "failed", None, reason, time.monotonic() - started)
+
+
+def prepare_slide(job: PrepareJob, folder: Path, config: PrepareConfig) -> PrepareResult:
+    """Make a slide's raster in `folder`, unless it is there and its recipe is the very same.
+
+    Raises `SlideError`: the slide cannot be read, has no mpp or no tissue, is much coarser than the raster; or
+    the raster cannot be written, or is being written by another process.
+    """
+    started = time.monotonic()
+    target = raster_path(folder, job.slide_id)
+    with open_slide(job.path, mpp=job.mpp) as slide:
+        _refuse_coarse(slide, config.mpp)
+        recipe = _recipe(job, slide, config)
+        status: Literal["made", "reused"] = "reused"
+        try:
+            if not _is_made(target, recipe) or _part(target).exists():
+                with _claimed(target) as file:
+                    if not _is_made(target, recipe):  # nor by another process, meanwhile
+                        status = "made"
+                        _make(slide, recipe, config, file)
+                        file.flush()
+                        os.fsync(file.fileno())
+                        _part(target).replace(target)
+        except OSError as error:
+            what = f"cannot be written ({error.strerror or error})"
+            raise SlideError(shown(target), what, "make room there, or choose another folder") from error
+    return PrepareResult(job.slide_id, status, target, None, time.monotonic() - started)
+
+
+def raster_path(folder: Path, slide_id: str) -> Path:
+    """Where the raster of a slide is; `SlideError` for an id that is no file name."""
+    if slide_id in {"", ".", ".."} or "/" in slide_id or "\0" in slide_id:
+        where = ascii(slide_id)
+        raise SlideError(where, "is a slide id that cannot name a file", "use no slashes in slide ids")
+    return folder / f"{slide_id}.tif"
+
+
+# --- Whether it is made already ---------------------------------------------------------------------------------
+
+
+def _recipe(job: PrepareJob, slide: Reader, config: PrepareConfig) -> Recipe:
+    mpp = slide.require_mpp()
+    return Recipe(
+        slide_id=job.slide_id,
+        slide_sha256=slide_sha256(job.path),
+        slide_mpp=(mpp.y, mpp.x),
+        slide_mpp_source=mpp.source,
+        settings=dataclasses.asdict(config),
+        software=f"holoslide {metadata.version('holoslide')}",
+    )
+
+
+def _is_made(target: Path, recipe: Recipe) -> bool:
+    if not target.exists():
+        return False
+    try:
+        with Raster.open(target) as raster:
+            return raster.record.recipe == recipe
+    except SlideError:  # damaged, or of another version: made again
+        return False
+
+
+def slide_sha256(path: Path) -> str:
+    """SHA-256 of a slide's file; of all of them where it has several (MRXS, DICOM). Raises `SlideError`."""
+    try:
+        files = _slide_files(path)
+        digests = []
+        for each in files:
+            with each.open("rb") as file:
+                digests.append(hashlib.file_digest(file, "sha256").hexdigest())
+    except OSError as error:
+        raise SlideError(shown(path), f"cannot be read ({error.strerror})", "check the file") from error
+    if len(files) == 1:
+        return digests[0]
+    listing = "".join(f"{digest}  {each.name}\n" for digest, each in zip(digests, files, strict=True))
+    return hashlib.sha256(listing.encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def _slide_files(path: Path) -> list[Path]:
+    """The file itself, and those of the same slide beside it."""
+    if path.suffix.lower() == ".mrxs":
+        folder = path.with_suffix("")
+        return [path, *sorted(p for p in folder.iterdir() if p.is_file())] if folder.is_dir() else [path]
+    series = _dicom_series(path)
+    if series is None:
+        return [path]
+    siblings = {p for p in path.parent.iterdir() if p.is_file() and _dicom_series(p) == series}
+    return sorted(siblings | {path})
+
+
+def _dicom_series(path: Path) -> bytes | None:
+    """The series instance UID (0020,000E) of a DICOM file; None for other files."""
+    with path.open("rb") as file:
+        head = file.read(132)
+        if head[128:] != b"DICM":
+            return None
+        found = re.search(rb"\x20\x00\x0e\x00(?:UI..|....)([0-9.]{5,64})", file.read(2**16), re.DOTALL)
+    return found[1] if found else None
+
+
+# --- Names and locks --------------------------------------------------------------------------------------------
+
+
+def _part(target: Path) -> Path:
+    return target.with_name(f".{target.name}.part")
+
+
+@contextmanager
+def _claimed(target: Path) -> Iterator[IO[bytes]]:
+    """A file under a temporary name, empty and ours alone; gone afterwards, unless it was renamed.
+
+    What a killed run left under that name is overwritten: its lock died with it.
+    """
+    part = _part(target)
+    while True:
+        file = part.open("a+b")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.close()
+            what = "is being written by another process"
+            raise SlideError(shown(target), what, "wait for it, or end it") from None
+        if _is_same(file, part):
+            break
+        file.close()  # its holder has just renamed it: it is not the temporary file any more
+    try:
+        file.truncate(0)
+        yield file
+    finally:
+        if _is_same(file, part):
+            part.unlink()
+        file.close()
+
+
+def _is_same(file: IO[bytes], path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+# --- Where the raster lies on the slide ---------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    origin_l0: tuple[int, int]
+    shape_px: tuple[int, int]
+    mask: Mask  # one value per cell
+
+
+def _refuse_coarse(slide: Reader, mpp: float) -> None:
+    own = slide.require_mpp()
+    if max(own.y, own.x) > mpp * MOST_ENLARGED:
+        what = f"has {max(own.y, own.x):.4g} um per pixel, too coarse for a raster at {mpp:g}"
+        remedy = f"prepare with --mpp {math.ceil(max(own.y, own.x) * 100) / 100:g} or more, or leave it out"
+        raise SlideError(shown(slide.path), what, remedy)
+
+
+def _place(slide: Reader, config: PrepareConfig) -> _Place:
+    """The tissue's bounding box on the slide, and the mask in cells counted from its corner.
+
+    Raises `SlideError` where there is no tissue.
+    """
+    own, bounds, cell_px = slide.require_mpp(), slide.bounds_l0, config.mask_cell_px
+    thumbnail_mpp = max(config.tissue.thumbnail_mpp, own.y, own.x)
+    per_thumb = (thumbnail_mpp / own.y, thumbnail_mpp / own.x)  # level-0 pixels
+    shape = [max(1, math.ceil(n / per - 1e-6)) for n, per in zip(bounds.shape, per_thumb, strict=True)]
+    thumbnail = slide.read(Box.at(0, 0, *shape), thumbnail_mpp, (bounds.top, bounds.left))
+    tissue = find_tissue(thumbnail, thumbnail_mpp, config.tissue)
+    if not tissue.any():
+        remedy = "look at it; lower prepare.tissue.least_contrast or speck_um2, or leave it out"
+        raise SlideError(shown(slide.path), "no tissue found", remedy)
+    origin, cuts, sizes = [], [], []
+    for axis in (0, 1):
+        length_l0, per_px = bounds.shape[axis], config.mpp / (own.y, own.x)[axis]
+        used = np.flatnonzero(tissue.any(axis=1 - axis))
+        corner = math.floor(used[0] * per_thumb[axis])
+        size = max(1, math.ceil((length_l0 - corner) / per_px - 1e-6))  # no further than the slide
+        last_l0 = (used[-1] + 1) * per_thumb[axis] - corner
+        cells = min(ceil_div(size, cell_px), math.ceil(last_l0 / (per_px * cell_px) - 1e-6))
+        edges = (corner + np.arange(cells + 1) * (per_px * cell_px)) / per_thumb[axis]
+        origin.append(corner + (bounds.top, bounds.left)[axis])
+        sizes.append(min(size, cells * cell_px))
+        cuts.append(edges)
+    return _Place((origin[0], origin[1]), (sizes[0], sizes[1]), _pool(tissue, cuts[0], cuts[1]))
+
+
+def _pool(mask: Mask, y_edges: NDArray[np.floating], x_edges: NDArray[np.floating]) -> Mask:
+    """Between neighbouring edges, in cells of `mask`: is there any?"""
+    sums = np.zeros((mask.shape[0] + 1, mask.shape[1] + 1), np.int64)
+    np.cumsum(np.cumsum(mask, axis=0), axis=1, out=sums[1:, 1:])
+    low, high = [], []
+    for edges, limit in ((y_edges, mask.shape[0]), (x_edges, mask.shape[1])):
+        low.append(np.clip(np.floor(edges[:-1] + 1e-6).astype(np.int64), 0, limit - 1))
+        high.append(np.clip(np.ceil(edges[1:] - 1e-6).astype(np.int64), 1, limit))
+    rows = sums[high[0]] - sums[low[0]]
+    return np.asarray(rows[:, high[1]] - rows[:, low[1]] > 0)
+
+
+# --- Making the file -----------------------------------------------------------------------------------------------
+
+
+def _make(slide: Reader, recipe: Recipe, config: PrepareConfig, file: IO[bytes]) -> None:
+    """Write the raster of a slide into an empty file."""
+    place = _place(slide, config)
+    counts = np.zeros((3, 256), np.int64)
+    with tempfile.TemporaryFile(dir=Path(file.name).parent) as scratch:
+        pyramid = _Level(place.shape_px, config.jpeg_quality, scratch)
+        for strip, tissue in _strips(slide, place, config):
+            for channel in range(3):
+                counts[channel] += np.bincount(strip[..., channel][tissue], minlength=256)
+            pyramid.add(strip)
+        record = _record(slide, recipe, config, place, counts)
+        _assemble(pyramid.levels(), record, place.mask, file)
+
+
+def _strips(slide: Reader, place: _Place, config: PrepareConfig) -> Iterator[tuple[NDArray[np.uint8], Mask]]:
+    """The raster in strips one tile high: RGB, glass outside the mask; and which pixels are tissue.
+
+    Only runs of tiles with tissue in them are read.
+    """
+    cell_px, (height, width) = config.mask_cell_px, place.shape_px
+    for top in range(0, height, TILE_PX):
+        strip_box = Box(top, 0, min(top + TILE_PX, height), width)
+        strip = np.full((*strip_box.shape, 3), GLASS, np.uint8)
+        cells = strip_box.cover(cell_px)
+        tissue = place.mask[cells.slices].repeat(cell_px, axis=0).repeat(cell_px, axis=1)
+        tissue = tissue[strip_box.relative_to(cells.times(cell_px)).slices]
+        for left, right in _runs(tissue):
+            box = Box(top, left, strip_box.bottom, right)
+            pixels = slide.read(box, config.mpp, place.origin_l0)
+            inside = tissue[:, left:right]
+            strip[:, left:right][inside] = pixels[inside]
+        yield strip, tissue
+
+
+def _runs(tissue: Mask) -> Iterator[tuple[int, int]]:
+    """Columns from..to that hold tissue, in whole tiles, neighbours joined."""
+    starts = np.arange(0, tissue.shape[1], TILE_PX)
+    used = np.logical_or.reduceat(tissue.any(axis=0), starts)
+    steps = np.flatnonzero(np.diff(np.concatenate([[False], used, [False]]).astype(np.int8)))
+    for first, last in zip(steps[::2].tolist(), steps[1::2].tolist(), strict=True):
+        yield first * TILE_PX, min(last * TILE_PX, tissue.shape[1])
+
+
+class _Level:
+    """A level of the pyramid in the making: takes strips, compresses tiles to the scratch file, feeds the next."""
+
+    def __init__(self, shape: tuple[int, int], quality: int, scratch: IO[bytes]) -> None:
+        self.shape = shape
+        self._quality, self._scratch = quality, scratch
+        self._tiles: list[tuple[int, int]] = []  # (offset, length)
+        self._waiting: list[NDArray[np.uint8]] = []
+        self._rows_in = 0
+        self._glass_tile: tuple[int, int] | None = None
+        self._next: _Level | None = None
+        if max(shape) > SMALLEST_LEVEL_PX:
+            self._next = _Level((ceil_div(shape[0], 2), ceil_div(shape[1], 2)), quality, scratch)
+
+    def add(self, rows: NDArray[np.uint8]) -> None:
+        """Take the next rows (n, width, 3): a tile's height, half of it, or the level's last."""
+        self._waiting.append(rows)
+        self._rows_in += len(rows)
+        if self._rows_in % TILE_PX and self._rows_in < self.shape[0]:
+            return
+        strip = self._waiting[0] if len(self._waiting) == 1 else np.concatenate(self._waiting)
+        self._waiting.clear()
+        for left in range(0, self.shape[1], TILE_PX):
+            self._tiles.append(self._store(strip[:, left : left + TILE_PX]))
+        if self._next is not None:
+            self._next.add(halve(strip))
+
+    def levels(self) -> list[_Level]:
+        """This level and all coarser ones."""
+        return [self, *(self._next.levels() if self._next is not None else [])]
+
+    def tiles(self) -> Iterator[bytes]:
+        """The compressed tiles, row by row."""
+        for offset, length in self._tiles:
+            yield os.pread(self._scratch.fileno(), length, offset)
+
+    @property
+    def size_bytes(self) -> int:
+        """What the tiles will take in the file."""
+        return sum(length for _, length in self._tiles)
+
+    def _store(self, pixels: NDArray[np.uint8]) -> tuple[int, int]:
+        import imagecodecs
+
+        is_glass = bool((pixels == np.array(GLASS, np.uint8)).all())
+        if is_glass and self._glass_tile is not None:
+            return self._glass_tile
+        missing = [(0, TILE_PX - n) for n in pixels.shape[:2]]
+        tile = np.pad(pixels, [*missing, (0, 0)], mode="edge")
+        data = imagecodecs.jpeg8_encode(
+            tile, level=self._quality, subsampling="444", colorspace="RGB", outcolorspace="YCBCR"
+        )
+        place = self._scratch.seek(0, os.SEEK_END), len(data)
+        self._scratch.write(data)
+        self._scratch.flush()
+        if is_glass:
+            self._glass_tile = place
+        return place
+
+
+def halve(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """The mean of each 2 x 2 pixels, rounded; an odd last row or column counts twice."""
+    odd = [(0, n % 2) for n in pixels.shape[:2]]
+    even = np.pad(pixels, [*odd, (0, 0)], mode="edge") if any(n for _, n in odd) else pixels
+    sums = even[0::2].astype(np.uint16) + even[1::2]
+    return ((sums[:, 0::2] + sums[:, 1::2] + 2) >> 2).astype(np.uint8)
+
+
+def _record(
+    slide: Reader, recipe: Recipe, config: PrepareConfig, place: _Place, counts: NDArray[np.int64]
+) -> RasterRecord:
+    total = int(counts[0].sum())
+    grey = np.arange(256)
+    means = [float((row * grey).sum() / total) for row in counts]
+    variances = [float((row * (grey - m) ** 2).sum() / total) for row, m in zip(counts, means, strict=True)]
+    bounds = slide.bounds_l0
+    return RasterRecord(
+        recipe=recipe,
+        mpp=config.mpp,
+        shape_px=place.shape_px,
+        origin_l0=place.origin_l0,
+        shape_l0=slide.shape_l0,
+        bounds_l0=(bounds.top, bounds.left, bounds.bottom, bounds.right),
+        mask_cell_px=config.mask_cell_px,
+        glass=GLASS,
+        tissue_px=total,
+        tissue_mean=(means[0], means[1], means[2]),
+        tissue_std=(math.sqrt(variances[0]), math.sqrt(variances[1]), math.sqrt(variances[2])),
+    )
+
+
+def _assemble(levels: Sequence[_Level], record: RasterRecord, mask: Mask, file: IO[bytes]) -> None:
+    import tifffile
+
+    size_bytes = sum(level.size_bytes for level in levels) + mask.size
+    with tifffile.TiffWriter(file, bigtiff=size_bytes > CLASSIC_BYTES) as tiff:
+        for number, level in enumerate(levels):
+            per_cm = 10_000 / (record.mpp * 2**number)
+            tiff.write(
+                level.tiles(), shape=(*level.shape, 3), dtype=np.uint8, tile=(TILE_PX, TILE_PX),
+                compression="jpeg", photometric="ycbcr", subsampling=(1, 1),
+                subfiletype=REDUCED_SUBFILE if number else 0,
+                resolution=(per_cm, per_cm), resolutionunit="CENTIMETER",
+                description=record.to_json() if number == 0 else None, metadata=None, software=False,
+            )  # fmt: skip
+        tiff.write(
+            mask,
+            compression="zlib",
+            photometric="mask",
+            subfiletype=MASK_SUBFILE,
+            metadata=None,
+            software=False,
+        )

@@ -1,0 +1,222 @@
+"""Heatmaps over pictures: they lie where the cells lie, say what the cells say, and can be read by everyone."""
+
+import math
+
+import matplotlib
+import numpy as np
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from holoslide.evaluation.overlay import (
+    DIVERGING,
+    SEQUENTIAL,
+    Placement,
+    Scale,
+    attention_scale,
+    box_on_picture,
+    evidence_for,
+    evidence_scale,
+    on_pixels,
+    overlay,
+    relative_attention,
+)
+
+LINEAR = Scale(0.0, 1.0, SEQUENTIAL, "made up", ((0.0, "0"), (1.0, "1")))
+
+
+def supersampled(
+    values: NDArray[np.float64], placement: Placement, shape: tuple[int, int], *, fine: int
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """The oracle: look at fine x fine points of every pixel, one by one."""
+    mean, share = np.full(shape, np.nan), np.zeros(shape)
+    for y, x in np.ndindex(shape):
+        seen = []
+        for i, j in np.ndindex(fine, fine):
+            row = math.floor((y + (i + 0.5) / fine - placement.origin_px[0]) / placement.cell_px[0])
+            column = math.floor((x + (j + 0.5) / fine - placement.origin_px[1]) / placement.cell_px[1])
+            if 0 <= row < values.shape[0] and 0 <= column < values.shape[1]:
+                seen.append(values[row, column])
+        voting = [value for value in seen if not math.isnan(value)]
+        share[y, x] = len(voting) / fine**2
+        if voting:
+            mean[y, x] = np.mean(voting)
+    return mean, share
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    seed=st.integers(0, 2**32 - 1), cell=st.sampled_from([(0.25, 0.5), (1.0, 1.5), (2.25, 3.0), (5.0, 0.75)])
+)
+def test_a_pixel_shows_the_mean_of_the_cells_it_lies_on(seed: int, cell: tuple[float, float]) -> None:
+    rng = np.random.default_rng(seed)
+    values = rng.normal(size=tuple(rng.integers(1, 9, 2)))
+    values[rng.random(values.shape) < 0.3] = np.nan
+    origin = (
+        rng.integers(-16, 16, 2) / 4
+    )  # edges fall on quarters of pixels, where four points a side see them
+    placement = Placement((float(origin[0]), float(origin[1])), cell)
+    mean, share = on_pixels(values, placement, (9, 7))
+    expected_mean, expected_share = supersampled(values, placement, (9, 7), fine=4)
+    np.testing.assert_allclose(share, expected_share, atol=1e-12)
+    np.testing.assert_allclose(mean, expected_mean, atol=1e-9)
+
+
+@settings(deadline=None, max_examples=200)
+@given(
+    origin_l0=st.tuples(st.floats(-3000, 9000), st.floats(-3000, 9000)),
+    cell_l0=st.tuples(st.floats(30, 2000), st.floats(30, 2000)),
+    shown_l0=st.tuples(st.floats(0, 4000), st.floats(0, 4000)),
+    l0_per_px=st.floats(8, 30),  # a cell is a pixel or more, so half a pixel is within half a cell
+    cell=st.tuples(st.integers(0, 11), st.integers(0, 6)),
+)
+def test_a_cell_at_level_0_lands_on_its_pixel_wherever_tissue_and_picture_begin(
+    origin_l0: tuple[float, float],
+    cell_l0: tuple[float, float],
+    shown_l0: tuple[float, float],
+    l0_per_px: float,
+    cell: tuple[int, int],
+) -> None:
+    shape_px = (160, 210)
+    picture_l0 = (*shown_l0, shown_l0[0] + shape_px[0] * l0_per_px, shown_l0[1] + shape_px[1] * l0_per_px)
+    values = np.zeros((12, 7))
+    values[cell] = 1.0
+    box_l0 = (*origin_l0, origin_l0[0] + 12 * cell_l0[0], origin_l0[1] + 7 * cell_l0[1])
+    placement = Placement.in_box(box_on_picture(box_l0, picture_l0, shape_px), values.shape)
+    # Straight from level 0, without the functions under test.
+    centre = [(origin_l0[i] + (cell[i] + 0.5) * cell_l0[i] - shown_l0[i]) / l0_per_px for i in range(2)]
+    side = [length / l0_per_px for length in cell_l0]
+    assert placement.centre_px(*cell) == pytest.approx(tuple(centre), abs=1e-6)
+    assume(
+        all(side[i] / 2 <= centre[i] <= shape_px[i] - side[i] / 2 for i in range(2))
+    )  # wholly in the picture
+    mean, share = on_pixels(values, placement, shape_px)
+    weight = np.nan_to_num(mean) * share
+    middles = [np.arange(n) + 0.5 for n in shape_px]
+    found = [float((weight.sum(axis=1 - i) * middles[i]).sum() / weight.sum()) for i in range(2)]
+    for i in range(2):  # a pixel's weight counts as in its middle, which is what is left of an error
+        assert abs(found[i] - centre[i]) <= 0.5
+    brightest = np.unravel_index(np.argmax(weight), shape_px)
+    assert all(abs(brightest[i] + 0.5 - centre[i]) <= side[i] / 2 + 1 for i in range(2))
+
+
+def test_the_drawn_colour_of_a_lesion_is_where_the_lesion_is() -> None:
+    picture = np.full((80, 60, 3), 230, np.uint8)
+    values = np.zeros((10, 6))
+    values[7, 2] = 1.0
+    drawn = overlay(picture, values, Placement((12.0, 9.0), (6.0, 7.0)), LINEAR).astype(int)
+    low, high = (drawn[13, 10], drawn[57, 26])  # pixel of the first cell, and of the lesion's middle
+    assert np.abs(high - low).sum() > 100
+    is_lesion = (drawn == high).all(axis=2)
+    rows, columns = np.nonzero(is_lesion)
+    assert (rows.min(), rows.max() + 1, columns.min(), columns.max() + 1) == (54, 60, 23, 30)
+    assert is_lesion.sum() == 6 * 7
+
+
+def test_where_there_is_no_cell_the_slide_shows_through_in_grey() -> None:
+    rng = np.random.default_rng(5)
+    picture = rng.integers(0, 256, (20, 24, 3), dtype=np.uint8)
+    values = np.full((5, 6), np.nan)
+    values[0, 0] = 0.5
+    drawn = overlay(picture, values, Placement((0.0, 0.0), (4.0, 4.0)), LINEAR)
+    assert drawn.shape == picture.shape
+    assert drawn.dtype == np.uint8
+    outside = np.ones((20, 24), bool)
+    outside[:4, :4] = False
+    assert (np.ptp(drawn[outside].astype(int), axis=1) == 0).all()
+    assert np.ptp(drawn[:4, :4].astype(int), axis=2).max() > 20
+    brightness = picture @ np.array([0.2126, 0.7152, 0.0722])
+    assert np.corrcoef(drawn[outside][:, 0], brightness[outside])[0, 1] > 0.999
+
+
+def test_opacity_zero_is_the_grey_picture_and_one_is_the_map() -> None:
+    picture = np.full((4, 4, 3), 200, np.uint8)
+    place = Placement((0.0, 0.0), (4.0, 4.0))
+    pure = overlay(picture, np.array([[1.0]]), place, LINEAR, opacity=1.0)
+    np.testing.assert_array_equal(pure, np.broadcast_to(np.rint(LINEAR.colour(np.array([1.0]))), pure.shape))
+    assert np.ptp(overlay(picture, np.array([[1.0]]), place, LINEAR, opacity=0.0)) == 0
+
+
+def test_relative_attention_has_mean_one_over_the_cells_that_vote() -> None:
+    attention = np.array([[1e-7, np.nan], [3e-7, 2e-7]], np.float32)
+    relative = relative_attention(attention / np.nansum(attention))
+    np.testing.assert_allclose(relative, [[0.5, np.nan], [1.5, 1.0]], rtol=1e-6)
+    assert np.isnan(relative_attention(np.full((2, 2), np.nan))).all()
+
+
+def test_evidence_is_against_the_other_classes_so_that_a_common_shift_says_nothing() -> None:
+    rng = np.random.default_rng(0)
+    two, three = rng.normal(size=(2, 4, 5)), rng.normal(size=(3, 4, 5))
+    np.testing.assert_allclose(evidence_for(two, 1), two[1] - two[0])
+    np.testing.assert_allclose(evidence_for(three, 0), three[0] - (three[1] + three[2]) / 2)
+    np.testing.assert_allclose(evidence_for(three + rng.normal(size=(4, 5)), 2), evidence_for(three, 2))
+    np.testing.assert_allclose(sum(evidence_for(three, c) for c in range(3)), 0, atol=1e-12)
+
+
+def test_attention_has_one_scale_for_all_slides_centred_on_the_average_cell() -> None:
+    scale = attention_scale([np.array([[0.01, 1.0, 11.0]]), np.array([[np.nan, 3.0]])])
+    assert (scale.low, scale.high) == (pytest.approx(1 / 15), 15.0)
+    np.testing.assert_allclose(
+        scale.position(np.array([0.0, 1 / 15, 1.0, 15.0, 99.0])), [0, 0, 0.5, 1, 1], atol=1e-9
+    )
+    assert [label for _, label in scale.tick_places()] == ["≤ 1/15 ×", "1 ×", "≥ 15 ×"]
+    assert [place for place, _ in scale.tick_places()] == pytest.approx([0, 0.5, 1])
+    assert attention_scale([]).high == attention_scale([np.array([[1.0]])]).high == 2.0
+
+
+def test_evidence_is_symmetric_around_zero_and_few_strong_cells_do_not_wash_out_the_rest() -> None:
+    values = np.r_[np.linspace(-0.02, 0.034, 999), 50.0].reshape(20, 50)
+    scale = evidence_scale(values, "tumour")
+    assert -scale.low == scale.high == 0.04
+    assert scale.position(np.array([-1.0, 0.0, 1.0])).tolist() == [0, 0.5, 1]
+    assert "tumour" in scale.unit
+    assert "logit" in scale.unit
+    assert evidence_scale(np.zeros((2, 2)), "x").high == 1.0
+    assert evidence_scale(np.full((2, 2), np.nan), "x").high == 1.0
+
+
+def lightness(name: str) -> NDArray[np.float64]:
+    """CIE L* of a map from low to high."""
+    rgb = matplotlib.colormaps[name](np.linspace(0, 1, 65))[:, :3]
+    linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+    y = linear @ np.array([0.2126, 0.7152, 0.0722])
+    return np.where(y > 216 / 24389, 116 * np.cbrt(y) - 16, y * 24389 / 27)
+
+
+def test_the_maps_can_be_read_by_lightness_alone() -> None:
+    rising = np.diff(lightness(SEQUENTIAL))
+    assert (rising > 0).all()
+    assert rising.max() < 2.5 * rising.mean()
+    diverging = lightness(DIVERGING)
+    assert diverging.argmax() == 32
+    assert (np.diff(diverging[:33]) > 0).all()
+    assert (np.diff(diverging[32:]) < 0).all()
+
+
+@pytest.mark.parametrize(
+    "scale", [LINEAR, attention_scale([np.array([[9.0]])]), evidence_scale(np.ones((1, 1)), "x")]
+)
+def test_the_legend_shows_the_colours_that_are_drawn(scale: Scale) -> None:
+    strip = scale.strip(3)
+    assert strip.shape == (1, 3, 3)
+    middle = math.sqrt(scale.low * scale.high) if scale.logarithmic else (scale.low + scale.high) / 2
+    grey = np.full((3, 3, 3), round(255 - (255 - 205.0) / 0.7), np.uint8)  # what the overlay turns into 205
+    values = np.tile([scale.low, middle, scale.high], (3, 1))
+    drawn = overlay(grey, values, Placement((0.0, 0.0), (1.0, 1.0)), scale)
+    assert np.abs(drawn[0].astype(int) - strip[0].astype(int)).max() <= 1
+
+
+def test_what_cannot_be_drawn_is_refused() -> None:
+    picture, place = np.zeros((4, 4, 3), np.uint8), Placement((0.0, 0.0), (1.0, 1.0))
+    with pytest.raises(ValueError, match=r"a picture is \(H, W, 3\) of uint8, not \(4, 4\)"):
+        overlay(picture[..., 0], np.zeros((2, 2)), place, LINEAR)
+    with pytest.raises(ValueError, match="of float64"):
+        overlay(picture.astype(np.float64), np.zeros((2, 2)), place, LINEAR)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"a heatmap is \(H, W\)"):
+        overlay(picture, np.zeros((2, 2, 2)), place, LINEAR)
+    with pytest.raises(ValueError, match="infinite"):
+        overlay(picture, np.array([[np.inf]]), place, LINEAR)
+    for wrong in (0.0, -1.0, math.nan, math.inf):
+        with pytest.raises(ValueError, match="cells larger than nothing"):
+            Placement((0.0, 0.0), (1.0, wrong))
