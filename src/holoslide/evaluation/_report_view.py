@@ -68,8 +68,9 @@ def _chosen(report: RunReport) -> str:
 def _reached(report: RunReport) -> str:
     metrics = report.metrics
     if metrics is None:
-        return f"No {report.part} slides were scored: how it does on slides it has not seen is not known."
-    text = f"On {_count(metrics.slides, f'{report.part} slide')} of {_count(metrics.patients, 'patient')}, "
+        return "Nothing was scored: how it does on slides it has not seen is not known."
+    kind = "slide" if report.part == "all" else f"{report.part} slide"
+    text = f"On {_count(metrics.slides, kind)} of {_count(metrics.patients, 'patient')}, "
     if metrics.auroc.value is not None:
         text += f"{_auroc_name(metrics)} is {number(metrics.auroc.value)}"
         if metrics.auroc.low is not None and metrics.auroc.high is not None:
@@ -99,13 +100,30 @@ def slides_left_out(report: RunReport) -> int:
     return len({slide_id for slide_id, _ in report.left_out if slide_id})
 
 
-def flow(report: RunReport) -> list[tuple[str, int]]:
-    """(what, slides) from the table to what was used."""
-    if not report.cohort:
-        return []
+def flow(report: RunReport) -> str:
+    """What was used and what was not, in a sentence."""
     used = sum(part.slides for part in report.cohort)
     left_out = slides_left_out(report)
-    return [("slides in the table", used + left_out), ("left out", left_out), ("used", used)]
+    rest = f"{_count(left_out, 'slide')} left out" if left_out else "no slide left out"
+    return f"{_count(used, 'slide')} in {_count(len(report.cohort), 'part')}, {rest}."
+
+
+def scored_slides(report: RunReport) -> str:
+    """What the results are of."""
+    return "all slides" if report.part == "all" else f"the {report.part} slides"
+
+
+def flattery(report: RunReport) -> str:
+    """A warning where results are of slides that training has seen."""
+    if report.part == "train":
+        return "The network was trained on these slides: results on slides it has not seen will be worse."
+    if report.part == "valid":
+        return "The epoch was chosen on these slides, which flatters the results."
+    if report.part == "all" and any(part.name == "train" for part in report.cohort):
+        return (
+            "Among these are the slides of training, which flatters the results: score the test part alone."
+        )
+    return ""
 
 
 def classes(report: RunReport) -> list[str]:

@@ -48,13 +48,14 @@ def weighted_auprc(weights_BN: Weights, is_positive_N: NDArray[np.bool_], scores
     return _ratio((positive_BG * precision_BG).sum(axis=1), positive_BG.sum(axis=1))
 
 
-def weighted_confusion(weights_BN: Weights, labels_N: NDArray[np.int64], predicted_N: NDArray[np.int64],
-                       classes: int) -> Weights:  # fmt: skip
+def weighted_confusion(
+    weights_BN: Weights, labels_N: NDArray[np.int64], predicted_N: NDArray[np.int64], classes: int
+) -> Weights:
     """Slides by label and prediction, (B, C, C)."""
     cell_N = labels_N * classes + predicted_N
     one_hot_NX = np.eye(classes * classes)[cell_N]
-    counts_BX = np.rint(weights_BN @ one_hot_NX).astype(np.int64)
-    return counts_BX.reshape(-1, classes, classes)
+    counts_BX: Weights = np.rint(weights_BN @ one_hot_NX).astype(np.int64)
+    return counts_BX.reshape(len(weights_BN), classes, classes)
 
 
 def statistics(

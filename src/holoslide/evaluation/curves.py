@@ -6,11 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.metrics import precision_recall_curve, roc_curve
 
-from holoslide.evaluation.bootstrap import draw_weights
-
-Values = NDArray[np.float64]
+from holoslide.evaluation.bootstrap import Values, Weights, draw_weights
 
 DRAWS = 500
 GRID = np.linspace(0, 1, 101)
@@ -28,15 +25,31 @@ class Contest:
     score_N: Values
     patients_N: NDArray[np.str_]
 
-    def roc(self, weights_N: NDArray[np.int64] | None = None) -> tuple[Values, Values]:
-        """False and true positive rate, both rising."""
-        x, y, _ = roc_curve(self.truth_N, self.score_N, sample_weight=weights_N, drop_intermediate=False)
-        return x, y
+    def roc(self, weights_N: Weights | None = None) -> tuple[Values, Values]:
+        """False and true positive rate, both rising, with a point for each distinct score.
 
-    def precision_recall(self, weights_N: NDArray[np.int64] | None = None) -> tuple[Values, Values]:
-        """Recall, rising, and the precision up to it."""
-        precision, recall, _ = precision_recall_curve(self.truth_N, self.score_N, sample_weight=weights_N)
-        return recall[::-1], precision[::-1]
+        A weight is how often a slide counts; there must be weight on both sides.
+        """
+        hits_G, misses_G = self._called(weights_N)
+        return misses_G / misses_G[-1], hits_G / hits_G[-1]
+
+    def precision_recall(self, weights_N: Weights | None = None) -> tuple[Values, Values]:
+        """Recall, rising from 0, and the precision there; 1 where nothing is called positive yet."""
+        hits_G, misses_G = self._called(weights_N)
+        called_G = hits_G + misses_G
+        return hits_G / hits_G[-1], np.divide(
+            hits_G, called_G, out=np.ones(len(called_G)), where=called_G > 0
+        )
+
+    def _called(self, weights_N: Weights | None) -> tuple[Values, Values]:
+        """Slides of the class, and others, that score at least each distinct score, highest first after none."""
+        weights_N = np.ones(len(self.truth_N), np.int64) if weights_N is None else weights_N
+        order = np.argsort(-self.score_N, kind="stable")
+        sorted_N = self.score_N[order]
+        last_G = np.flatnonzero(np.concatenate([sorted_N[1:] != sorted_N[:-1], [True]]))
+        hits_N, all_N = np.cumsum(weights_N[order] * self.truth_N[order]), np.cumsum(weights_N[order])
+        hits_G = np.concatenate([[0.0], hits_N[last_G]])
+        return hits_G, np.concatenate([[0.0], all_N[last_G]]) - hits_G
 
 
 @dataclass(frozen=True, slots=True)

@@ -118,7 +118,7 @@ def roc(contests: Sequence[Contest], bands: Sequence[Band] = ()) -> Picture:
         axes.plot([0, 1], [0, 1], color="#aab3bc", linewidth=1, linestyle=(0, (3, 3)))
         _bands(axes, bands)
         for colour, one in zip(_class_colours(len(contests)), contests, strict=True):
-            axes.plot(*one.roc(), color=colour, linewidth=2, label=one.name)
+            axes.plot(*one.roc(), color=colour, linewidth=2, label=_drawable(one.name))
         _square(axes, x="1 − specificity", y="sensitivity")
         if len(contests) > 1:
             axes.legend(loc="lower right")
@@ -135,7 +135,9 @@ def precision_recall(contests: Sequence[Contest], bands: Sequence[Band] = ()) ->
             axes.axhline(
                 float(one.truth_N.mean()), color=colour, linewidth=0.9, linestyle=(0, (3, 3)), alpha=0.6
             )
-            axes.step(*one.precision_recall(), where="pre", color=colour, linewidth=2, label=one.name)
+            axes.step(
+                *one.precision_recall(), where="pre", color=colour, linewidth=2, label=_drawable(one.name)
+            )
         _square(axes, x="recall (sensitivity)", y="precision")
         if len(contests) > 1:
             axes.legend(loc="lower left")
@@ -209,6 +211,11 @@ def fitted(pixels_HW3: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
         return pixels_HW3
     size = (max(1, round(width * factor)), max(1, round(height * factor)))
     return np.asarray(cv2.resize(pixels_HW3, size, interpolation=cv2.INTER_AREA), dtype=np.uint8)
+
+
+def _drawable(name: str) -> str:
+    """A name without what XML and UTF-8 cannot hold: control characters, bytes that are no text."""
+    return re.sub("[\\x00-\\x1f\\x7f-\\x9f\\ud800-\\udfff\\ufffe\\uffff]", "\ufffd", name)
 
 
 def _class_colours(count: int) -> list[str]:

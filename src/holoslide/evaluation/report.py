@@ -57,6 +57,8 @@ def render(report: RunReport) -> str:
         report=report,
         summary=view.summary(report),
         flow=view.flow(report),
+        scored_slides=view.scored_slides(report),
+        flattery=view.flattery(report),
         slides_left_out=view.slides_left_out(report),
         classes=view.classes(report),
         totals=view.totals(report),

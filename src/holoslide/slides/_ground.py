@@ -170,7 +170,9 @@ def pieces(size_um: tuple[float, float], rng: np.random.Generator, *, most: int,
         share = (index + 0.5) / count
         centre = np.array(size_um) * ((0.5, share) if lying else (share, 0.5))
         half = np.array(size_um) * ((0.43, 0.43 / count) if lying else (0.43 / count, 0.43))
-        shrink = rng.uniform((0.9, 0.9) if most == 1 else (0.66, 0.84), (1.0, 1.0))  # across, and along the row
+        shrink = rng.uniform(
+            (0.9, 0.9) if most == 1 else (0.66, 0.84), (1.0, 1.0)
+        )  # across, and along the row
         half = np.maximum(half * (shrink if lying else shrink[::-1]), thick_um)
         turn = 0.0 if most == 1 else rng.normal(0, 0.12)
         dy, dx = y - centre[0], x - centre[1]

@@ -91,7 +91,7 @@ def _same_files(cohort: Cohort) -> list[Finding]:
             ids = [row.slide_id for row in rows]
             what = f"slides {some(ids)} are one file, {rows[0].path}"
             findings.append(
-                Finding.of_slide("error", "same file twice", ids[0], what, "keep one of them", rows[-1].row)
+                Finding("error", "same file twice", ids[0], what, "keep one of them", rows[-1].row)
             )
     return findings
 

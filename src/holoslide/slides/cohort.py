@@ -237,12 +237,6 @@ class Cohort:
         notes = [*self.notes, *self._what_was_drawn(drawn, sorted(named))]
         return replace(self, rows=tuple(rows), notes=tuple(notes))
 
-    @property
-    def has_splits(self) -> bool:
-        """Whether there are labelled slides and each is in a part, so that nothing is left to draw."""
-        splits = [row.split for row in self.rows if row.label is not None]
-        return bool(splits) and None not in splits
-
     def with_mpp(self, mpp: float) -> Cohort:
         """Microns per pixel for the slides that have none in the table; it goes before what their files say."""
         if not (math.isfinite(mpp) and mpp > 0):

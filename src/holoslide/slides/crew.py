@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
-from typing import TypeVar
+from typing import TypeVar, cast
 
 Work = TypeVar("Work")
 Result = TypeVar("Result")
@@ -56,7 +56,7 @@ def run_all(
                 if not alive:
                     del crew[worker.connection]
                     worker.connection.close()
-                yield index, outcome
+                yield index, cast("Result | Died", outcome)
                 if todo:
                     _give(crew, function, work, todo.pop(), worker if alive else None)
                 elif alive:

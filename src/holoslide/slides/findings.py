@@ -54,11 +54,6 @@ class Finding:
         """About one slide."""
         return cls(severity, kind, slide_id, what, remedy, row, slide_id)
 
-    @property
-    def message(self) -> str:
-        """What and what to do, after the place where that is no slide."""
-        return str(self) if self.slide_id is None else f"{self.what}; {self.remedy}"
-
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON."""
         return asdict(self)

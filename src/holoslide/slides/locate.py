@@ -46,7 +46,8 @@ class SlideFiles:
                 return below
         found = self._named(name) if name is not None else self._with_id(slide_id)
         if len(found) == 1:
-            return found[0].absolute()
+            what = f"{shown(found[0])} is there, but cannot be read, or is a link to nothing"
+            return _slide_at(found[0]) or _missing(slide_id, row, what, "mend it")
         if found:
             which = some([shown(each.relative_to(self.slides)) for each in found])
             what = f"{len(found)} files could be it ({which})"

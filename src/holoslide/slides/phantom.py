@@ -1,7 +1,8 @@
 """Synthetic H&E-like slides for the demo and the tests: what they show is known, and the label is no accident.
 
 Two tasks. `focus`: somewhere there is a small lesion, a sheet of crowded, dark, pleomorphic nuclei, or there is
-none; a slide without one has a crowd of lymphocytes in its place, of the same outline and mean colour.
+none; a slide without one has a crowd of lymphocytes in its place, of the same outline and mean colour (red and
+green are fitted; blue is a few levels off, as two stains cannot fit three channels).
 `arrangement`: every slide holds the same nests of glands and the same lymphoid follicles, two and two near each
 other: in `mixed` slides a nest next to a follicle, in `segregated` ones two of a kind. A patch whose diagonal is
 shorter than the gap sees at most one of them, so a bag of such patches is the same in both classes.
@@ -49,7 +50,7 @@ LABELS: dict[str, tuple[str, str]] = {"focus": ("benign", "lesion"), "arrangemen
 
 @dataclass(frozen=True, slots=True)
 class FocusDial:
-    """Radius of the lesion (um), the share of stroma that parts it into nests, and how many crowds there are besides."""
+    """Radius of the lesion (um), the share of stroma that parts it into nests, and the number of other crowds."""
 
     radius_um: float
     septa: float
@@ -144,7 +145,9 @@ def draw_phantom(
     sides = streams("size").uniform(config.least_um, config.most_um, 2) // config.truth_um * config.truth_um
     canvas = Canvas((float(sides[0]), float(sides[1])), config.mpp)
     if task == "focus":
-        depth_um = pieces(canvas.size_um, streams("outline"), most=3, room_um=1.1 * FOCUS[difficulty].radius_um)
+        depth_um = pieces(
+            canvas.size_um, streams("outline"), most=3, room_um=1.1 * FOCUS[difficulty].radius_um
+        )
     else:
         depth_um = pieces(canvas.size_um, streams("outline"), most=1, room_um=0)
     cells = structures.Cells(config.mpp, streams("cells"))

@@ -31,22 +31,12 @@ from holoslide.errors import CohortError, ConfigError, HoloslideError, SlideErro
 from holoslide.geometry import Box, ceil_div
 from holoslide.slides.crew import Died, run_all
 from holoslide.slides.facts import GLASS, shown
-from holoslide.slides.raster import (
-    MASK_SUBFILE,
-    REDUCED_SUBFILE,
-    TILE_PX,
-    Raster,
-    RasterRecord,
-    Recipe,
-)
+from holoslide.slides.pyramid import BLOCK_PX, MIN_QUALITY, PyramidLevel, write_tiff
+from holoslide.slides.raster import TILE_PX, Raster, RasterRecord, Recipe
 from holoslide.slides.reader import Reader, open_slide
 from holoslide.slides.tissue import Mask, TissueConfig, find_tissue
 
-MIN_QUALITY = 75  # from here on JPEG keeps a block of one grey exactly: see the test
-BLOCK_PX = 8  # side of a JPEG block: no block may hold both tissue and glass
-SMALLEST_LEVEL_PX = 512  # the pyramid ends with the first level that is no larger
 MOST_ENLARGED = 1.1  # a slide this much coarser than the raster still serves
-CLASSIC_BYTES = 2**32 - 2**24  # larger files have to be BigTIFF, with room for what stands beside the tiles
 
 Advance = Callable[[int, int, str], None]  # (done, total, what was done last)
 
@@ -70,6 +60,7 @@ class PrepareConfig:
             value = getattr(self, name)
             if not (math.isfinite(value) and value > 0):
                 raise ConfigError(f"prepare.{name}", f"{value} um cannot be", "give a positive number")
+            object.__setattr__(self, name, float(value))  # 2 and 2.0 are written alike
         if not MIN_QUALITY <= self.jpeg_quality <= 100:
             what = f"{self.jpeg_quality} is out of range: below {MIN_QUALITY} glass would change its colour"
             raise ConfigError("prepare.jpeg_quality", what, f"give {MIN_QUALITY} to 100")
@@ -169,7 +160,7 @@ def prepare_slide(job: PrepareJob, folder: Path, config: PrepareConfig) -> Prepa
                 with _claimed(target) as file:
                     if not _is_made(target, recipe):  # nor by another process, meanwhile
                         status = "made"
-                        _make(slide, recipe, config, file)
+                        _make(slide, recipe, config, file, folder)
                         file.flush()
                         os.fsync(file.fileno())
                         _part(target).replace(target)
@@ -187,7 +178,7 @@ def raster_path(folder: Path, slide_id: str) -> Path:
     return folder / f"{slide_id}.tif"
 
 
-# --- Whether it is made already ---------------------------------------------------------------------------------
+# --- Whether it is made already -----------------------------------------------------------------------------
 
 
 def _recipe(job: PrepareJob, slide: Reader, config: PrepareConfig) -> Recipe:
@@ -250,7 +241,7 @@ def _dicom_series(path: Path) -> bytes | None:
     return found[1] if found else None
 
 
-# --- Names and locks --------------------------------------------------------------------------------------------
+# --- Names and locks ----------------------------------------------------------------------------------------
 
 
 def _part(target: Path) -> Path:
@@ -265,7 +256,11 @@ def _claimed(target: Path) -> Iterator[IO[bytes]]:
     """
     part = _part(target)
     while True:
-        file = part.open("a+b")
+        part.touch()
+        try:
+            file = part.open("r+b")  # "wb" would empty it before it is known to be ours
+        except FileNotFoundError:
+            continue  # its holder has just renamed it
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -274,7 +269,7 @@ def _claimed(target: Path) -> Iterator[IO[bytes]]:
             raise SlideError(shown(target), what, "wait for it, or end it") from None
         if _is_same(file, part):
             break
-        file.close()  # its holder has just renamed it: it is not the temporary file any more
+        file.close()  # renamed after it was opened: it is the raster now
     try:
         file.truncate(0)
         yield file
@@ -291,7 +286,7 @@ def _is_same(file: IO[bytes], path: Path) -> bool:
         return False
 
 
-# --- Where the raster lies on the slide ---------------------------------------------------------------------------
+# --- Where the raster lies on the slide ---------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -350,21 +345,21 @@ def _pool(mask: Mask, y_edges: NDArray[np.floating], x_edges: NDArray[np.floatin
     return np.asarray(rows[:, high[1]] - rows[:, low[1]] > 0)
 
 
-# --- Making the file -----------------------------------------------------------------------------------------------
+# --- Making the file ----------------------------------------------------------------------------------------
 
 
-def _make(slide: Reader, recipe: Recipe, config: PrepareConfig, file: IO[bytes]) -> None:
-    """Write the raster of a slide into an empty file."""
+def _make(slide: Reader, recipe: Recipe, config: PrepareConfig, file: IO[bytes], folder: Path) -> None:
+    """Write the raster of a slide into an empty file; `folder` takes what is needed meanwhile."""
     place = _place(slide, config)
     counts = np.zeros((3, 256), np.int64)
-    with tempfile.TemporaryFile(dir=Path(file.name).parent) as scratch:
-        pyramid = _Level(place.shape_px, config.jpeg_quality, scratch)
+    with tempfile.TemporaryFile(dir=folder) as scratch:
+        pyramid = PyramidLevel(place.shape_px, config.jpeg_quality, scratch)
         for strip, tissue in _strips(slide, place, config):
             for channel in range(3):
                 counts[channel] += np.bincount(strip[..., channel][tissue], minlength=256)
             pyramid.add(strip)
         record = _record(slide, recipe, config, place, counts)
-        _assemble(pyramid.levels(), record, place.mask, file)
+        write_tiff(pyramid.levels(), record, place.mask, file)
 
 
 def _strips(slide: Reader, place: _Place, config: PrepareConfig) -> Iterator[tuple[NDArray[np.uint8], Mask]]:
@@ -396,74 +391,6 @@ def _runs(tissue: Mask) -> Iterator[tuple[int, int]]:
         yield first * TILE_PX, min(last * TILE_PX, tissue.shape[1])
 
 
-class _Level:
-    """A level of the pyramid in the making: takes strips, compresses tiles to the scratch file, feeds the next."""
-
-    def __init__(self, shape: tuple[int, int], quality: int, scratch: IO[bytes]) -> None:
-        self.shape = shape
-        self._quality, self._scratch = quality, scratch
-        self._tiles: list[tuple[int, int]] = []  # (offset, length)
-        self._waiting: list[NDArray[np.uint8]] = []
-        self._rows_in = 0
-        self._glass_tile: tuple[int, int] | None = None
-        self._next: _Level | None = None
-        if max(shape) > SMALLEST_LEVEL_PX:
-            self._next = _Level((ceil_div(shape[0], 2), ceil_div(shape[1], 2)), quality, scratch)
-
-    def add(self, rows: NDArray[np.uint8]) -> None:
-        """Take the next rows (n, width, 3): a tile's height, half of it, or the level's last."""
-        self._waiting.append(rows)
-        self._rows_in += len(rows)
-        if self._rows_in % TILE_PX and self._rows_in < self.shape[0]:
-            return
-        strip = self._waiting[0] if len(self._waiting) == 1 else np.concatenate(self._waiting)
-        self._waiting.clear()
-        for left in range(0, self.shape[1], TILE_PX):
-            self._tiles.append(self._store(strip[:, left : left + TILE_PX]))
-        if self._next is not None:
-            self._next.add(halve(strip))
-
-    def levels(self) -> list[_Level]:
-        """This level and all coarser ones."""
-        return [self, *(self._next.levels() if self._next is not None else [])]
-
-    def tiles(self) -> Iterator[bytes]:
-        """The compressed tiles, row by row."""
-        for offset, length in self._tiles:
-            yield os.pread(self._scratch.fileno(), length, offset)
-
-    @property
-    def size_bytes(self) -> int:
-        """What the tiles will take in the file."""
-        return sum(length for _, length in self._tiles)
-
-    def _store(self, pixels: NDArray[np.uint8]) -> tuple[int, int]:
-        import imagecodecs
-
-        is_glass = bool((pixels == np.array(GLASS, np.uint8)).all())
-        if is_glass and self._glass_tile is not None:
-            return self._glass_tile
-        missing = [(0, TILE_PX - n) for n in pixels.shape[:2]]
-        tile = np.pad(pixels, [*missing, (0, 0)], mode="edge")
-        data = imagecodecs.jpeg8_encode(
-            tile, level=self._quality, subsampling="444", colorspace="RGB", outcolorspace="YCBCR"
-        )
-        place = self._scratch.seek(0, os.SEEK_END), len(data)
-        self._scratch.write(data)
-        self._scratch.flush()
-        if is_glass:
-            self._glass_tile = place
-        return place
-
-
-def halve(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """The mean of each 2 x 2 pixels, rounded; an odd last row or column counts twice."""
-    odd = [(0, n % 2) for n in pixels.shape[:2]]
-    even = np.pad(pixels, [*odd, (0, 0)], mode="edge") if any(n for _, n in odd) else pixels
-    sums = even[0::2].astype(np.uint16) + even[1::2]
-    return ((sums[:, 0::2] + sums[:, 1::2] + 2) >> 2).astype(np.uint8)
-
-
 def _record(
     slide: Reader, recipe: Recipe, config: PrepareConfig, place: _Place, counts: NDArray[np.int64]
 ) -> RasterRecord:
@@ -485,27 +412,3 @@ def _record(
         tissue_mean=(means[0], means[1], means[2]),
         tissue_std=(math.sqrt(variances[0]), math.sqrt(variances[1]), math.sqrt(variances[2])),
     )
-
-
-def _assemble(levels: Sequence[_Level], record: RasterRecord, mask: Mask, file: IO[bytes]) -> None:
-    import tifffile
-
-    size_bytes = sum(level.size_bytes for level in levels) + mask.size
-    with tifffile.TiffWriter(file, bigtiff=size_bytes > CLASSIC_BYTES) as tiff:
-        for number, level in enumerate(levels):
-            per_cm = 10_000 / (record.mpp * 2**number)
-            tiff.write(
-                level.tiles(), shape=(*level.shape, 3), dtype=np.uint8, tile=(TILE_PX, TILE_PX),
-                compression="jpeg", photometric="ycbcr", subsampling=(1, 1),
-                subfiletype=REDUCED_SUBFILE if number else 0,
-                resolution=(per_cm, per_cm), resolutionunit="CENTIMETER",
-                description=record.to_json() if number == 0 else None, metadata=None, software=False,
-            )  # fmt: skip
-        tiff.write(
-            mask,
-            compression="zlib",
-            photometric="mask",
-            subfiletype=MASK_SUBFILE,
-            metadata=None,
-            software=False,
-        )

@@ -9,7 +9,7 @@ The file, format version 1 (`prepare.py` writes it):
 - the description of page 0: `RasterRecord` as JSON.
 
 Pixels outside the mask are one exact colour. A mask cell is a multiple of 8 px, so that a JPEG block is either
-all tissue or all glass, and a block of one colour decodes to that very colour (at `MIN_QUALITY` and above).
+all tissue or all glass, and a block of one colour decodes to that very colour (from quality 75 on).
 """
 
 from __future__ import annotations
@@ -260,8 +260,8 @@ def _parse(path: Path) -> tuple[RasterRecord, tuple[_Level, ...], NDArray[np.boo
         if size_bytes == 0:
             raise SlideError(shown(path), "is empty (0 bytes)", ANEW)
         with tifffile.TiffFile(path) as tiff:
-            record = RasterRecord.from_json(tiff.pages[0].description, path)
-            pages = list(tiff.pages)
+            pages: list[Any] = list(tiff.pages)
+            record = RasterRecord.from_json(pages[0].description, path)
             levels = tuple(_level(page) for page in pages if page.subfiletype != MASK_SUBFILE)
             last = max(int(np.max(level.offsets + level.counts)) for level in levels)
             if pages[-1].subfiletype != MASK_SUBFILE or last > size_bytes:

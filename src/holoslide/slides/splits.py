@@ -58,9 +58,10 @@ def draw_split(
         order = sorted(labels, key=lambda patient: _rank(seed, attempt, patient))
         drawn = _assign(order, labels, shares)
         lacking = _lacking(drawn, labels, shares)
-        if not lacking:
+        if lacking is None:
             return drawn
-    what = f"class {lacking[0]} is left without a patient in {lacking[1]}: patients have slides of several classes"
+        name, part = lacking
+    what = f"class {name} is left without a patient in {part}: patients have slides of several classes"
     raise CohortError(where, what, "give the table a split column")
 
 

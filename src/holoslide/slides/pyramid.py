@@ -1,0 +1,113 @@
+"""A raster's pyramid in the making: strips go in at level 0, and a TIFF of all levels comes out."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from typing import IO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from holoslide.geometry import ceil_div
+from holoslide.slides.facts import GLASS
+from holoslide.slides.raster import MASK_SUBFILE, REDUCED_SUBFILE, TILE_PX, RasterRecord
+from holoslide.slides.tissue import Mask
+
+MIN_QUALITY = 75  # from here on JPEG keeps a block of glass exactly: see the test
+BLOCK_PX = 8  # side of a JPEG block: no block may hold both tissue and glass
+SMALLEST_LEVEL_PX = 512  # the pyramid ends with the first level that is no larger
+CLASSIC_BYTES = 2**32 - 2**24  # larger files have to be BigTIFF, with room for what stands beside the tiles
+
+
+class PyramidLevel:
+    """A level of the pyramid in the making: takes strips, compresses tiles to the scratch file, feeds the next."""
+
+    def __init__(self, shape: tuple[int, int], quality: int, scratch: IO[bytes]) -> None:
+        self.shape = shape
+        self._quality, self._scratch = quality, scratch
+        self._tiles: list[tuple[int, int]] = []  # (offset, length)
+        self._waiting: list[NDArray[np.uint8]] = []
+        self._rows_in = 0
+        self._glass_tile: tuple[int, int] | None = None
+        self._next: PyramidLevel | None = None
+        if max(shape) > SMALLEST_LEVEL_PX:
+            self._next = PyramidLevel((ceil_div(shape[0], 2), ceil_div(shape[1], 2)), quality, scratch)
+
+    def add(self, rows: NDArray[np.uint8]) -> None:
+        """Take the next rows (n, width, 3): a tile's height, half of it, or the level's last."""
+        self._waiting.append(rows)
+        self._rows_in += len(rows)
+        if self._rows_in % TILE_PX and self._rows_in < self.shape[0]:
+            return
+        strip = self._waiting[0] if len(self._waiting) == 1 else np.concatenate(self._waiting)
+        self._waiting.clear()
+        for left in range(0, self.shape[1], TILE_PX):
+            self._tiles.append(self._store(strip[:, left : left + TILE_PX]))
+        if self._next is not None:
+            self._next.add(halve(strip))
+
+    def levels(self) -> list[PyramidLevel]:
+        """This level and all coarser ones."""
+        return [self, *(self._next.levels() if self._next is not None else [])]
+
+    def tiles(self) -> Iterator[bytes]:
+        """The compressed tiles, row by row."""
+        for offset, length in self._tiles:
+            yield os.pread(self._scratch.fileno(), length, offset)
+
+    @property
+    def size_bytes(self) -> int:
+        """What the tiles will take in the file."""
+        return sum(length for _, length in self._tiles)
+
+    def _store(self, pixels: NDArray[np.uint8]) -> tuple[int, int]:
+        import imagecodecs
+
+        is_glass = bool((pixels == np.array(GLASS, np.uint8)).all())
+        if is_glass and self._glass_tile is not None:
+            return self._glass_tile
+        missing = [(0, TILE_PX - n) for n in pixels.shape[:2]]
+        tile = np.pad(pixels, [*missing, (0, 0)], mode="edge")
+        data = imagecodecs.jpeg8_encode(
+            tile, level=self._quality, subsampling="444", colorspace="RGB", outcolorspace="YCBCR"
+        )
+        place = self._scratch.seek(0, os.SEEK_END), len(data)
+        self._scratch.write(data)
+        self._scratch.flush()
+        if is_glass:
+            self._glass_tile = place
+        return place
+
+
+def halve(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """The mean of each 2 x 2 pixels, rounded; an odd last row or column counts twice."""
+    odd = [(0, n % 2) for n in pixels.shape[:2]]
+    even = np.pad(pixels, [*odd, (0, 0)], mode="edge") if any(n for _, n in odd) else pixels
+    sums = even[0::2].astype(np.uint16) + even[1::2]
+    return ((sums[:, 0::2] + sums[:, 1::2] + 2) >> 2).astype(np.uint8)
+
+
+def write_tiff(levels: Sequence[PyramidLevel], record: RasterRecord, mask: Mask, file: IO[bytes]) -> None:
+    """Put the file together: the levels with the record, then the mask."""
+    import tifffile
+
+    size_bytes = sum(level.size_bytes for level in levels) + mask.size
+    with tifffile.TiffWriter(file, bigtiff=size_bytes > CLASSIC_BYTES) as tiff:
+        for number, level in enumerate(levels):
+            per_cm = 10_000 / (record.mpp * 2**number)
+            tiff.write(
+                level.tiles(), shape=(*level.shape, 3), dtype=np.uint8, tile=(TILE_PX, TILE_PX),
+                compression="jpeg", photometric="ycbcr", subsampling=(1, 1),
+                subfiletype=REDUCED_SUBFILE if number else 0,
+                resolution=(per_cm, per_cm), resolutionunit="CENTIMETER",
+                description=record.to_json() if number == 0 else None, metadata=None, software=False,
+            )  # fmt: skip
+        tiff.write(
+            mask,
+            compression="zlib",
+            photometric="mask",
+            subfiletype=MASK_SUBFILE,
+            metadata=None,
+            software=False,
+        )

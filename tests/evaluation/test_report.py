@@ -1,0 +1,566 @@
+"""The report: one page with nothing to fetch and nothing to run, that says what is there and what is missing."""
+
+import base64
+import dataclasses
+import re
+import warnings
+from datetime import UTC, datetime
+from functools import cache
+from html.parser import HTMLParser
+from pathlib import Path
+from xml.etree import ElementTree
+
+import cv2
+import numpy as np
+import pytest
+from sklearn.metrics import precision_recall_curve, roc_curve
+
+from holoslide.evaluation import report as report_module
+from holoslide.evaluation._report_view import number
+from holoslide.evaluation.curves import Contest, bands
+from holoslide.evaluation.metrics import Metrics, by_patient, compute_metrics
+from holoslide.evaluation.report import (
+    CohortPart,
+    EpochRecord,
+    Prediction,
+    RunReport,
+    SlidePicture,
+    choose_slides,
+    render,
+    write_report,
+)
+
+EVIL = """<script>alert(1)</script>"><img src=x onerror=alert(2)>' {{ 7*7 }} $x_$ &amp; ]]>"""
+
+
+class Page(HTMLParser):
+    """The elements of a page, and its text."""
+
+    VOID = frozenset({"meta", "img", "br", "link", "input", "base"})
+
+    def __init__(self, text: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.elements: list[tuple[str, dict[str, str]]] = []
+        self.pieces: list[str] = []
+        self.open: list[str] = []
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, {name: value or "" for name, value in attrs}))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag, f"</{tag}> closes something else"
+
+    def handle_data(self, data: str) -> None:
+        if "style" not in self.open:
+            self.pieces.append(data)
+
+    @property
+    def words(self) -> str:
+        """All text, a space where an element ends and wherever there is any."""
+        return " ".join(" ".join(self.pieces).split())
+
+    def all(self, tag: str) -> list[dict[str, str]]:
+        return [attributes for name, attributes in self.elements if name == tag]
+
+    @property
+    def sections(self) -> list[str]:
+        return [attributes["id"] for attributes in self.all("section")]
+
+
+def predictions(classes: tuple[str, ...], count: int = 24) -> list[Prediction]:
+    rng = np.random.default_rng(7)
+    rows = []
+    for i in range(count):
+        target = (i // 2) % len(classes)  # two slides a patient, of one class
+        odds = rng.dirichlet(1 + 3.0 * np.eye(len(classes))[target])
+        rows.append(
+            Prediction(
+                f"slide {i}",
+                f"patient {i // 2}",
+                classes[target],
+                classes[int(odds.argmax())],
+                tuple(odds.tolist()),
+            )
+        )
+    return rows
+
+
+def measured(rows: list[Prediction], classes: tuple[str, ...]) -> Metrics:
+    columns = [r.label for r in rows], [r.probabilities for r in rows], [r.patient_id for r in rows]
+    return compute_metrics(*columns, classes, draws=50)
+
+
+def picture(row: Prediction, classes: tuple[str, ...]) -> SlidePicture:
+    rng = np.random.default_rng(1)
+    attention = rng.random((5, 4))
+    attention[0, 0] = np.nan
+    thumbnail = rng.integers(0, 256, (50, 40, 3), dtype=np.uint8)
+    return SlidePicture(
+        row.slide_id,
+        row.label,
+        row.prediction,
+        row.probabilities,
+        thumbnail,
+        attention / np.nansum(attention),
+        attention - 0.5,
+        (0.0, 0.0, 50.0, 40.0),
+        classes[-1],
+        "worst",
+        um_per_px=16.0,
+    )
+
+
+def epoch(number: int, modules: int = 3) -> EpochRecord:
+    values = [1.0 / (number + k) for k in range(modules)]
+    row = {f"train/classification_{k}": v for k, v in enumerate(values, 1)}
+    row |= {f"valid/loss_{k}": v for k, v in enumerate(values, 1)}
+    row |= {f"valid/auroc_{k}": 1 - v / 2 for k, v in enumerate(values, 1)}
+    row |= {f"train/reconstruction_{k}": v for k, v in enumerate(values[:-1], 1)}
+    return EpochRecord.from_row(
+        {"epoch": number, "lr": 2e-5, "seconds": 61.0, "peak_rss_bytes": 2.0**31} | row
+    )
+
+
+@cache
+def full(classes: tuple[str, ...] = ("normal", "tumour")) -> RunReport:
+    """A report with everything in it."""
+    rows = predictions(classes)
+    patients = by_patient(
+        [r.label for r in rows], [r.probabilities for r in rows], [r.patient_id for r in rows], classes
+    )
+    metrics = measured(rows, classes)
+    return RunReport(
+        title="A run",
+        command="holoslide train slides.csv --out run",
+        created=datetime(2025, 3, 4, 5, 6, tzinfo=UTC),
+        classes=classes,
+        config_yaml="train:\n  epochs: 3\n",
+        environment={"torch": "2.11.0", "device": "a processor"},
+        cohort=[
+            CohortPart.count(part, [(r.patient_id, r.label) for r in rows])
+            for part in ("train", "valid", "test")
+        ],
+        left_out=[("slide 99", "holds no tissue")],
+        history=[epoch(1), epoch(2), epoch(3)],
+        best_epoch=2,
+        metrics=metrics,
+        patient_metrics=compute_metrics(
+            patients.labels, patients.probabilities, patients.patients, classes, draws=50
+        ),
+        module_metrics=[metrics, metrics, metrics],
+        predictions=rows,
+        pictures=[picture(row, classes) for row in rows[:2]],
+        timing={"training": 3725.0},
+    )
+
+
+# --- Nothing to fetch, nothing to run ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("classes", [("normal", "tumour"), ("a", "b", "c")])
+def test_the_page_is_whole_and_fetches_nothing(classes: tuple[str, ...]) -> None:
+    text = render(full(classes))
+    page = Page(text)
+    assert page.open == []
+    assert {name for name, _ in page.elements}.isdisjoint(
+        {"script", "link", "iframe", "object", "embed", "form", "base", "svg"}
+    )
+    for _, attributes in page.elements:
+        assert attributes.get("src", "data:").startswith("data:")
+        assert attributes.get("href", "#").startswith("#")
+        assert not [name for name in attributes if name.startswith("on")]
+    assert "url(" not in text
+    assert "@import" not in text
+    assert "http:" not in text
+    assert "https:" not in text
+    anchors = {attributes["href"][1:] for attributes in page.all("a")}
+    assert anchors == set(page.sections)
+    assert all(image["alt"] for image in page.all("img"))
+
+
+def test_the_page_forbids_by_itself_what_it_does_not_do() -> None:
+    metas = Page(render(full())).all("meta")
+    policy = next(m["content"] for m in metas if m.get("http-equiv") == "Content-Security-Policy")
+    assert "default-src 'none'" in policy
+    assert "script-src" not in policy  # so that the default holds
+    assert "img-src data:;" in policy
+
+
+def test_whatever_the_user_named_is_inert() -> None:
+    evil, plain = f"e {EVIL}", full()
+    classes = ("normal", evil)
+    rows = [
+        Prediction(f"{r.slide_id} {EVIL}", EVIL, classes[r.label != "normal"], classes[0], r.probabilities)
+        for r in plain.predictions
+    ]
+    report = dataclasses.replace(
+        plain,
+        title=EVIL,
+        command=EVIL,
+        classes=classes,
+        config_yaml=f"</pre>{EVIL}",
+        environment={EVIL: EVIL},
+        cohort=[CohortPart.count(EVIL, [(r.patient_id, r.label) for r in rows])],
+        left_out=[(EVIL, EVIL)],
+        part=EVIL,
+        metrics=measured(rows, classes),
+        patient_metrics=None,
+        predictions=rows,
+        pictures=[picture(rows[1], classes)],
+        timing={EVIL: 1.0},
+    )
+    text = render(report)
+    page = Page(text)
+    assert page.open == []
+    assert not page.all("script")
+    assert "<script" not in text
+    assert all(image["src"].startswith("data:image/") for image in page.all("img"))
+    assert not [name for _, attributes in page.elements for name in attributes if name.startswith("on")]
+    assert "".join(page.pieces).count(EVIL) > 20  # all there, as text
+    assert "49" not in re.sub(r"0\.\d+", "", page.words)  # no template of theirs was run
+    for root in svgs(page):
+        assert not root.findall(".//{*}script")
+
+
+def svgs(page: Page) -> list[ElementTree.Element]:
+    """The page's drawings, which must be well-formed."""
+    head = "data:image/svg+xml;base64,"
+    found = [image["src"] for image in page.all("img") if image["src"].startswith(head)]
+    assert found
+    return [ElementTree.fromstring(base64.b64decode(uri.removeprefix(head))) for uri in found]
+
+
+def test_figures_hold_text_and_nothing_from_elsewhere() -> None:
+    drawn = svgs(Page(render(full(("a", "b", "$c_$ <c>\x01")))))
+    texts = [element.text or "" for root in drawn for element in root.iter() if element.tag.endswith("}text")]
+    assert "sensitivity" in texts
+    assert "$c_$ <c>\ufffd" in texts
+    for root in drawn:
+        for element in root.iter():
+            for name, value in element.attrib.items():
+                assert not name.endswith("href") or value.startswith("#")
+
+
+def test_letters_the_drawing_font_lacks_are_no_warning() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert "肿瘤" in Page(render(full(("正常", "肿瘤", "中间")))).words
+
+
+# --- What it says -----------------------------------------------------------------------------------------------
+
+
+def test_the_summary_says_what_was_trained_and_what_came_out() -> None:
+    report = full()
+    words = Page(render(report)).words
+    right = sum(p.is_right is True for p in report.predictions)
+    assert report.metrics is not None
+    assert report.metrics.auroc.value is not None
+    assert "A network of 3 modules was trained to tell normal and tumour apart" in words
+    assert "The cohort has 72 slides: 24 in train, 24 in valid and 24 in test. 1 slide left out" in words
+    assert "Of 3 epochs, epoch 2 was best on the validation slides." in words
+    assert (
+        f"On 24 test slides of 12 patients, AUROC is {report.metrics.auroc.value:.3f} (95 % interval" in words
+    )
+    assert f"{right} of 24 answers are right. Only 12 of them are normal" in words
+
+
+@pytest.mark.parametrize(
+    ("part", "warning"),
+    [
+        ("train", "was trained on these slides"),
+        ("valid", "was chosen on these slides"),
+        ("all", "of training"),
+        ("test", ""),
+    ],
+)
+def test_results_on_slides_that_training_has_seen_are_called_so(part: str, warning: str) -> None:
+    words = Page(render(dataclasses.replace(full(), part=part))).words
+    assert (warning in words) if warning else ("flatters" not in words)
+    if part == "all":
+        assert "Results on all slides" in words
+        elsewhere = dataclasses.replace(
+            full(), part=part, cohort=[CohortPart.count("test", [("p", "normal")])]
+        )
+        assert "flatters" not in Page(render(elsewhere)).words  # a cohort of its own
+
+
+def test_every_measure_stands_there_with_its_interval() -> None:
+    report = full()
+    words = Page(render(report)).words
+    for metrics in (report.metrics, report.patient_metrics):
+        assert metrics is not None
+        for one in (
+            metrics.auroc,
+            metrics.auprc,
+            metrics.balanced_accuracy,
+            metrics.macro_f1,
+            metrics.log_loss,
+        ):
+            assert one.low is not None
+            assert one.high is not None
+            assert f"{number(one.low)} to {number(one.high)}" in words
+    assert "By patient" in words
+    alone = dataclasses.replace(report, patient_metrics=report.metrics)
+    assert "By patient" not in Page(render(alone)).words  # no news
+
+
+def test_what_is_not_defined_says_why_and_is_never_nan() -> None:
+    rows = [p for p in predictions(("normal", "tumour")) if p.label == "normal"]
+    metrics = measured(rows, ("normal", "tumour"))
+    report = dataclasses.replace(
+        full(),
+        predictions=rows,
+        metrics=metrics,
+        patient_metrics=None,
+        module_metrics=[metrics] * 3,
+        pictures=[],
+    )
+    text = render(report)
+    words = Page(text).words
+    assert "every slide is of class normal" in words or "no slide is of class tumour" in words
+    assert "On 12 test slides of 6 patients, " in words
+    assert "ROC:" not in words  # no curve without both classes
+    assert "nan" not in re.sub(r"base64,[A-Za-z0-9+/=]+", "", text).lower().split()
+
+
+def test_the_confusion_matrix_is_in_counts_and_rows_are_labels() -> None:
+    rows = [
+        Prediction(str(i), str(i), label, guess, (float(guess == "n"), float(guess == "t")))
+        for i, (label, guess) in enumerate(
+            [("n", "n")] * 5 + [("n", "t")] * 1 + [("t", "n")] * 2 + [("t", "t")] * 4
+        )
+    ]
+    report = dataclasses.replace(full(("n", "t")), predictions=rows, metrics=measured(rows, ("n", "t")))
+    assert "labelled n t n 5 83 % 1 17 % t 2 33 % 4 67 %" in Page(render(report)).words
+
+
+def test_wrong_and_unknown_are_told_in_words_not_in_colour_alone() -> None:
+    rows = [
+        Prediction("one", "p1", "tumour", "normal", (0.9, 0.1)),
+        Prediction("two", "p2", None, "normal", (0.8, 0.2)),
+        Prediction("three", "p3", "normal", "normal", (0.7, 0.3)),
+    ]
+    words = Page(render(dataclasses.replace(full(), predictions=rows, pictures=[]))).words
+    assert "one p1 tumour normal ✗ wrong" in words
+    assert "3 slides, 1 wrong" in words
+    assert "not labelled" in words
+
+
+def test_the_chosen_epoch_and_all_modules_are_in_the_learning_curves() -> None:
+    page = Page(render(full()))
+    assert "module 1" in page.words
+    assert "module 3, the prediction" in page.words
+    assert "epoch 2, chosen" in page.words
+    assert {"Training loss by epoch", "Validation AUROC by epoch", "Reconstruction loss by epoch"} <= {
+        image["alt"] for image in page.all("img")
+    }
+
+
+def test_a_picture_comes_with_its_heatmaps_legends_and_scale_bar() -> None:
+    page = Page(render(full()))
+    alts = [image["alt"] for image in page.all("img")]
+    assert "slide slide 0" in alts
+    assert "Attention over slide slide 0" in alts
+    assert "Evidence for tumour over slide slide 0" in alts
+    assert "evidence for tumour, in logits per cell" in page.words
+    assert "the average cell's attention, on this slide" in page.words
+    assert "100 µm" in page.words  # of 640
+
+
+def test_a_large_thumbnail_is_made_smaller_and_its_cells_stay_in_place() -> None:
+    classes = ("normal", "tumour")
+    row = predictions(classes)[0]
+    attention = np.full((10, 10), 1e-6)
+    attention[2, 7] = 1.0
+    big = SlidePicture(
+        row.slide_id,
+        row.label,
+        row.prediction,
+        row.probabilities,
+        np.full((3000, 2400, 3), 235, np.uint8),
+        attention,
+        None,
+        (300.0, 240.0, 2700.0, 2160.0),
+    )
+    page = Page(render(dataclasses.replace(full(), pictures=[big])))
+    source = next(
+        image for image in page.all("img") if image["alt"] == f"Attention over slide {row.slide_id}"
+    )
+    data = base64.b64decode(source["src"].partition(",")[2])
+    pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR).astype(int)
+    height, width = pixels.shape[:2]
+    assert max(height, width) < 1000
+    rows, columns = np.nonzero(pixels[:, :, 1] - pixels[:, :, 0] > 60)  # the yellow end: more green than blue
+    # The cell's middle is (300 + 2.5 * 240, 240 + 7.5 * 192) of (3000, 2400).
+    assert rows.mean() / height == pytest.approx(0.3, abs=0.01)
+    assert columns.mean() / width == pytest.approx(0.7, abs=0.01)
+
+
+def test_a_heatmap_without_a_place_is_refused() -> None:
+    report = full()
+    lost = dataclasses.replace(report.pictures[0], box_px=None)
+    with pytest.raises(ValueError, match="slide 0 has a heatmap but no box"):
+        render(dataclasses.replace(report, pictures=[lost]))
+
+
+# --- What is missing --------------------------------------------------------------------------------------------
+
+OPTIONAL = {
+    each.name: each
+    for each in dataclasses.fields(RunReport)
+    if each.default is not dataclasses.MISSING or each.default_factory is not dataclasses.MISSING
+}
+
+
+@pytest.mark.parametrize("name", OPTIONAL)
+def test_any_part_may_be_missing(name: str) -> None:
+    each = OPTIONAL[name]
+    empty = each.default if each.default_factory is dataclasses.MISSING else each.default_factory()
+    page = Page(render(dataclasses.replace(full(), **{name: empty})))
+    assert page.open == []
+    assert {attributes["href"][1:] for attributes in page.all("a")} == set(page.sections)
+
+
+def test_all_parts_may_be_missing() -> None:
+    page = Page(render(RunReport("Bare", "holoslide train", datetime(2025, 1, 1, tzinfo=UTC), ("a", "b"))))
+    assert page.sections == ["results", "run"]
+    assert "Nothing was scored" in page.words
+    assert not page.all("img")
+
+
+def test_parts_of_a_history_and_of_a_picture_may_be_missing() -> None:
+    report = full()
+    bare = SlidePicture("s", None, "normal", (0.6, 0.4), np.zeros((8, 9, 3), np.uint8))
+    history = [EpochRecord(1, (0.5, 0.4), (0.6, 0.5)), EpochRecord(2, (0.4, 0.3), (0.6, float("nan")))]
+    page = Page(render(dataclasses.replace(report, history=history, best_epoch=None, pictures=[bare])))
+    alts = {image["alt"] for image in page.all("img")}
+    assert "Validation loss by epoch" in alts
+    assert "Validation AUROC by epoch" not in alts
+    assert "no label" in page.words
+
+
+def test_a_single_epoch_of_a_single_module_is_drawn() -> None:
+    page = Page(render(dataclasses.replace(full(), history=[epoch(1, modules=1)], best_epoch=1)))
+    assert "A network of 1 module was" in page.words
+
+
+# --- Files, rows, choices ---------------------------------------------------------------------------------------
+
+
+def test_the_same_run_gives_the_same_page() -> None:
+    assert render(full()) == render(full())
+
+
+def test_a_report_is_replaced_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "report.html"
+    write_report(full(), path)
+    before = path.read_bytes()
+    assert before.decode().lstrip().lower().startswith("<!doctype html>")
+
+    def fail(_: object) -> None:
+        raise OSError("no space left")
+
+    monkeypatch.setattr(report_module.os, "fsync", fail)
+    with pytest.raises(OSError, match="no space left"):
+        write_report(dataclasses.replace(full(), title="Another"), path)
+    assert path.read_bytes() == before
+    monkeypatch.undo()
+    write_report(dataclasses.replace(full(), title="Another"), path)
+    assert b"Another" in path.read_bytes()
+    assert [entry.name for entry in tmp_path.iterdir()] == ["report.html"]
+
+
+def test_a_file_name_that_is_no_text_can_be_written(tmp_path: Path) -> None:
+    odd = b"caf\xe9.svs".decode("utf-8", "surrogateescape")
+    rows = [dataclasses.replace(p, slide_id=odd) for p in predictions(("normal", odd))]
+    report = dataclasses.replace(full(("normal", odd)), predictions=rows, left_out=[(odd, "damaged")])
+    write_report(report, tmp_path / "report.html")
+    assert "caf?.svs" in (tmp_path / "report.html").read_text(encoding="utf-8")
+
+
+def test_modules_of_a_history_are_in_the_order_of_their_numbers() -> None:
+    row = {"epoch": 4.0} | {f"valid/loss_{k}": float(k) for k in (10, 9, 1, 2, 3, 4, 5, 6, 7, 8)}
+    assert EpochRecord.from_row(row).valid_losses == tuple(map(float, range(1, 11)))
+
+
+def test_slides_are_chosen_once_and_the_right_ones_take_turns() -> None:
+    def row(name: str, label: str | None, tumour: float) -> Prediction:
+        return Prediction(name, name, label, "tumour" if tumour > 0.5 else "normal", (1 - tumour, tumour))
+
+    rows = [row(f"right tumour {i}", "tumour", 0.99 - i / 100) for i in range(4)]
+    rows += [row("right normal", "normal", 0.2), row("close", "tumour", 0.52), row("unlabelled", None, 0.57)]
+    rows += [
+        row("a bit wrong", "tumour", 0.4),
+        row("very wrong", "normal", 0.95),
+        row("wrong", "tumour", 0.3),
+    ]
+    assert choose_slides(rows, each=2) == {
+        "very wrong": "worst",
+        "wrong": "worst",
+        "close": "uncertain",
+        "unlabelled": "uncertain",
+        "right tumour 0": "best",
+        "right normal": "best",
+    }
+    assert list(choose_slides(rows, each=1)) == ["very wrong", "close", "right tumour 0"]
+    assert choose_slides([]) == {}
+
+
+def test_a_patient_with_both_labels_counts_in_both_classes_and_once_in_all() -> None:
+    part = CohortPart.count("test", [("p", "a"), ("p", "b"), ("q", "a"), ("r", None)])
+    assert (part.slides, part.patients, part.by_class) == (4, 3, {"a": (2, 2), "b": (1, 1)})
+
+
+# --- Bands ------------------------------------------------------------------------------------------------------
+
+
+def contest(patients: int, slides_each: int) -> Contest:
+    rng = np.random.default_rng(2)
+    truth = np.repeat(rng.random(patients) < 0.5, slides_each)
+    score = np.round(np.clip(0.5 + 0.3 * (truth - 0.5) + 0.3 * rng.normal(size=len(truth)), 0, 1), 1)
+    return Contest("tumour", truth, score, np.repeat([f"p{i}" for i in range(patients)], slides_each))
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_weighted_curve_is_what_scikit_learn_draws_of_the_repeated_slides(seed: int) -> None:
+    one = contest(12, 2)
+    weights = np.random.default_rng(seed).integers(0, 4, 24)
+    truth, score = np.repeat(one.truth_N, weights), np.repeat(one.score_N, weights)
+    grid = np.linspace(0.001, 1, 41)
+    x, y, _ = roc_curve(truth, score, drop_intermediate=False)
+    np.testing.assert_allclose(np.interp(grid, *one.roc(weights)), np.interp(grid, x, y), atol=1e-12)
+    recall, precision = one.precision_recall(weights)
+    expected, expected_recall, _ = precision_recall_curve(truth, score)
+    at = [precision[np.searchsorted(recall, each - 1e-9)] for each in grid]
+    expected_at = [expected[::-1][np.searchsorted(expected_recall[::-1], each - 1e-9)] for each in grid]
+    np.testing.assert_allclose(at, expected_at, atol=1e-12)
+
+
+def test_bands_hold_the_curve_and_are_wider_where_slides_share_patients() -> None:
+    few, many = contest(10, 6), contest(10, 6)
+    many = dataclasses.replace(many, patients_N=np.array([f"p{i}" for i in range(60)]))  # each its own
+    few = dataclasses.replace(few, score_N=np.repeat(few.score_N[::6], 6))  # slides of a patient are alike
+    many = dataclasses.replace(many, score_N=few.score_N)
+    widths = []
+    for one in (many, few):
+        found = bands(one, np.random.default_rng(0), draws=300)
+        assert found is not None
+        for band, (x, y) in zip(found, (one.roc(), one.precision_recall()), strict=True):
+            inside = np.interp(band.x, x, y)
+            assert (band.low <= band.high).all()
+            assert ((band.low - 1e-9 <= inside) & (inside <= band.high + 1e-9)).mean() > 0.9
+        widths.append(float((found[0].high - found[0].low).mean()))
+    assert widths[1] > 1.3 * widths[0] > 0.05
+
+
+def test_one_patient_has_no_band() -> None:
+    one = contest(10, 1)
+    assert (
+        bands(dataclasses.replace(one, patients_N=np.full(10, "p")), np.random.default_rng(0), draws=20)
+        is None
+    )
