@@ -28,6 +28,8 @@ import torch
 
 from holoslide.config import RunConfig
 from holoslide.errors import CohortError, ConfigError
+from holoslide.geometry import Box
+from holoslide.models.calibration import calibrate
 from holoslide.models.classifier import InputConfig, LocalClassifier
 from holoslide.models.streamed import StreamedClassifier
 from holoslide.slides.cohort import Cohort, SlideRow
@@ -92,7 +94,11 @@ def train(
     inputs = normalisation([s.raster for s in parts["train"]], config)
     if model is None:
         generator = torch.Generator().manual_seed(config.train.seed)
-        model = LocalClassifier.from_config(config.model, classes=cohort.classes, generator=generator)
+        model = LocalClassifier.from_config(
+            config.model, classes=cohort.classes, inputs=inputs, generator=generator
+        )
+        if config.model.backbone.weights == "none":
+            calibrate(model, _windows(model, [s.raster for s in parts["train"]], seed=config.train.seed))
     model.set_input(inputs)
     out.mkdir(parents=True, exist_ok=True)
     (out / "config.yaml").write_text(config.to_yaml(), encoding="utf-8")
@@ -115,6 +121,19 @@ def train(
         rasters = next(iter(prepared.rasters.values())).parent
         write_json({**facts, "best_epoch": result.best_epoch, "rasters": str(rasters.resolve())}, out / FACTS)
     return result
+
+
+def _windows(model: LocalClassifier, rasters: Sequence[Path], *, seed: int) -> torch.Tensor:
+    """Windows around random places of tissue of the training slides, normalised, (B, 3, H, W)."""
+    rng = np.random.default_rng(seed)
+    side, windows = 256, []
+    for path in [rasters[int(i)] for i in rng.integers(len(rasters), size=24)]:
+        with Raster.open(path) as raster:
+            cells = np.argwhere(raster.mask)
+            y, x = cells[rng.integers(len(cells))] * raster.mask_cell_px - side // 2
+            pixels = torch.from_numpy(raster.read(Box.at(int(y), int(x), side, side)))
+            windows.append(((pixels / 255 - model.mean) / model.std).permute(2, 0, 1))
+    return torch.stack(windows)
 
 
 def rasters_of(run: Path) -> Path | None:

@@ -146,7 +146,7 @@ def attention_scale(relative: Sequence[NDArray[np.float64]]) -> Scale:
     peak = max((float(np.nanmax(values)) for values in relative if np.isfinite(values).any()), default=1.0)
     limit = max(2.0, _round_up(min(peak, 1000.0)))
     ticks = ((1 / limit, f"≤ 1/{limit:g} ×"), (1.0, "1 ×"), (limit, f"≥ {limit:g} ×"))
-    unit = "the average cell's attention, on this slide"
+    unit = "the average cell's attention"
     return Scale(1 / limit, limit, SEQUENTIAL, unit, ticks, logarithmic=True)
 
 

@@ -135,11 +135,7 @@ def draw_phantom(
     stain: Stain | None = None,
 ) -> Phantom:
     """One slide; `stain` is drawn from the seed if none is given. Raises `ConfigError` for unknown names."""
-    _check(task, difficulty)
-    if label not in LABELS[task]:
-        raise ConfigError(
-            "phantom.label", f"{task} has no label {label!r}", f"give {' or '.join(LABELS[task])}"
-        )
+    _check(task, difficulty, label)
     config = config or PhantomConfig()
     streams = Streams(seed)
     sides = streams("size").uniform(config.least_um, config.most_um, 2) // config.truth_um * config.truth_um
@@ -251,11 +247,7 @@ def write_phantoms(
     whole patients go into train (60 %), valid (15 %) and test (25 %). `progress` is told (done, all). Raises
     `ConfigError`.
     """
-    _check(task, difficulty)
-    if slides < 8:
-        raise ConfigError("phantom.slides", f"{slides} are too few for three splits", "give at least 8")
-    if workers < 1:
-        raise ConfigError("phantom.workers", f"{workers} processes draw nothing", "give at least 1")
+    _check_cohort(task, difficulty, slides, workers)
     config = config or PhantomConfig()
     for folder in ("slides", "truth", "tissue"):
         (out / folder).mkdir(parents=True, exist_ok=True)
@@ -396,11 +388,22 @@ def _whole(path: Path) -> Iterator[Path]:
     temporary.replace(path)
 
 
-def _check(task: str, difficulty: str) -> None:
+def _check(task: str, difficulty: str, label: str | None = None) -> None:
     if task not in LABELS:
         raise ConfigError("phantom.task", f"there is no task {task!r}", f"give {' or '.join(LABELS)}")
     if difficulty not in FOCUS:
         raise ConfigError("phantom.difficulty", f"there is no {difficulty!r}", f"give {', '.join(FOCUS)}")
+    if label is not None and label not in LABELS[task]:
+        what = f"{task} has no label {label!r}"
+        raise ConfigError("phantom.label", what, f"give {' or '.join(LABELS[task])}")
+
+
+def _check_cohort(task: str, difficulty: str, slides: int, workers: int) -> None:
+    _check(task, difficulty)
+    if slides < 8:
+        raise ConfigError("phantom.slides", f"{slides} are too few for three splits", "give at least 8")
+    if workers < 1:
+        raise ConfigError("phantom.workers", f"{workers} processes draw nothing", "give at least 1")
 
 
 def _too_small(ground: Ground, what: str) -> ConfigError:

@@ -42,9 +42,9 @@ def mixed_dtype(precision: Precision, device: torch.device) -> torch.dtype | Non
 
 def _computes_bf16(device: torch.device) -> bool:
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if device.type == "cpu":
-        return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+        return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
     return False
 
 
@@ -90,7 +90,7 @@ def sum_gradients(fabric: Fabric, parameters: Iterable[nn.Parameter]) -> None:
     if fabric.world_size == 1:
         return
     flat = sum_over_ranks(fabric, torch.cat([p.grad.flatten() for p in parameters if p.grad is not None]))
-    for parameter, grad in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
+    for parameter, grad in zip(parameters, torch.split(flat, [p.numel() for p in parameters]), strict=True):
         parameter.grad = grad.view_as(parameter).clone()
 
 
