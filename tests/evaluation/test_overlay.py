@@ -5,7 +5,7 @@ import math
 import matplotlib
 import numpy as np
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -65,40 +65,41 @@ def test_a_pixel_shows_the_mean_of_the_cells_it_lies_on(seed: int, cell: tuple[f
 
 @settings(deadline=None, max_examples=200)
 @given(
-    origin_l0=st.tuples(st.floats(-3000, 9000), st.floats(-3000, 9000)),
-    cell_l0=st.tuples(st.floats(30, 2000), st.floats(30, 2000)),
+    where=st.tuples(st.floats(0, 1), st.floats(0, 1)),
+    cell_l0=st.tuples(st.floats(30, 1200), st.floats(30, 1200)),
     shown_l0=st.tuples(st.floats(0, 4000), st.floats(0, 4000)),
     l0_per_px=st.floats(8, 30),  # a cell is a pixel or more, so half a pixel is within half a cell
     cell=st.tuples(st.integers(0, 11), st.integers(0, 6)),
 )
 def test_a_cell_at_level_0_lands_on_its_pixel_wherever_tissue_and_picture_begin(
-    origin_l0: tuple[float, float],
+    where: tuple[float, float],
     cell_l0: tuple[float, float],
     shown_l0: tuple[float, float],
     l0_per_px: float,
     cell: tuple[int, int],
 ) -> None:
-    shape_px = (160, 210)
+    shape_px, shape_cell = (160, 210), (12, 7)
+    # A cell somewhere in the picture, wholly; the rest of its grid may reach past any of the picture's sides.
+    first_l0 = [shown_l0[i] + where[i] * (shape_px[i] * l0_per_px - cell_l0[i]) for i in range(2)]
+    origin_l0 = [first_l0[i] - cell[i] * cell_l0[i] for i in range(2)]
+    far_l0 = [origin_l0[i] + shape_cell[i] * cell_l0[i] for i in range(2)]
     picture_l0 = (*shown_l0, shown_l0[0] + shape_px[0] * l0_per_px, shown_l0[1] + shape_px[1] * l0_per_px)
-    values = np.zeros((12, 7))
+    values = np.zeros(shape_cell)
     values[cell] = 1.0
-    box_l0 = (*origin_l0, origin_l0[0] + 12 * cell_l0[0], origin_l0[1] + 7 * cell_l0[1])
+    box_l0 = (origin_l0[0], origin_l0[1], far_l0[0], far_l0[1])
     placement = Placement.in_box(box_on_picture(box_l0, picture_l0, shape_px), values.shape)
     # Straight from level 0, without the functions under test.
-    centre = [(origin_l0[i] + (cell[i] + 0.5) * cell_l0[i] - shown_l0[i]) / l0_per_px for i in range(2)]
-    side = [length / l0_per_px for length in cell_l0]
+    centre = [(first_l0[i] + cell_l0[i] / 2 - shown_l0[i]) / l0_per_px for i in range(2)]
     assert placement.centre_px(*cell) == pytest.approx(tuple(centre), abs=1e-6)
-    assume(
-        all(side[i] / 2 <= centre[i] <= shape_px[i] - side[i] / 2 for i in range(2))
-    )  # wholly in the picture
     mean, share = on_pixels(values, placement, shape_px)
     weight = np.nan_to_num(mean) * share
-    middles = [np.arange(n) + 0.5 for n in shape_px]
-    found = [float((weight.sum(axis=1 - i) * middles[i]).sum() / weight.sum()) for i in range(2)]
-    for i in range(2):  # a pixel's weight counts as in its middle, which is what is left of an error
-        assert abs(found[i] - centre[i]) <= 0.5
-    brightest = np.unravel_index(np.argmax(weight), shape_px)
-    assert all(abs(brightest[i] + 0.5 - centre[i]) <= side[i] / 2 + 1 for i in range(2))
+    for i in range(2):
+        middles = np.arange(shape_px[i]) + 0.5
+        found = float((weight.sum(axis=1 - i) * middles).sum() / weight.sum())
+        side = cell_l0[i] / l0_per_px
+        assert abs(found - centre[i]) <= min(0.5, side / 2) + 1e-6
+        brightest = np.unravel_index(np.argmax(weight), shape_px)[i] + 0.5
+        assert abs(brightest - centre[i]) <= side / 2 + 0.5
 
 
 def test_the_drawn_colour_of_a_lesion_is_where_the_lesion_is() -> None:

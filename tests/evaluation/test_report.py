@@ -13,11 +13,9 @@ from xml.etree import ElementTree
 import cv2
 import numpy as np
 import pytest
-from sklearn.metrics import precision_recall_curve, roc_curve
 
 from holoslide.evaluation import report as report_module
 from holoslide.evaluation._report_view import number
-from holoslide.evaluation.curves import Contest, bands
 from holoslide.evaluation.metrics import Metrics, by_patient, compute_metrics
 from holoslide.evaluation.report import (
     CohortPart,
@@ -25,7 +23,6 @@ from holoslide.evaluation.report import (
     Prediction,
     RunReport,
     SlidePicture,
-    choose_slides,
     render,
     write_report,
 )
@@ -449,7 +446,7 @@ def test_a_single_epoch_of_a_single_module_is_drawn() -> None:
     assert "A network of 1 module was" in page.words
 
 
-# --- Files, rows, choices ---------------------------------------------------------------------------------------
+# --- Files ---------------------------------------------------------------------------------------
 
 
 def test_the_same_run_gives_the_same_page() -> None:
@@ -481,86 +478,3 @@ def test_a_file_name_that_is_no_text_can_be_written(tmp_path: Path) -> None:
     report = dataclasses.replace(full(("normal", odd)), predictions=rows, left_out=[(odd, "damaged")])
     write_report(report, tmp_path / "report.html")
     assert "caf?.svs" in (tmp_path / "report.html").read_text(encoding="utf-8")
-
-
-def test_modules_of_a_history_are_in_the_order_of_their_numbers() -> None:
-    row = {"epoch": 4.0} | {f"valid/loss_{k}": float(k) for k in (10, 9, 1, 2, 3, 4, 5, 6, 7, 8)}
-    assert EpochRecord.from_row(row).valid_losses == tuple(map(float, range(1, 11)))
-
-
-def test_slides_are_chosen_once_and_the_right_ones_take_turns() -> None:
-    def row(name: str, label: str | None, tumour: float) -> Prediction:
-        return Prediction(name, name, label, "tumour" if tumour > 0.5 else "normal", (1 - tumour, tumour))
-
-    rows = [row(f"right tumour {i}", "tumour", 0.99 - i / 100) for i in range(4)]
-    rows += [row("right normal", "normal", 0.2), row("close", "tumour", 0.52), row("unlabelled", None, 0.57)]
-    rows += [
-        row("a bit wrong", "tumour", 0.4),
-        row("very wrong", "normal", 0.95),
-        row("wrong", "tumour", 0.3),
-    ]
-    assert choose_slides(rows, each=2) == {
-        "very wrong": "worst",
-        "wrong": "worst",
-        "close": "uncertain",
-        "unlabelled": "uncertain",
-        "right tumour 0": "best",
-        "right normal": "best",
-    }
-    assert list(choose_slides(rows, each=1)) == ["very wrong", "close", "right tumour 0"]
-    assert choose_slides([]) == {}
-
-
-def test_a_patient_with_both_labels_counts_in_both_classes_and_once_in_all() -> None:
-    part = CohortPart.count("test", [("p", "a"), ("p", "b"), ("q", "a"), ("r", None)])
-    assert (part.slides, part.patients, part.by_class) == (4, 3, {"a": (2, 2), "b": (1, 1)})
-
-
-# --- Bands ------------------------------------------------------------------------------------------------------
-
-
-def contest(patients: int, slides_each: int) -> Contest:
-    rng = np.random.default_rng(2)
-    truth = np.repeat(rng.random(patients) < 0.5, slides_each)
-    score = np.round(np.clip(0.5 + 0.3 * (truth - 0.5) + 0.3 * rng.normal(size=len(truth)), 0, 1), 1)
-    return Contest("tumour", truth, score, np.repeat([f"p{i}" for i in range(patients)], slides_each))
-
-
-@pytest.mark.parametrize("seed", range(20))
-def test_a_weighted_curve_is_what_scikit_learn_draws_of_the_repeated_slides(seed: int) -> None:
-    one = contest(12, 2)
-    weights = np.random.default_rng(seed).integers(0, 4, 24)
-    truth, score = np.repeat(one.truth_N, weights), np.repeat(one.score_N, weights)
-    grid = np.linspace(0.001, 1, 41)
-    x, y, _ = roc_curve(truth, score, drop_intermediate=False)
-    np.testing.assert_allclose(np.interp(grid, *one.roc(weights)), np.interp(grid, x, y), atol=1e-12)
-    recall, precision = one.precision_recall(weights)
-    expected, expected_recall, _ = precision_recall_curve(truth, score)
-    at = [precision[np.searchsorted(recall, each - 1e-9)] for each in grid]
-    expected_at = [expected[::-1][np.searchsorted(expected_recall[::-1], each - 1e-9)] for each in grid]
-    np.testing.assert_allclose(at, expected_at, atol=1e-12)
-
-
-def test_bands_hold_the_curve_and_are_wider_where_slides_share_patients() -> None:
-    few, many = contest(10, 6), contest(10, 6)
-    many = dataclasses.replace(many, patients_N=np.array([f"p{i}" for i in range(60)]))  # each its own
-    few = dataclasses.replace(few, score_N=np.repeat(few.score_N[::6], 6))  # slides of a patient are alike
-    many = dataclasses.replace(many, score_N=few.score_N)
-    widths = []
-    for one in (many, few):
-        found = bands(one, np.random.default_rng(0), draws=300)
-        assert found is not None
-        for band, (x, y) in zip(found, (one.roc(), one.precision_recall()), strict=True):
-            inside = np.interp(band.x, x, y)
-            assert (band.low <= band.high).all()
-            assert ((band.low - 1e-9 <= inside) & (inside <= band.high + 1e-9)).mean() > 0.9
-        widths.append(float((found[0].high - found[0].low).mean()))
-    assert widths[1] > 1.3 * widths[0] > 0.05
-
-
-def test_one_patient_has_no_band() -> None:
-    one = contest(10, 1)
-    assert (
-        bands(dataclasses.replace(one, patients_N=np.full(10, "p")), np.random.default_rng(0), draws=20)
-        is None
-    )

@@ -117,7 +117,7 @@ def pair_up(free: NDArray[np.bool_], dial: Spacing, rng: np.random.Generator) ->
         seconds = firsts + apart * np.stack([np.sin(turns), np.cos(turns)], 1)
         pairs = np.stack([firsts, seconds], 1)  # (n, 2, 2)
         cells = np.floor(seconds / CELL_UM).astype(np.int64)
-        inside = ((cells >= 0) & (cells < room_um.shape)).all(1)
+        inside = np.asarray(((cells >= 0) & (cells < room_um.shape)).all(1))
         inside[inside] = room_um[tuple(cells[inside].T)] >= dial.radius_um + 10
         pairs = pairs[inside]
         chosen: list[Places] = []

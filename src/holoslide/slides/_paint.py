@@ -65,9 +65,14 @@ class Stain:
         for usual in (cls().haematoxylin, cls().eosin):
             strength = math.exp(spread * rng.normal(0, 0.12))
             hue = np.exp(spread * rng.normal(0, 0.06, 3))
-            stains.append(tuple(float(v) for v in np.array(usual) * strength * hue))
+            stains.append(_triple(np.array(usual) * strength * hue))
         glass = np.array(cls().glass) + spread * (rng.uniform(-6, 3) + rng.normal(0, 1, 3))
-        return cls(stains[0], stains[1], tuple(float(v) for v in glass), noise=float(rng.uniform(1.5, 2.5)))
+        return cls(stains[0], stains[1], _triple(glass), noise=float(rng.uniform(1.5, 2.5)))
+
+
+def _triple(values: NDArray[np.float64]) -> tuple[float, float, float]:
+    red, green, blue = (float(value) for value in values)
+    return red, green, blue
 
 
 class Canvas:
@@ -189,7 +194,7 @@ class Fibres:
         y, x = np.clip(
             (places / self.step_um).astype(np.int64).T, 0, np.array(self.across.shape)[:, None] - 1
         )
-        return np.arctan2(gradient_y[y, x], gradient_x[y, x]) + math.pi / 2
+        return np.asarray(np.arctan2(gradient_y[y, x], gradient_x[y, x]) + math.pi / 2, np.float64)
 
     def texture(self, shape_px: tuple[int, int], mpp: float) -> tuple[Plane, Plane]:
         """Fine fibres, and their bundles, (H, W) each with deviation about 1."""
@@ -205,7 +210,8 @@ class Fibres:
                 sigmaY=sigma[0],
             )
             sheet *= 1 / sheet.std()
-            planes.append(cv2.remap(sheet, columns, rows, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT))
+            plane = cv2.remap(sheet, columns, rows, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT)
+            planes.append(np.asarray(plane, np.float32))
         return planes[0], planes[1]
 
     def spread_slack(self, shape_px: tuple[int, int], mpp: float) -> Plane:

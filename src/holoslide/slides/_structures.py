@@ -104,11 +104,11 @@ def vessel(canvas: Canvas, cells: Cells, place: Places, radius_um: float, rng: n
     angle, distance = np.arctan2(y_um, x_um), np.hypot(y_um, x_um)
     edge = outer.at(angle)
     wall = float(rng.uniform(0.14, 0.35))
-    cover = np.clip((edge - distance) / 2 + 0.5, 0, 1)
+    cover = np.asarray(np.clip((edge - distance) / 2 + 0.5, 0, 1), np.float32)
     rings = 0.08 * np.sin(distance * (2 * math.pi / 5) + 2 * noise(rng, e.shape, 12 / canvas.mpp))
     blend(e, 0.72 + rings.astype(np.float32), cover)
     blend(h, 0.1, cover)
-    lumen = np.clip(((1 - wall) * edge - distance) / 1.5 + 0.5, 0, 1)
+    lumen = np.asarray(np.clip(((1 - wall) * edge - distance) / 1.5 + 0.5, 0, 1), np.float32)
     blend(h, 0.0, lumen)
     blood = rng.random() < 0.6
     red = noise(rng, e.shape, 3.2 / canvas.mpp)
@@ -131,9 +131,9 @@ def fat(canvas: Canvas, cells: Cells, place: Places, radius_um: float, rng: np.r
         (2 * outline.reach_um + spacing, 2 * outline.reach_um + spacing), spacing, rng, jitter=0.22
     )
     dots = np.full(e.shape, 255, np.uint8)
-    rows, columns = (seeds / canvas.mpp).astype(np.int64).T
-    on = (rows < dots.shape[0]) & (columns < dots.shape[1]) & (rows >= 0) & (columns >= 0)
-    dots[rows[on], columns[on]] = 0
+    cell = (seeds / canvas.mpp).astype(np.int64)
+    cell = cell[((cell >= 0) & (cell < e.shape)).all(1)]
+    dots[cell[:, 0], cell[:, 1]] = 0
     _, labels = cv2.distanceTransformWithLabels(dots, cv2.DIST_L2, 5, labelType=cv2.DIST_LABEL_PIXEL)
     apart = np.ones(e.shape, np.uint8)
     apart[:-1][labels[:-1] != labels[1:]] = 0
@@ -141,7 +141,9 @@ def fat(canvas: Canvas, cells: Cells, place: Places, radius_um: float, rng: np.r
     apart[cover < 0.5] = 0
     depth = cv2.distanceTransform(apart, cv2.DIST_L2, 5) * np.float32(canvas.mpp)
     inner = cv2.GaussianBlur((depth > 3.2).astype(np.float32), (0, 0), 4.0 / canvas.mpp)
-    vacuole = smoothstep(inner, 0.3, 0.42)  # less than half: wider than before, its corners rounded
+    vacuole = smoothstep(
+        np.asarray(inner, np.float32), 0.3, 0.42
+    )  # less than half: wider than before, its corners rounded
     blend(e, 0.5 - 0.47 * vacuole, cover)
     blend(h, 0.05 * (1 - vacuole), cover)
     walls = np.argwhere((apart == 0) & (cover > 0.9))
@@ -227,7 +229,7 @@ def develop(canvas: Canvas, cover: Plane, stain: Stain, rng: np.random.Generator
         rows = slice(top, min(top + 256, canvas.shape_px[0]))
         stains = cv2.merge([canvas.h[rows] * cover[rows], canvas.e[rows] * cover[rows]])
         light = cv2.exp(cv2.transform(stains, -density)) * np.array(stain.glass, np.float32)
-        light *= lamp[rows, :, None]
+        light = light * lamp[rows, :, None]
         corner = rng.integers(0, (256, 2048))
         height, width = light.shape[:2]
         tile = grain[corner[0] : corner[0] + height]

@@ -358,8 +358,9 @@ def _make(slide: Reader, recipe: Recipe, config: PrepareConfig, file: IO[bytes],
             for channel in range(3):
                 counts[channel] += np.bincount(strip[..., channel][tissue], minlength=256)
             pyramid.add(strip)
-        record = _record(slide, recipe, config, place, counts)
-        write_tiff(pyramid.levels(), record, place.mask, file)
+        levels = pyramid.levels()
+        record = _record(slide, recipe, config, place, counts, levels=len(levels))
+        write_tiff(levels, record, place.mask, file)
 
 
 def _strips(slide: Reader, place: _Place, config: PrepareConfig) -> Iterator[tuple[NDArray[np.uint8], Mask]]:
@@ -392,8 +393,8 @@ def _runs(tissue: Mask) -> Iterator[tuple[int, int]]:
 
 
 def _record(
-    slide: Reader, recipe: Recipe, config: PrepareConfig, place: _Place, counts: NDArray[np.int64]
-) -> RasterRecord:
+    slide: Reader, recipe: Recipe, config: PrepareConfig, place: _Place, counts: NDArray[np.int64], *, levels: int
+) -> RasterRecord:  # fmt: skip
     total = int(counts[0].sum())
     grey = np.arange(256)
     means = [float((row * grey).sum() / total) for row in counts]
@@ -406,6 +407,7 @@ def _record(
         origin_l0=place.origin_l0,
         shape_l0=slide.shape_l0,
         bounds_l0=(bounds.top, bounds.left, bounds.bottom, bounds.right),
+        levels=levels,
         mask_cell_px=config.mask_cell_px,
         glass=GLASS,
         tissue_px=total,

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from holoslide.geometry import ceil_div
 from holoslide.slides.facts import GLASS
-from holoslide.slides.raster import MASK_SUBFILE, REDUCED_SUBFILE, TILE_PX, RasterRecord
+from holoslide.slides.raster import MASK_TAG, TILE_PX, RasterRecord, pack_mask
 from holoslide.slides.tissue import Mask
 
 MIN_QUALITY = 75  # from here on JPEG keeps a block of glass exactly: see the test
 BLOCK_PX = 8  # side of a JPEG block: no block may hold both tissue and glass
 SMALLEST_LEVEL_PX = 512  # the pyramid ends with the first level that is no larger
+UNDEFINED, REDUCED = 7, 1  # TIFF's data type of raw bytes, and its NewSubfileType of smaller copies
 CLASSIC_BYTES = 2**32 - 2**24  # larger files have to be BigTIFF, with room for what stands beside the tiles
 
 
@@ -89,25 +90,21 @@ def halve(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def write_tiff(levels: Sequence[PyramidLevel], record: RasterRecord, mask: Mask, file: IO[bytes]) -> None:
-    """Put the file together: the levels with the record, then the mask."""
+    """Put the file together: record and mask at the head, then the levels, finest first."""
     import tifffile
 
-    size_bytes = sum(level.size_bytes for level in levels) + mask.size
+    packed = pack_mask(mask)
+    size_bytes = sum(level.size_bytes for level in levels) + len(packed)
+    head: dict[str, Any] = {
+        "description": record.to_json(),
+        "extratags": [(MASK_TAG, UNDEFINED, len(packed), packed, True)],
+    }
     with tifffile.TiffWriter(file, bigtiff=size_bytes > CLASSIC_BYTES) as tiff:
         for number, level in enumerate(levels):
             per_cm = 10_000 / (record.mpp * 2**number)
             tiff.write(
                 level.tiles(), shape=(*level.shape, 3), dtype=np.uint8, tile=(TILE_PX, TILE_PX),
                 compression="jpeg", photometric="ycbcr", subsampling=(1, 1),
-                subfiletype=REDUCED_SUBFILE if number else 0,
-                resolution=(per_cm, per_cm), resolutionunit="CENTIMETER",
-                description=record.to_json() if number == 0 else None, metadata=None, software=False,
+                subfiletype=REDUCED if number else 0, resolution=(per_cm, per_cm), resolutionunit="CENTIMETER",
+                metadata=None, software=False, **({} if number else head),
             )  # fmt: skip
-        tiff.write(
-            mask,
-            compression="zlib",
-            photometric="mask",
-            subfiletype=MASK_SUBFILE,
-            metadata=None,
-            software=False,
-        )

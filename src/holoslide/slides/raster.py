@@ -4,8 +4,8 @@ The file, format version 1 (`prepare.py` writes it):
 
 - pages 0, 1, ...: the pyramid, each level half the one before; RGB as JPEG 4:4:4 in square tiles, resolution
   tags in um per pixel. Level 0 is the raster. QuPath and OpenSlide open it as a generic tiled TIFF.
-- the last page: the tissue mask, one bit per cell of `mask_cell_px` raster pixels, marked as a mask (other
-  programs pass over it).
+- private tag `MASK_TAG` of page 0: the tissue mask, one bit per cell of `mask_cell_px` raster pixels, row by row,
+  deflated. (Not a page of its own, which some programs take for a second image.)
 - the description of page 0: `RasterRecord` as JSON.
 
 Pixels outside the mask are one exact colour. A mask cell is a multiple of 8 px, so that a JPEG block is either
@@ -18,6 +18,7 @@ import dataclasses
 import json
 import math
 import os
+import zlib
 from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,7 +37,7 @@ FORMAT = "holoslide raster"
 VERSION = 1
 TILE_PX = 256
 CACHE_BYTES = 2**26  # decoded tiles kept per open raster
-MASK_SUBFILE, REDUCED_SUBFILE = 4, 1  # TIFF's NewSubfileType
+MASK_TAG = 65_108
 ANEW = "delete it and run `holoslide prepare` again"
 
 _cache_lock = (
@@ -74,6 +75,7 @@ class RasterRecord:
     origin_l0: tuple[int, int]
     shape_l0: tuple[int, int]
     bounds_l0: tuple[int, int, int, int]
+    levels: int
     mask_cell_px: int
     glass: tuple[int, int, int]
     tissue_px: int
@@ -262,11 +264,13 @@ def _parse(path: Path) -> tuple[RasterRecord, tuple[_Level, ...], NDArray[np.boo
         with tifffile.TiffFile(path) as tiff:
             pages: list[Any] = list(tiff.pages)
             record = RasterRecord.from_json(pages[0].description, path)
-            levels = tuple(_level(page) for page in pages if page.subfiletype != MASK_SUBFILE)
+            levels = tuple(_level(page) for page in pages)
             last = max(int(np.max(level.offsets + level.counts)) for level in levels)
-            if pages[-1].subfiletype != MASK_SUBFILE or last > size_bytes:
+            if len(levels) != record.levels or last > size_bytes:
                 raise SlideError(shown(path), "is cut short", ANEW)
-            mask = np.asarray(pages[-1].asarray(), np.bool_)
+            if levels[0].shape != record.shape_px:
+                raise SlideError(shown(path), "has a record that does not fit its pixels", ANEW)
+            mask = unpack_mask(pages[0].tags[MASK_TAG].value, record)
     except FileNotFoundError:
         raise SlideError(shown(path), "there is no such file", "run `holoslide prepare` first") from None
     except IsADirectoryError:
@@ -278,10 +282,22 @@ def _parse(path: Path) -> tuple[RasterRecord, tuple[_Level, ...], NDArray[np.boo
         raise SlideError(shown(path), what, ANEW) from error
     except DAMAGE as error:
         raise SlideError(shown(path), f"is damaged or cut short ({one_line(error)})", ANEW) from error
-    cells = tuple(ceil_div(length, record.mask_cell_px) for length in record.shape_px)
-    if levels[0].shape != record.shape_px or mask.shape != cells:
-        raise SlideError(shown(path), "has a record that does not fit its pixels", ANEW)
     return record, levels, mask
+
+
+def pack_mask(mask: NDArray[np.bool_]) -> bytes:
+    """The mask as it stands in the file; the same for equal masks."""
+    return zlib.compress(np.packbits(mask).tobytes(), 9)
+
+
+def unpack_mask(data: bytes, record: RasterRecord) -> NDArray[np.bool_]:
+    """The mask of a raster (rows, columns of cells); ValueError where it is not of the raster's size."""
+    height, width = (ceil_div(length, record.mask_cell_px) for length in record.shape_px)
+    bits = np.frombuffer(zlib.decompress(data), np.uint8)
+    if len(bits) != ceil_div(height * width, 8):
+        message = "its mask is not of its size"
+        raise ValueError(message)
+    return np.unpackbits(bits, count=height * width).reshape(height, width).astype(np.bool_)
 
 
 def _level(page: Any) -> _Level:

@@ -1,0 +1,231 @@
+"""The command line, as a user meets it: the whole way on small slides, and one clear line for what is wrong."""
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from holoslide import cli
+from holoslide.slides.phantom import PhantomConfig, write_phantoms
+
+SETTINGS = """
+prepare: {mpp: 8.0}
+model:
+  backbone: {name: resnet18, weights: none, truncate: layer1}
+  modules: 2
+  heads: {kernel: 3}
+  reconstruction: {side: 8, patches: 2}
+train: {epochs: 2, lr: 1.0e-3, accumulate: 3, precision: "32"}
+"""
+
+
+def read(path: Path) -> list[dict[str, str]]:
+    """The rows of a CSV."""
+    return list(csv.DictReader(path.read_text(encoding="utf-8").splitlines()))
+
+
+class Command:
+    """Runs `holoslide` in this process; keeps what it printed."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+        self._monkeypatch, self._capsys = monkeypatch, capsys
+        self.out = self.err = ""
+
+    def __call__(self, *arguments: object) -> int:
+        self._monkeypatch.setattr("sys.argv", ["holoslide", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        self.out, self.err = self._capsys.readouterr()
+        assert isinstance(stop.value.code, int)
+        return stop.value.code
+
+
+@pytest.fixture
+def holoslide(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
+    return Command(monkeypatch, capsys)
+
+
+@pytest.fixture(scope="module")
+def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twelve small drawn slides; the folder also holds the settings."""
+    folder = tmp_path_factory.mktemp("cohort")
+    write_phantoms(
+        folder, task="focus", slides=12, config=PhantomConfig(least_um=1800, most_um=2000, mpp=2.0)
+    )
+    (folder / "run.yaml").write_text(SETTINGS)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(cohort: Path) -> Path:
+    """A finished run, trained from the command line with one slide that cannot be read."""
+    folder = cohort / "run"
+    rows = (read(cohort / "slides.csv"))
+    broken = cohort / "slides" / "broken.tiff"
+    broken.write_bytes(b"not an image")
+    rows.append({**rows[0], "slide_id": "broken", "patient_id": "broken", "path": "slides/broken.tiff"})
+    with (cohort / "with_broken.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as stop:
+        arguments = [
+            "train",
+            cohort / "with_broken.csv",
+            "--config",
+            cohort / "run.yaml",
+            "-o",
+            folder,
+            "--workers",
+            1,
+        ]
+        patch.setattr("sys.argv", ["holoslide", *map(str, arguments)])
+        cli.main()
+    assert stop.value.code == 1, "a slide that cannot be used must show in the exit code"
+    return folder
+
+
+def test_train_writes_all_it_promises(run: Path, cohort: Path) -> None:
+    names = {path.name for path in run.iterdir()}
+    assert {
+        "config.yaml", "cohort.csv", "left_out.csv", "run.json", "best", "last.ckpt", "history.csv", "tensorboard",
+        "predictions.csv", "predictions_modules.csv", "metrics.json", "heatmaps", "report.html",
+    } <= names  # fmt: skip
+    left_out = (read(run / "left_out.csv"))
+    assert [row["slide_id"] for row in left_out] == ["broken"]
+    assert "broken.tiff" in left_out[0]["reason"]
+    assert "broken" in (run / "report.html").read_text()
+
+
+def test_only_test_slides_are_tested(run: Path, cohort: Path) -> None:
+    parts = {row["slide_id"]: row["split"] for row in read(cohort / "slides.csv")}
+    predictions = (read(run / "predictions.csv"))
+    assert {parts[row["slide_id"]] for row in predictions} == {"test"}
+    assert len(predictions) == sum(part == "test" for part in parts.values())
+    for row in predictions:
+        assert (
+            float(row["p_lesion"]) + float(row["p_normal"]) == pytest.approx(1, abs=1e-5)
+            if "p_lesion" in row
+            else True
+        )
+    modules = {row["module"] for row in read(run / "predictions_modules.csv")}
+    assert modules == {"1", "2"}
+    metrics = json.loads((run / "metrics.json").read_text())
+    assert len(metrics["modules"]) == 2
+    assert metrics["slides"]["slides"] == len(predictions)
+
+
+def test_heatmaps_agree_with_predictions(run: Path) -> None:
+    for row in read(run / "predictions.csv"):
+        data = np.load(run / "heatmaps" / f"{row['slide_id']}.npz")
+        assert np.nansum(data["attention"]) == pytest.approx(1, abs=1e-3)
+        logits = np.nansum(data["evidence"], axis=(1, 2)) + data["bias"]
+        probabilities = np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()
+        for name, p in zip(data["classes"], probabilities, strict=True):
+            assert float(row[f"p_{name}"]) == pytest.approx(p, abs=1e-3)
+        picture = np.asarray(Image.open(run / "heatmaps" / f"{row['slide_id']}-attention.png"))
+        assert picture.shape[2] == 3
+
+
+def test_predict_scores_new_slides(run: Path, cohort: Path, tmp_path: Path, holoslide: Command) -> None:
+    first = next(iter(read(run / "predictions.csv"))
+    slide = tmp_path / f"{first['slide_id']}.tiff"
+    shutil.copy(cohort / "slides" / slide.name, slide)
+    out = tmp_path / "predictions.csv"
+    assert holoslide("predict", run, slide, "-o", out, "--workers", 1) == 0
+    again = next(iter(read(out))
+    assert again["label"] == ""
+    for key in first:
+        if key.startswith("p_"):
+            assert float(again[key]) == pytest.approx(float(first[key]), abs=1e-4)
+
+
+def test_evaluate_another_split(run: Path, tmp_path: Path, holoslide: Command) -> None:
+    assert holoslide("evaluate", run, "--split", "valid", "-o", tmp_path, "--json") in (0, 1)
+    assert json.loads(holoslide.out)["slides"]["slides"] >= 1
+
+
+def test_a_finished_run_is_not_overwritten(run: Path, cohort: Path, holoslide: Command) -> None:
+    assert (
+        holoslide("train", cohort / "slides.csv", "--config", cohort / "run.yaml", "-o", run, "--workers", 1)
+        == 1
+    )
+    assert "holds a run already" in holoslide.err
+
+
+def test_plan_announces_memory(cohort: Path, holoslide: Command) -> None:
+    command = ("plan", cohort / "slides.csv", "--config", cohort / "run.yaml", "--memory", 2, "--json")
+    assert holoslide(*command) == 0
+    plans = json.loads(holoslide.out)
+    assert [p["purpose"] for p in plans] == ["training", "validation"]
+    assert 0 < plans[1]["plan"]["peak_bytes"] < plans[0]["plan"]["peak_bytes"] < 2 * 2**30
+
+
+@pytest.mark.parametrize(
+    ("setting", "line"),
+    [
+        ("train.epoch=3", "there is no setting train.epoch; did you mean train.epochs?"),
+        ("train.epochs=many", "train.epochs"),
+        ("epochs", "is not a setting; write --set part.key=value"),
+        ("stream.border=grass", "stream.border"),
+    ],
+)
+def test_wrong_settings_are_one_line(
+    cohort: Path, tmp_path: Path, holoslide: Command, setting: str, line: str
+) -> None:
+    assert holoslide("train", cohort / "slides.csv", "-o", tmp_path / "run", "--set", setting) == 1
+    assert line in holoslide.err
+    assert holoslide.err.count("\n") == 1
+
+
+def test_a_missing_table_is_one_line(tmp_path: Path, holoslide: Command) -> None:
+    assert holoslide("train", tmp_path / "none.csv", "-o", tmp_path / "run") == 1
+    assert "none.csv" in holoslide.err
+    assert holoslide.err.count("\n") == 1
+
+
+def test_wrong_usage_is_exit_code_2(holoslide: Command) -> None:
+    assert holoslide("train") == 2
+
+
+def test_inspect_real_slides(data_dir: Path, holoslide: Command) -> None:
+    wsi = data_dir / "wsi"
+    good, bad = wsi / "CMU-1-Small-Region.svs", wsi / "broken.svs"
+    assert holoslide("inspect", good, bad, "--json") == 1
+    facts = {Path(fact["slide"]).name: fact for fact in json.loads(holoslide.out)}
+    assert "error" in facts["broken.svs"]
+    assert "error" not in facts["CMU-1-Small-Region.svs"]
+
+
+def test_prepare_real_slides(data_dir: Path, tmp_path: Path, holoslide: Command) -> None:
+    """The good ones are made, the slide without mpp says what to do and then works, the rest have a reason."""
+    wsi = data_dir / "wsi"
+    names = [
+        "CMU-1-Small-Region.svs",
+        "TCGA-CR-7395-01A-01-TS1.svs",
+        "broken.svs",
+        "multi-channel-z-series.ome.tif",
+    ]
+    out = tmp_path / "rasters"
+    assert (
+        holoslide("prepare", *(wsi / name for name in names), "--rasters", out, "--workers", 1, "--json") == 1
+    )
+    results = {row["slide_id"]: row for row in json.loads(holoslide.out)}
+    status = [results[name.rpartition(".")[0]]["status"] for name in names]
+    assert status == ["made", "failed", "failed", "failed"]
+    assert "--slide-mpp" in results["TCGA-CR-7395-01A-01-TS1"]["reason"]
+    command = ("prepare", wsi / names[1], "--slide-mpp", 0.5, "--rasters", out, "--workers", 1)
+    assert holoslide(*command) == 0
+    assert "made" in holoslide.out
+    assert holoslide(*command) == 0
+    assert "reused" in holoslide.out
+
+
+def test_audit_finds_the_broken_slide(cohort: Path, run: Path, holoslide: Command) -> None:
+    assert holoslide("audit", cohort / "with_broken.csv", "--json") == 1
+    findings = json.loads(holoslide.out)
+    assert any(f["where"] == "broken" and f["severity"] == "error" for f in findings)
