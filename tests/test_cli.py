@@ -152,7 +152,7 @@ def test_plan_announces_memory(cohort: Path, holoslide: Command) -> None:
     assert holoslide(*command) == 0
     plans = json.loads(holoslide.out)
     assert [p["purpose"] for p in plans] == ["training", "validation"]
-    assert 0 < plans[1]["plan"]["peak_bytes"] < plans[0]["plan"]["peak_bytes"] < 2 * 2**30
+    assert 0 < plans[1]["peak_bytes"] < plans[0]["peak_bytes"] < 2 * 2**30
 
 
 @pytest.mark.parametrize(

@@ -369,16 +369,8 @@ def _training_bar() -> TrainingBar:
 
 def main() -> None:
     """Run the command; a user's error is one line, and exit code 1."""
-    import click
-
     try:
-        code = app(standalone_mode=False)
+        app()
     except HoloslideError as error:
         typer.echo(f"holoslide: {error}", err=True)
-        code = USER_ERROR
-    except click.ClickException as error:
-        error.show()
-        code = error.exit_code
-    except (typer.Abort, KeyboardInterrupt):
-        code = 130
-    sys.exit(code if isinstance(code, int) else 0)
+        sys.exit(USER_ERROR)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import errno
 import fcntl
@@ -222,9 +223,7 @@ def test_a_mask_cell_is_whole_jpeg_blocks(mpp: float, cell_um: float) -> None:
 
 def test_what_cannot_be_prepared_says_why_and_what_to_do(slide: Path, tmp_path: Path) -> None:
     glass = write_slide(tmp_path / "glass.tif", paint(np.zeros((600, 600), np.bool_)), 1.0)
-    with pytest.raises(
-        SlideError, match=r"glass\.tif: no tissue found; .*least_contrast.*or leave it out"
-    ):
+    with pytest.raises(SlideError, match=r"glass\.tif: no tissue found; .*least_contrast.*or leave it out"):
         made(glass, tmp_path)
     with pytest.raises(
         SlideError, match=r"has 1 um per pixel, too coarse for a raster at 0\.5; prepare with --mpp 1"
@@ -385,10 +384,9 @@ if __name__ == "__main__":
 
 
 def test_killed_at_any_moment_a_last_run_ends_with_the_same_bytes(tmp_path: Path) -> None:
-    slides = []
-    for number in range(3):
-        rgb = paint(blobs((700, 800), seed=number), seed=number)
-        slides.append(write_slide(tmp_path / f"s{number}.tif", rgb, 1.0))
+    """Each kill strikes while a raster is being written: its temporary file is waited for first."""
+    rgb = paint(blobs((2600, 3000), reach=0.4))
+    slides = [write_slide(tmp_path / f"s{n}.tif", np.roll(rgb, 40 * n, axis=1), 1.0) for n in range(3)]
     script = tmp_path / "run.py"
     script.write_text(KILLED)
     rng = random.Random(5)
@@ -397,14 +395,29 @@ def test_killed_at_any_moment_a_last_run_ends_with_the_same_bytes(tmp_path: Path
     def command(folder: Path) -> list[str]:
         return [sys.executable, str(script), str(folder), *map(str, slides)]
 
-    started = time.monotonic()
     subprocess.run(command(undisturbed), check=True)
-    took = time.monotonic() - started
-    for _ in range(6):
+
+    def parts() -> set[tuple[str, int]]:
+        found = set()
+        for path in disturbed.glob(".*.part"):
+            with contextlib.suppress(FileNotFoundError):
+                found.add((path.name, path.stat().st_mtime_ns))
+        return found
+
+    torn = 0
+    for _ in range(5):
+        before = parts()
         process = subprocess.Popen(command(disturbed), start_new_session=True, stderr=subprocess.DEVNULL)
-        time.sleep(rng.uniform(0.3, 1.0) * took)
-        os.killpg(process.pid, signal.SIGKILL)  # the workers, too: they share the session we made
+        while process.poll() is None and parts() <= before:
+            time.sleep(0.002)
+        time.sleep(rng.uniform(0, 0.4))
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)  # the workers, too: they share the session we made
         process.wait()
+        torn += not parts() <= before
+        for finished in list(disturbed.glob("s*.tif"))[:1]:
+            finished.unlink()  # so that the next run has something to do
+    assert torn >= 3
     subprocess.run(command(disturbed), check=True)
     files = {path.name: digest(path) for path in disturbed.iterdir()}
     assert files == {path.name: digest(path) for path in undisturbed.iterdir()}

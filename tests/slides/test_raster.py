@@ -107,6 +107,16 @@ def test_only_tiles_with_tissue_under_the_box_are_decoded(raster: Raster) -> Non
         assert spy.call_count == len(decoded)  # all in the cache
 
 
+def test_glass_is_glass_whatever_the_tiles_hold(raster: Raster) -> None:
+    """The promise is not JPEG's to keep."""
+    _, tissue = whole(raster.path)
+    noise = np.full((TILE_PX, TILE_PX, 3), 17, np.uint8)
+    with patch.object(Raster, "_decode", return_value=noise):
+        read = raster.read(Box(0, 0, *raster.shape_px))
+    assert (read[~tissue] == GLASS).all()
+    assert (read[tissue] == 17).all()
+
+
 def test_the_cache_is_bounded(raster: Raster) -> None:
     tile_bytes = 3 * TILE_PX**2
     with patch.object(raster_module, "CACHE_BYTES", 2 * tile_bytes):
@@ -283,6 +293,18 @@ def test_a_damaged_record_is_refused(made: Path, tmp_path: Path, old: bytes, new
     other.write_bytes(data.replace(old, new))
     with pytest.raises(SlideError, match=r"its mask is not of its size|a damaged record"):
         Raster.open(other)
+
+
+def test_a_file_cut_between_two_levels_is_refused(made: Path, tmp_path: Path) -> None:
+    with tifffile.TiffFile(made) as tiff:
+        ends = [
+            max(p.dataoffsets[n] + p.databytecounts[n] for n in range(len(p.dataoffsets))) for p in tiff.pages
+        ]
+    for end in ends[:-1]:
+        cut = tmp_path / "cut.tif"
+        cut.write_bytes(made.read_bytes()[:end])
+        with pytest.raises(SlideError, match="is cut short"):
+            Raster.open(cut)
 
 
 @pytest.mark.parametrize("share", [0.001, 0.01, 0.1, 0.3, 0.5, 0.7, 0.9, 0.99, 0.9999])

@@ -65,23 +65,24 @@ def test_uneven_light_is_no_tissue() -> None:
     assert iou(find(shaded.astype(np.uint8)), tissue) >= 0.95
 
 
-def fat(tissue: NDArray[np.bool_], seed: int = 0) -> NDArray[np.uint8]:
+def fat(tissue: NDArray[np.bool_], membrane: tuple[int, int, int]) -> NDArray[np.uint8]:
     """Cells as white as glass in a net of pale membranes."""
     height, width = tissue.shape
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     net = cv2.Subdiv2D((0, 0, width, height))
     for y, x in rng.uniform(0, 1, (3000, 2)) * (height, width):
         net.insert((float(x), float(y)))
     picture = np.full((height, width, 3), LAMP[0], np.uint8)
     for cell in net.getVoronoiFacetList([])[0]:
-        cv2.polylines(picture, [cell.astype(np.int32)], True, (226, 205, 220), 1, cv2.LINE_AA)  # noqa: FBT003
+        cv2.polylines(picture, [cell.astype(np.int32)], True, membrane, 1, cv2.LINE_AA)  # noqa: FBT003
     noisy = np.where(tissue[..., None], picture, LAMP[0]) + rng.normal(0, 1.5, (height, width, 3))
     return np.clip(noisy, 0, 255).astype(np.uint8)
 
 
-def test_fat_is_tissue_though_most_of_it_is_as_white_as_glass() -> None:
+@pytest.mark.parametrize("membrane", [(226, 205, 220), (215, 215, 215)], ids=["pink", "colourless"])
+def test_fat_is_tissue_though_most_of_it_is_as_white_as_glass(membrane: tuple[int, int, int]) -> None:
     tissue = blobs(SHAPE, count=4, seed=3)
-    assert iou(find(fat(tissue)), tissue) >= 0.93
+    assert iou(find(fat(tissue, membrane)), tissue) >= 0.92
 
 
 @pytest.mark.parametrize("lamp", [245, 200, 170])
@@ -126,8 +127,9 @@ def test_the_fill_beside_the_scan_is_not_taken_for_the_glass() -> None:
     """A stitcher's pure white around a scan on tinted glass must not make tissue of that glass."""
     tissue = blobs(SHAPE)
     rgb = paint(tissue, lamp=(238, 228, 234))
-    rgb[:, 400:] = 255
-    rgb[:60] = 255
+    rgb[:, 330:] = 255
+    rgb[:120] = 255
+    assert (rgb == 255).all(axis=2).mean() > 0.5
     np.testing.assert_allclose(glass_colour(rgb), (238, 228, 234), atol=1.5)
     assert iou(find(rgb), tissue & (rgb != 255).any(axis=2)) >= 0.95
 

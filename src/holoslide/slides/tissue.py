@@ -42,7 +42,7 @@ class TissueConfig:
     least_contrast: float = 4.0
     most_contrast: float = 8.0
     texture_um: float = 56.0
-    least_texture: float = 2.0
+    least_texture: float = 1.5
     close_um: float = 64.0
     hole_um2: float = 60_000.0
     speck_um2: float = 20_000.0

@@ -18,7 +18,7 @@ from holoslide.errors import NotLocal
 from holoslide.geometry import Box, ceil_div
 
 _DIVISIBLE = 40_320  # a field side that every stride up to 10, and the usual larger ones, divide
-_FIELD_BYTES = 2**29
+_FIELD_BYTES = 2**27
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,7 +229,7 @@ def _label(module: nn.Module, name: str) -> str:
 def _parent(module: nn.Module, layer_name: str) -> str:
     """Where the layer stands, since a pooling layer says less than the squeeze-and-excitation around it."""
     parent = layer_name.rpartition(".")[0]
-    return f" in {type(module.get_submodule(parent)).__name__}" if parent else ""
+    return f" in {type(module.get_submodule(parent)).__name__}" if layer_name else ""
 
 
 def _partly_nan(value: object) -> bool:
