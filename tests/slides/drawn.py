@@ -41,12 +41,11 @@ def paint(
     return np.clip(np.rint(light + rng.normal(0, noise, light.shape)), 0, 255).astype(np.uint8)
 
 
-def write_slide(path: Path, rgb: NDArray[np.uint8], mpp: float) -> Path:
-    """A tiled TIFF of one level that says its resolution."""
-    per_cm = 10_000 / mpp
+def write_slide(path: Path, rgb: NDArray[np.uint8], mpp: float, mpp_x: float | None = None) -> Path:
+    """A tiled TIFF of one level that says its resolution; `mpp_x` where the pixels are not square."""
     tifffile.imwrite(
         path, rgb, tile=(256, 256), compression="zlib", photometric="rgb", metadata=None,
-        resolution=(per_cm, per_cm), resolutionunit="CENTIMETER",
+        resolution=(10_000 / (mpp_x or mpp), 10_000 / mpp), resolutionunit="CENTIMETER",
     )  # fmt: skip
     return path
 

@@ -90,6 +90,21 @@ def test_a_place_on_the_raster_is_the_same_place_on_the_slide(
     assert np.abs(found_l0 - centre_l0).max() < mpp / slide_mpp
 
 
+def test_pixels_that_are_not_square_keep_their_place(tmp_path: Path) -> None:
+    tissue = np.zeros((1000, 1000), np.bool_)
+    tissue[320:640, 480:800] = True  # at 1 um/px down and 1.6 across: whole thumbnail pixels
+    path = write_slide(tmp_path / "s.tif", paint(tissue), 1.0, 1.6)
+    result = made(path, tmp_path)
+    assert result.path is not None
+    with Raster.open(result.path) as raster, open_slide(path) as reader:
+        assert (reader.require_mpp().y, reader.require_mpp().x) == pytest.approx((1.0, 1.6))
+        assert raster.l0_per_px == pytest.approx((2.0, 1.25))
+        ends = [
+            o + n * p for o, n, p in zip(raster.origin_l0, raster.shape_px, raster.l0_per_px, strict=True)
+        ]
+        np.testing.assert_allclose((*raster.origin_l0, *ends), (320, 480, 640, 800), atol=17)
+
+
 def test_pixels_are_the_readers(slide: Path, tmp_path: Path) -> None:
     result = made(slide, tmp_path, jpeg_quality=100)
     assert result.path is not None

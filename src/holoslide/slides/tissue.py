@@ -108,7 +108,7 @@ def glass_colour(rgb: NDArray[np.uint8]) -> NDArray[np.float32]:
         rest = candidate & ~cv2.dilate(flat.astype(np.uint8), np.ones((5, 5), np.uint8)).astype(np.bool_)
         if rest.any():
             second, count = _mode(blurred[rest])
-            if count > 0.05 * candidate.size and np.ptp(second) < 10:
+            if count > 0.05 * candidate.size and np.ptp(second) < 16:
                 return second
     return colour
 
