@@ -283,8 +283,14 @@ def test_another_version_is_refused_by_number(made: Path, tmp_path: Path) -> Non
 
 @pytest.mark.parametrize(
     ("old", "new"),
-    [(b'"mask_cell_px": 16', b'"mask_cell_px": 24'), (b'"tissue_px"', b'"tissue_py"')],
-    ids=["does not fit", "unknown key"],
+    [
+        (b'"mask_cell_px": 16', b'"mask_cell_px": 24'),
+        (b'"tissue_px"', b'"tissue_py"'),
+        (b'"glass": [243,', b'"glass": [943,'),
+        (b'"levels": 3', b'"levels": 0'),
+        (b'"mpp": 1.0,', b'"mpp": NaN,'),
+    ],
+    ids=["does not fit", "unknown key", "no colour", "no level", "no number"],
 )
 def test_a_damaged_record_is_refused(made: Path, tmp_path: Path, old: bytes, new: bytes) -> None:
     data = made.read_bytes()

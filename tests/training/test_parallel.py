@@ -63,7 +63,8 @@ def test_two_gloo_processes_give_what_one_gives(tmp_path):
     for rank in (0, 1):
         two, rows = torch.load(tmp_path / f"world2rank{rank}.pt", weights_only=True)
         for name, tensor in one.items():
-            torch.testing.assert_close(two[name], tensor, rtol=1e-10, atol=1e-12)
+            # Absolute, too: a bias before a softmax has no gradient but rounding's, which Adam makes larger.
+            torch.testing.assert_close(two[name], tensor, rtol=1e-10, atol=1e-10)
         for row, expected in zip(rows, history, strict=True):
             for key in expected.keys() - set(MEASURED):
                 assert row[key] == pytest.approx(expected[key], rel=1e-10), key

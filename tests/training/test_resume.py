@@ -48,11 +48,11 @@ def test_killed_at_any_moment_and_resumed_ends_bit_for_bit_the_same(tmp_path):
         cwd=REPO, capture_output=True, text=True, check=False, timeout=240,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    kills = json.loads(done.stdout)
-    assert kills["random"] >= 2
-    assert kills["renamings"] >= 10
-    _assert_same_end(tmp_path / "peace", tmp_path / "random")
-    _assert_same_end(tmp_path / "peace", tmp_path / "renaming")
+    killed = json.loads(done.stdout)
+    assert killed["kills"] >= 3
+    assert killed["renamings"] >= 6  # at each of the first six of a life
+    for name in ("renaming", *(f"random{i}" for i in range(killed["runs"]))):
+        _assert_same_end(tmp_path / "peace", tmp_path / name)
 
 
 def test_resume_refuses_another_configuration_stream_or_cohort(tmp_path):

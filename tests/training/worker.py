@@ -8,7 +8,9 @@ import random
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -23,13 +25,14 @@ def forked(action: Callable[[], object], *, kill_after: float | None = None) -> 
         try:
             action()
             os._exit(0)
+        except BaseException:
+            traceback.print_exc()
+            raise
         finally:
             os._exit(1)
-    if kill_after is not None:
+    if kill_after is not None:  # one that has ended waits for its parent, so the id is still its own
         time.sleep(kill_after)
-        os.kill(
-            pid, signal.SIGKILL
-        )  # a process that has ended waits for its parent, so the id is still its own
+        os.kill(pid, signal.SIGKILL)
     status = os.waitpid(pid, 0)[1]
     if os.WIFEXITED(status) and os.WEXITSTATUS(status):
         message = "the run failed"
@@ -54,28 +57,38 @@ def kill_at_replace(number: int, *, before: bool) -> None:
 
 
 def resume_after_kills(folder: Path) -> dict[str, int]:
-    """One run in peace, one killed at random moments, one killed around each of its renamings."""
-    slides, model = tiny.cohort(folder), tiny.model()
-    config = tiny.config(epochs=3, checkpoint_minutes=0, patience=3)
+    """One run in peace, some killed at random moments, one killed around each of its renamings.
+
+    Gives the number of runs killed at random, of such kills, and of kills around renamings.
+    """
+    slides, model = tiny.cohort(folder, train=3, valid=2), tiny.model()
+    config = tiny.config(epochs=3, checkpoint_minutes=0)
 
     def run(name: str) -> None:
         tiny.run(folder / name, slides, trained=model, config=config, resume=True)
 
+    assert forked(lambda: run("warm"))  # files in the cache, so that the next one's time is typical
     started = time.monotonic()
     assert forked(lambda: run("peace"))
-    seconds, rng, kills = time.monotonic() - started, random.Random(0), 0
-    while kills < 8 and not forked(lambda: run("random"), kill_after=rng.uniform(0.1, 1.0) * seconds):
-        kills += 1
-    assert forked(lambda: run("random"))
+    seconds, rng = time.monotonic() - started, random.Random(0)
+
+    runs, kills = 0, 0
+    while kills < 5 and runs < 10:
+        name = f"random{runs}"
+        while not forked(partial(run, name), kill_after=rng.uniform(0.1, 0.9) * seconds):
+            kills += 1
+        runs += 1
 
     def dying() -> None:
-        kill_at_replace(2, before=renamings % 2 == 0)  # the second: each life writes at least one file
+        # A life may write five files before it gets anywhere, so some must be let live that long.
+        kill_at_replace(1 + lives % 6, before=lives // 6 % 2 == 0)
         run("renaming")
 
-    renamings = 0
+    lives = 0
     while not forked(dying):
-        renamings += 1
-    return {"random": kills, "renamings": renamings}
+        lives += 1
+        assert lives < 30, "killed runs get nowhere"
+    return {"runs": runs, "kills": kills, "renamings": lives}
 
 
 def rank(folder: Path, world: int) -> None:

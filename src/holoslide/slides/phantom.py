@@ -58,7 +58,7 @@ class FocusDial:
 
 
 FOCUS: dict[str, FocusDial] = {
-    "easy": FocusDial(420, 0.4, 2),
+    "easy": FocusDial(260, 0.4, 2),
     "medium": FocusDial(150, 0.2, 4),
     "hard": FocusDial(80, 0.0, 6),
 }

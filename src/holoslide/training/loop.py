@@ -44,7 +44,7 @@ from holoslide.training.progress import Progress, Reporter, RunFacts, Silent, Sl
 from holoslide.training.samples import OpenPixels, Sample, Slides
 
 LAST = "last.ckpt"  # in the run's folder; beside it best/, history.csv and tensorboard/
-_CHANGES_NOTHING = ("accelerator", "devices", "nodes", "log_every", "checkpoint_minutes", "precision")
+_CHANGES_NOTHING = ("accelerator", "devices", "nodes", "log_every", "checkpoint_minutes")
 
 
 @dataclass(frozen=True, slots=True)
