@@ -1,4 +1,4 @@
-"""The demo: synthetic slides, and settings that learn them on two processor cores in minutes."""
+"""The demo: synthetic slides, and settings that run the whole job on two processor cores in minutes."""
 
 from __future__ import annotations
 
