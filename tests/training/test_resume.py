@@ -50,7 +50,7 @@ def test_killed_at_any_moment_and_resumed_ends_bit_for_bit_the_same(tmp_path):
     assert done.returncode == 0, done.stderr
     killed = json.loads(done.stdout)
     assert killed["kills"] >= 3
-    assert killed["renamings"] >= 6  # at each of the first six of a life
+    assert killed["renamings"] >= 4  # before and after the first and the second of a life, at least
     for name in ("renaming", *(f"random{i}" for i in range(killed["runs"]))):
         _assert_same_end(tmp_path / "peace", tmp_path / name)
 

@@ -81,7 +81,7 @@ def resume_after_kills(folder: Path) -> dict[str, int]:
 
     def dying() -> None:
         # A life may write five files before it gets anywhere, so some must be let live that long.
-        kill_at_replace(1 + lives % 6, before=lives // 6 % 2 == 0)
+        kill_at_replace(1 + lives // 2 % 6, before=lives % 2 == 0)
         run("renaming")
 
     lives = 0

@@ -54,7 +54,7 @@ def share(sizes: Sequence[int], ranks: int) -> list[list[int]]:
     No rank gets more than 4/3 of the least possible (Graham 1969). The same in every process.
 
     >>> share([5, 9, 4, 4], 2)
-    [[1], [0, 2, 3]]
+    [[1, 3], [0, 2]]
     """
     loads, shares = [0] * ranks, [list[int]() for _ in range(ranks)]
     for item in sorted(range(len(sizes)), key=lambda i: -sizes[i]):  # stable: equals keep their order
