@@ -120,7 +120,10 @@ def test_a_saved_model_comes_back_bit_by_bit(tmp_path: Path, dtype: torch.dtype)
             assert tensor.dtype == theirs[key].dtype
             assert torch.equal(tensor, theirs[key]), key
     image = torch.rand(1, 3, 150, 170, dtype=dtype)
-    torch.testing.assert_close(loaded(image), model(image), rtol=1e-5, atol=1e-5)
+    # The weights are the same bit for bit; sums over memory laid out otherwise are not, and a norm over a few
+    # cells makes float32's rounding larger.
+    tolerance = 1e-9 if dtype == torch.float64 else 1e-3
+    torch.testing.assert_close(loaded(image), model(image), rtol=tolerance, atol=tolerance)
 
 
 def test_decoders_are_in_the_training_state_but_not_in_the_saved_model(
