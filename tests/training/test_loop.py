@@ -272,6 +272,10 @@ def test_leaves_checkpoint_best_model_and_tables(tmp_path, slides):
         rows = list(csv.DictReader(file))
     assert [float(row["valid/loss_2"]) for row in rows] == [row["valid/loss_2"] for row in result.history]
     assert [row["epoch"] for row in result.history] == [1, 2, 3]
+    for row in result.history:  # means over all slides of the epoch
+        for phase, name in (("train", "train/classification"), ("valid", "valid/loss")):
+            told_K = [s.classification for s in told.slides if (s.phase, s.epoch) == (phase, row["epoch"])]
+            np.testing.assert_allclose([row[f"{name}_{k}"] for k in (1, 2)], np.mean(told_K, axis=0))
     expected = {"lr", "seconds", "peak_rss_bytes", "peak_device_bytes", "train/reconstruction_1"}
     expected |= {
         f"{name}_{k}" for k in (1, 2) for name in ("train/classification", "valid/loss", "valid/auroc")
