@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import math
 import os
+import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
+
+_MEMINFO = Path("/proc/meminfo")
+_CGROUP = Path("/sys/fs/cgroup")
+_CGROUPS = (  # limit and use: version 2, version 1
+    (_CGROUP / "memory.max", _CGROUP / "memory.current"),
+    (_CGROUP / "memory/memory.limit_in_bytes", _CGROUP / "memory/memory.usage_in_bytes"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,10 +154,23 @@ class TileArray:
 
 
 def free_bytes(device: torch.device) -> int:
-    """Memory that is free on a device now; a CPU's is the machine's available memory."""
+    """Memory that is free on a device now; a CPU's is what the machine, or the job's container, can still give."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if _MEMINFO.exists():  # counts the cache that would make room, too
+        lines = _MEMINFO.read_text(encoding="ascii").splitlines()
+        free = next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")), free)
+    return min([free, *(_room(*files) for files in _CGROUPS)])
+
+
+def _room(limit: Path, used: Path) -> int:
+    """What a control group may still take, without bound where there is none."""
+    try:
+        most, now = limit.read_text(encoding="ascii").strip(), used.read_text(encoding="ascii")
+    except OSError:
+        return sys.maxsize
+    return max(0, int(most) - int(now)) if most.isdigit() else sys.maxsize
 
 
 def _bytes(tensor: Tensor) -> memoryview:

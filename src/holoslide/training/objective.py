@@ -100,8 +100,7 @@ class Objective:
         seen_BCHW = output.windows(boxes).requires_grad_()
         target_BCHW = features.windows([box.times(stride) for box in boxes])
         with self.segment.autocast():
-            rebuilt_BCHW = self.decoder(seen_BCHW, scale=stride)
-        loss = F.l1_loss(rebuilt_BCHW, target_BCHW.to(rebuilt_BCHW.dtype))
+            loss = self.decoder.loss(seen_BCHW, target_BCHW, scale=stride)
         torch.autograd.backward([loss * (self.config.alpha * scale)])
         assert seen_BCHW.grad is not None
         return float(loss.detach()), Patches(boxes, seen_BCHW.grad)
