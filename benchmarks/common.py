@@ -207,13 +207,14 @@ def peak_memory(function: Callable[P, object], *args: P.args, **kwargs: P.kwargs
 
 def _watched(function: Callable[..., object], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Peak:
     on_gpu = torch.cuda.is_available()
-    before = _resident_bytes()
+    before = resident_bytes()
     value = function(*args, **kwargs)
     gpu = max(map(torch.cuda.max_memory_allocated, range(torch.cuda.device_count()))) if on_gpu else None
     return Peak(value, before, _peak_resident_bytes(), gpu)
 
 
-def _resident_bytes() -> int:
+def resident_bytes() -> int:
+    """What this process holds in memory now."""
     return _status_bytes("VmRSS") or _peak_resident_bytes()
 
 

@@ -18,6 +18,7 @@ from holoslide.errors import ConfigError
 from holoslide.geometry import Box
 from holoslide.models.classifier import LocalClassifier
 from holoslide.models.heads import Head
+from holoslide.models.readout import CHUNK_VALUES
 from holoslide.models.reconstruction import Decoder
 from holoslide.streaming.chain import Chain
 from holoslide.streaming.features import Batch, FeatureMap, Pixels, PixelSource
@@ -169,8 +170,9 @@ class StreamedClassifier:
         host = 0
         if self.device.type != "cpu":
             host = int(_TAKEN * share * free_bytes(torch.device("cpu")))
-        # Training holds the weights, their folded twin, gradients of both, and AdamW's two moments.
-        fixed_bytes = (6 if training else 2) * parameter_bytes(self.model)
+        weights, twins = parameter_bytes(self.model), parameter_bytes(self.model.parts)
+        # Training holds gradients of both, and AdamW's two moments of the weights, too.
+        fixed_bytes = 4 * weights + 2 * twins if training else weights + twins
         return make_plan(
             self._stages(source, training=training),
             source.tissue,
@@ -224,13 +226,15 @@ class StreamedClassifier:
         """What head k holds while windows are worked on: its cells, and dL/d(output) of the patches."""
         if k < 0:
             return 0
-        head = self.heads[k]
+        head, exact = self.heads[k], torch.promote_types(self.dtype, torch.float32).itemsize
         unit = math.prod(s.field.stride for c in (self.stem, *self.parts[: k + 1]) for s in c.segments)
         cells = source.tissue.area_px / (unit * head_stride(head)) ** 2 + 1
-        values: float = cells * head.stem.out_channels * (12 if training else 6)
+        stored = self.parts[k].segments[-1].dtype.itemsize
+        values: float = cells * head.stem.out_channels * (2 * stored + (exact if training else 0))
+        values += 10 * exact * (CHUNK_VALUES + cells)
         if training and k < len(self.decoders):
-            values += self._patch_cells(k) * self.parts[k].segments[-1].out_channels
-        return int(values * self.dtype.itemsize)
+            values += self._patch_cells(k) * self.parts[k].segments[-1].out_channels * stored
+        return int(values)
 
     def _decoder_bytes(self, k: int) -> int:
         """What reconstructing module k's input takes, measured on small patches: it grows with their area."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
@@ -206,16 +206,15 @@ def make_plan(
     _refuse_too_little(choices, room=room, fixed_bytes=fixed_bytes)
     planned = [_choose(options, room) for options in choices]
     work = max(p.work_bytes for p in planned)
-    maps = _live_maps(stages, planned)
     pool = max(0, room - work)
-    graphs = max((p.tiles * p.tiling.graph_bytes for p in planned), default=0)
+    peak, maps = _peaks(stages, planned, pool)
     below = max(0, maps - pool)
     return Plan(
         tuple(planned),
         StorageConfig(device_bytes=pool, host_bytes=host_bytes, folder=folder),
         budget_bytes,
         fixed_bytes,
-        peak_bytes=fixed_bytes + work + min(pool, maps + graphs),
+        peak_bytes=fixed_bytes + peak,
         host_bytes=min(below, host_bytes),
         file_bytes=max(0, below - host_bytes),
         seconds=sum(p.seconds for p in planned),
@@ -272,15 +271,35 @@ def _options(stage: Stage, tissue: Tissue, field: Receptive, frame: Box) -> list
     return result
 
 
-def _live_maps(stages: Sequence[Stage], planned: Sequence[StagePlan]) -> int:
-    """The most bytes of maps alive at once: a module's input, its inner maps with their gradients, its output."""
-    most, alive = 0, 0
-    for stage, plan in zip(stages, planned, strict=True):
-        alive += plan.map_bytes * (1 if stage.barrier else 2)
-        most = max(most, alive)
-        if stage.barrier:
-            alive = plan.map_bytes
-    return most
+def _peaks(stages: Sequence[Stage], planned: Sequence[StagePlan], pool: int) -> tuple[int, int]:
+    """The most bytes held on the device at any moment, and the most of maps alive at once, wherever they are.
+
+    Alive are a module's input, its inner maps with their gradients, and its output; then what is left of the pool
+    takes graphs. While the graph of a window is at hand, its backward pass needs only the rest.
+    """
+    most_bytes = most_maps = before = 0
+    for group in _modules(stages, planned):
+        inner, last = group[:-1], group[-1][1]
+        maps = before + sum(2 * plan.map_bytes for _, plan in inner) + last.map_bytes
+        graphs = sum(plan.tiles * plan.tiling.graph_bytes for _, plan in group)
+        kept = min(graphs, max(0, pool - maps))
+        work = max(plan.work_bytes - (plan.tiling.graph_bytes if kept == graphs else 0) for _, plan in group)
+        decoder = max(stage.decoder_bytes + stage.head_bytes for stage, _ in group)
+        most_bytes = max(most_bytes, min(maps, pool) + kept + max(work, decoder))
+        most_maps, before = max(most_maps, maps), last.map_bytes
+    return most_bytes, most_maps
+
+
+def _modules(
+    stages: Sequence[Stage], planned: Sequence[StagePlan]
+) -> Iterator[list[tuple[Stage, StagePlan]]]:
+    """Stages up to each gradient barrier."""
+    group = []
+    for pair in zip(stages, planned, strict=True):
+        group.append(pair)
+        if pair[0].barrier:
+            yield group
+            group = []
 
 
 def parameter_bytes(module: nn.Module) -> int:

@@ -1,0 +1,234 @@
+"""Streaming: is it exact, is its memory flat, how fast is it beside plain execution, does its plan hold?
+
+ResNet-34 without pretrained weights, every module with its head and its reconstruction. Parts, each by `--only`:
+
+grad   `grad_rel_error`: the largest difference of any gradient from the plain step's, float64, over the largest.
+flat   `flat_ratio`: peak extra memory of a training step on the large raster over that on the small one, feature
+       maps in a file; in the full run for K = 8, 4 and 1, 12,000 px over 3,000 px.
+time   `time_ratio_recompute`, `time_ratio_kept`: a streamed step's time over the plain local step's at the same K,
+       in turn, bf16, all tissue, borders of zeros; `time_ratio_tissue30`: 30 % tissue, borders of glass, over
+       the plain step on the whole raster.
+plan   `plan_error`: the plan's peak against the measured one, by the measured one.
+huge   one training step on 60,000 x 60,000 px with 20 % tissue inside 4 GiB; only when asked for.
+
+Extra memory is the resident set's peak in a process of its own, less what it held before the step.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from benchmarks.common import Figure, Options, Paired, Result, main, paired, peak_memory, resident_bytes
+from benchmarks.plain import plain_step
+from benchmarks.slides import GLASS, NoisePixels
+from holoslide.geometry import Box
+from holoslide.models.backbone import BackboneConfig
+from holoslide.models.classifier import InputConfig, LocalClassifier, ModelConfig
+from holoslide.models.streamed import StreamConfig, StreamedClassifier
+from holoslide.streaming.plan import Plan, parameter_bytes
+from holoslide.streaming.storage import StorageConfig
+from holoslide.training.local import LocalStep
+
+PARTS = ("grad", "flat", "time", "plan")
+KEEPS_ALL_GIB = 10.0
+
+
+def resnet34(modules: int, *, dtype: torch.dtype = torch.float32) -> LocalClassifier:
+    """ResNet-34 in K modules, with weights that are the same each time."""
+    config = ModelConfig(backbone=BackboneConfig(name="resnet34", weights="none"), modules=modules)
+    generator = torch.Generator().manual_seed(0)
+    model = LocalClassifier.from_config(
+        config, classes=("no", "yes"), inputs=InputConfig(glass=GLASS), generator=generator
+    )
+    return model.to(dtype).to(memory_format=torch.channels_last)
+
+
+def _draws() -> torch.Generator:
+    return torch.Generator().manual_seed(0)
+
+
+# --- Exact ------------------------------------------------------------------------------------------------------
+
+
+def gradient_error(modules: int = 4, side_px: int = 352) -> float:
+    """The largest absolute difference of any gradient over the largest gradient of that parameter, float64."""
+    slide, model = NoisePixels(side_px), resnet34(modules, dtype=torch.float64)
+    plain_step(model, _whole(slide).double(), 1, generator=_draws())
+    plain = [p.grad.clone() for p in model.parameters() if p.grad is not None]
+    model.zero_grad()
+    network = StreamedClassifier(model, StreamConfig(border="zeros", pool="all", tile_cells=18))
+    LocalStep(network)(slide, 1, generator=_draws())
+    streamed = [p.grad for p in model.parameters() if p.grad is not None]
+    return max(float((a - b).abs().max() / a.abs().max()) for a, b in zip(plain, streamed, strict=True))
+
+
+def _whole(slide: NoisePixels) -> torch.Tensor:
+    pixels = torch.from_numpy(slide.read(Box(0, 0, *slide.shape_px)))
+    return pixels.permute(2, 0, 1)[None].float().contiguous(memory_format=torch.channels_last)
+
+
+# --- Memory -----------------------------------------------------------------------------------------------------
+
+
+def training_step(
+    side_px: int, modules: int, *, tissue: float, memory_gib: float, in_file: bool
+) -> dict[str, float]:
+    """One step with its optimiser's, as a run makes it; bytes and seconds."""
+    model = resnet34(modules)
+    network = StreamedClassifier(model, StreamConfig(memory_gib=memory_gib), mixed=torch.bfloat16)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)
+    slide = NoisePixels(side_px, tissue=tissue)
+    plan = network.plan_for(slide, training=True)
+    assert plan is not None
+    if in_file:
+        plan = dataclasses.replace(plan, storage=StorageConfig(device_bytes=0))
+    network.follow(plan)
+    before, started = resident_bytes(), time.perf_counter()
+    LocalStep(network)(slide, 1, generator=_draws())
+    optimizer.step()
+    # Weights and their folded twins were there before.
+    planned = plan.peak_bytes - 2 * parameter_bytes(model)
+    seconds = time.perf_counter() - started
+    return {"before": before, "planned": planned, "plan_seconds": plan.seconds, "seconds": seconds}
+
+
+def _extra(side_px: int, modules: int, **more: Any) -> tuple[int, dict[str, float]]:
+    """Peak resident bytes beyond those before the step, and what the step told."""
+    peak = peak_memory(training_step, side_px, modules, **more)
+    return peak.most_bytes - int(peak.value["before"]), peak.value
+
+
+def flatness(sides_px: tuple[int, int], modules: int) -> dict[str, Figure]:
+    """Peak extra memory on two sides of a raster that is all tissue, maps in a file."""
+    small, large = (_extra(side, modules, tissue=1.0, memory_gib=1.5, in_file=True)[0] for side in sides_px)
+    return {"ratio": round(large / small, 3), "small_bytes": small, "large_bytes": large}
+
+
+def plan_error(side_px: int) -> dict[str, Figure]:
+    """How far a plan's peak is from the measured one."""
+    extra, told = _extra(side_px, 4, tissue=1.0, memory_gib=2.0, in_file=False)
+    planned = int(told["planned"])
+    return {
+        "plan_error": round(abs(planned - extra) / extra, 3),
+        "planned_bytes": planned,
+        "measured_bytes": extra,
+        "planned_seconds": round(told["plan_seconds"], 2),
+        "measured_seconds": round(told["seconds"], 2),
+    }
+
+
+def huge(side_px: int, modules: int) -> dict[str, Figure]:
+    """One step on a raster that nothing could hold, 20 % of it tissue, in 4 GiB."""
+    extra, told = _extra(side_px, modules, tissue=0.2, memory_gib=4.0, in_file=False)
+    return {
+        "huge_side_px": side_px,
+        "huge_extra_bytes": extra,
+        "huge_planned_bytes": int(told["planned"]),
+        "huge_seconds": round(told["seconds"], 1),
+    }
+
+
+# --- Time -------------------------------------------------------------------------------------------------------
+
+
+def time_ratio(side_px: int, modules: int, *, kept: bool, tissue: float = 1.0, rounds: int) -> Paired:
+    """A plain local step and a streamed one, in turn, bf16."""
+    model, slide = resnet34(modules), NoisePixels(side_px, tissue=tissue)
+    config = StreamConfig(memory_gib=KEEPS_ALL_GIB)
+    if tissue == 1:
+        config = dataclasses.replace(config, border="zeros", pool="all")
+    network = StreamedClassifier(model, config, mixed=torch.bfloat16)
+    plan = network.plan_for(slide, training=True)
+    assert plan is not None
+    network.follow(plan if kept else _without_graphs(plan))
+    step, whole = LocalStep(network), _whole(NoisePixels(side_px))
+
+    def plain() -> None:
+        plain_step(model, whole, 1, mixed=torch.bfloat16, generator=_draws())
+
+    def streamed() -> None:
+        step(slide, 1, generator=_draws())
+
+    return paired(plain, streamed, rounds=rounds)
+
+
+def _without_graphs(plan: Plan) -> Plan:
+    stages = [
+        dataclasses.replace(stage, tiling=dataclasses.replace(stage.tiling, keep=0)) for stage in plan.stages
+    ]
+    return dataclasses.replace(plan, stages=tuple(stages))
+
+
+def _times(side_px: int, modules: int, suffix: str, *, rounds: int) -> dict[str, Figure]:
+    figures: dict[str, Figure] = {}
+    for name, how in (
+        ("recompute", {"kept": False}),
+        ("kept", {"kept": True}),
+        ("tissue30", {"kept": False, "tissue": 0.3}),
+    ):
+        times = time_ratio(side_px, modules, rounds=rounds, **how)
+        figures[f"time_ratio_{name}{suffix}"] = round(times.ratio, 3)
+        figures[f"time_range_{name}{suffix}"] = "{:.2f} to {:.2f}".format(*times.ratio_range)
+    return figures
+
+
+# --- The benchmark ----------------------------------------------------------------------------------------------
+
+
+def measure(options: Options) -> Result:
+    """The figures of the parts that were asked for."""
+    chosen = (options.values["only"] or ",".join(PARTS)).split(",")
+    runs: dict[str, Callable[[bool], dict[str, Figure]]] = {
+        "grad": _grad, "flat": _flat, "time": _time, "plan": _plan, "huge": _huge,
+    }  # fmt: skip
+    figures: dict[str, Figure] = {}
+    for name in chosen:
+        if name not in runs:
+            raise SystemExit(f"--only {name}: choose among {', '.join(runs)}")
+        figures |= runs[name](options.quick)
+    configuration = {"backbone": "resnet34", "dtype": "bfloat16 autocast", "parts": chosen}
+    return Result(figures=figures, configuration=configuration)
+
+
+def _grad(quick: bool) -> dict[str, Figure]:  # noqa: FBT001
+    return {"grad_rel_error": gradient_error()}
+
+
+def _flat(quick: bool) -> dict[str, Figure]:  # noqa: FBT001
+    if quick:
+        return {f"flat_{key}": value for key, value in flatness((1500, 6000), 4).items()}
+    figures: dict[str, Figure] = {}
+    for modules in (8, 4, 1):
+        found = flatness((3000, 12000), modules)
+        figures |= {f"flat_{key}_k{modules}": value for key, value in found.items()}
+    return figures
+
+
+def _time(quick: bool) -> dict[str, Figure]:  # noqa: FBT001
+    if quick:
+        return _times(1536, 4, "", rounds=3)
+    figures = _times(3072, 4, "", rounds=5) | _times(3072, 8, "_k8", rounds=5)
+    alone = time_ratio(2048, 1, kept=False, rounds=3)
+    return figures | {"time_ratio_recompute_k1": round(alone.ratio, 3)}
+
+
+def _plan(quick: bool) -> dict[str, Figure]:  # noqa: FBT001
+    return plan_error(1500 if quick else 4000)
+
+
+def _huge(quick: bool) -> dict[str, Figure]:  # noqa: FBT001
+    return huge(10000 if quick else 60000, 4)
+
+
+def _arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--only", metavar="PARTS", help=f"some of {','.join(PARTS)},huge")
+
+
+if __name__ == "__main__":
+    main("streaming", __doc__, measure, add_arguments=_arguments)
