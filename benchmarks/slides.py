@@ -14,13 +14,13 @@ _PERIOD_PX = 509  # prime: windows of one tiling do not repeat
 
 
 class NoisePixels:
-    """A square slide of `side_px`, a share of it tissue in three squares, the rest glass; a `Pixels`."""
+    """A square slide of `side_px`, a share of it tissue in one disc, the rest glass; a `Pixels`."""
 
     def __init__(self, side_px: int, *, tissue: float = 1.0, mask_cell_px: int = 32) -> None:
         self.shape_px = (side_px, side_px)
         self.mask_cell_px = mask_cell_px
         self.glass: NDArray[np.uint8] = np.array(GLASS, np.uint8)
-        self.mask = _three_squares(ceil_div(side_px, mask_cell_px), tissue)
+        self.mask = _disc(ceil_div(side_px, mask_cell_px), tissue)
         self._noise = np.random.default_rng(0).integers(0, 240, (_PERIOD_PX, _PERIOD_PX, 3), np.uint8)
 
     def read(self, box_px: Box) -> NDArray[np.uint8]:
@@ -36,13 +36,9 @@ class NoisePixels:
         return window
 
 
-def _three_squares(cells: int, tissue: float) -> NDArray[np.bool_]:
-    mask = np.ones((cells, cells), np.bool_)
+def _disc(cells: int, tissue: float) -> NDArray[np.bool_]:
     if tissue == 1:
-        return mask
-    mask[:] = False
-    side = round(math.sqrt(tissue / 3) * cells)
-    last = cells - side
-    for top, left in ((0, 0), (last // 2, last), (last, last // 4)):
-        mask[top : top + side, left : left + side] = True
-    return mask
+        return np.ones((cells, cells), np.bool_)
+    offset = np.arange(cells) + 0.5 - cells / 2
+    seen: NDArray[np.bool_] = np.hypot(*np.meshgrid(offset, offset)) < math.sqrt(tissue / math.pi) * cells
+    return seen

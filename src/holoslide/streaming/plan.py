@@ -265,7 +265,8 @@ def _options(stage: Stage, tissue: Tissue, field: Receptive, frame: Box) -> list
         graph_bytes = int(cost.graph_bytes.at(area)) if stage.trains else 0
         tiling = Tiling(spec.side, keep=count if stage.trains else 0, graph_bytes=graph_bytes)
         tile_bytes = grid.size[0] * grid.size[1] * segment.out_channels * segment.dtype.itemsize
-        work_bytes = max(int(SLACK * work), stage.decoder_bytes) + stage.head_bytes
+        ahead = area * segment.channels * segment.dtype.itemsize  # the next window, read meanwhile
+        work_bytes = max(int(SLACK * work) + ahead, stage.decoder_bytes) + stage.head_bytes
         plan = StagePlan(stage.name, tiling, count, count * tile_bytes, work_bytes, seconds)
         result.append(_Option(plan, count * (area + start)))
     return result

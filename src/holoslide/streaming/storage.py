@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
 import os
 import sys
@@ -18,6 +19,7 @@ _CGROUPS = (  # limit and use: version 2, version 1
     (_CGROUP / "memory.max", _CGROUP / "memory.current"),
     (_CGROUP / "memory/memory.limit_in_bytes", _CGROUP / "memory/memory.usage_in_bytes"),
 )
+_WORTH_HANDING_BACK = 2**26
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +83,7 @@ class TileArray:
     ) -> None:
         self.shape, self.dtype = shape, dtype
         self._storage, self._counts = storage, counts
+        self._count = sum(counts.values()) + in_file
         self._tile_bytes = math.prod(shape) * dtype.itemsize
         make = torch.zeros if zero else torch.empty
         self._device = make((counts["device"], *shape), dtype=dtype, device=storage.device)
@@ -93,6 +96,11 @@ class TileArray:
         if in_file:
             self._file = _unlinked_file(storage.config.folder)
             os.ftruncate(self._file, in_file * self._tile_bytes)  # a sparse file reads as zeros
+
+    @property
+    def size_bytes(self) -> int:
+        """Of all tiles, wherever they are."""
+        return self._count * self._tile_bytes
 
     @property
     def in_file(self) -> bool:
@@ -164,6 +172,23 @@ def free_bytes(device: torch.device) -> int:
     return min([free, *(_room(*files) for files in _CGROUPS)])
 
 
+def hand_back_freed(after_bytes: int) -> None:
+    """After work of that size on a CPU, return freed memory to the machine, so that the peak stays what it was.
+
+    The C library keeps what tensors of one size leave behind, and the next module's are of other sizes. Asking
+    costs milliseconds, so small work does not. Only glibc can be asked.
+    """
+    if after_bytes >= _WORTH_HANDING_BACK and _LIBC is not None:
+        _LIBC.malloc_trim(0)
+
+
+def _glibc() -> ctypes.CDLL | None:
+    if not sys.platform.startswith("linux"):
+        return None
+    library = ctypes.CDLL(None)
+    return library if hasattr(library, "malloc_trim") else None
+
+
 def _room(limit: Path, used: Path) -> int:
     """What a control group may still take, without bound where there is none."""
     try:
@@ -183,3 +208,6 @@ def _unlinked_file(folder: str | None) -> int:
     handle, name = tempfile.mkstemp(prefix="holoslide-features-", dir=folder)
     Path(name).unlink()
     return handle
+
+
+_LIBC = _glibc()

@@ -18,6 +18,7 @@ from holoslide.models.heads import Head
 from holoslide.models.reconstruction import draw_patches
 from holoslide.models.streamed import HeadCells, StreamedClassifier, head_map
 from holoslide.streaming.features import Batch, FeatureMap
+from holoslide.streaming.storage import hand_back_freed
 from holoslide.streaming.tiled import Pull
 
 
@@ -75,6 +76,8 @@ class Objective:
         assert leaf_NC.grad is not None
         boxes = self._draw(output, features, generator) if self.decoder is not None else []
         reconstruction, patches = self._reconstruct(output, features, boxes, scale=scale)
+        if output.device.type == "cpu":
+            hand_back_freed(output.tiles.size_bytes)  # the decoder took much, and is done
         pull = _Pull(self.head, cells, leaf_NC.grad, patches)
         return Loss(logits_L.detach(), float(classification.detach()), reconstruction, pull)
 
