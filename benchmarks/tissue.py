@@ -1,0 +1,102 @@
+"""How well the tissue mask fits: intersection over union with the known tissue of phantom slides, by what is hard about them.
+
+Each case is drawn several times, as either task, in the stains of as many laboratories, written as a slide file
+(pyramid of JPEG tiles) and read back. What counts as tissue is what was painted, without what lies under pen or is out of
+focus, on cells of 8 um. Besides, for the cases with pen and blur: the share of it that the mask still takes in.
+"""  # noqa: E501
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from benchmarks.common import Figure, Options, Result, main
+from holoslide.slides._paint import Stain
+from holoslide.slides.phantom import LABELS, PhantomConfig, Task, draw_phantom, write_pyramid
+from holoslide.slides.reader import open_slide
+from holoslide.slides.region import find_region
+from holoslide.slides.tissue import TissueConfig
+
+PLAIN = PhantomConfig(mpp=1.0, pen=0.0, truth_um=8.0)
+GREY = (176.0, 177.0, 179.0)
+CASES: dict[str, dict[str, float | str]] = {
+    "clean": {},
+    "pale": {"strength": 0.3},
+    "fatty": {"fat": 60},
+    "grey": {"grey": 1},
+    "debris": {"debris": 1.0},
+    **{f"pen_{colour}": {"pen": 1.0, "pen_colour": colour} for colour in ("black", "blue", "green", "red")},
+    "blur": {"blurred": 1.0},
+    "all": {"pen": 1.0, "blurred": 1.0, "debris": 1.0, "grey": 1, "fat": 20},
+}
+QUICK, FULL = 1, 8  # slides of each task in a case
+
+
+def measure(options: Options) -> Result:
+    """`<case>_iou_least`, `<case>_iou_median`, `<case>_taken_in` (pen or blur, the most of a slide), `seconds_median`."""
+    count = options.values["slides"] or (QUICK if options.quick else FULL)
+    figures: dict[str, Figure] = {}
+    seconds: list[float] = []
+    with tempfile.TemporaryDirectory() as folder:
+        for case in options.values["cases"] or CASES:
+            trials = [trial(case, task, seed, Path(folder)) for seed in range(count) for task in LABELS]
+            ious = [each.iou for each in trials]
+            figures[f"{case}_iou_least"] = round(min(ious), 4)
+            figures[f"{case}_iou_median"] = round(statistics.median(ious), 4)
+            if any(each.taken_in is not None for each in trials):
+                figures[f"{case}_taken_in"] = round(max(each.taken_in or 0 for each in trials), 4)
+            seconds += [each.seconds for each in trials]
+    figures["seconds_median"] = round(statistics.median(seconds), 3)
+    configuration = {"slides_a_case": 2 * count, "tissue": dataclasses.asdict(TissueConfig()), "cases": CASES}
+    return Result(figures=figures, configuration=configuration)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Trial:
+    """One slide: how well its mask fits, the share of pen and blur that is in it, and how long finding it took."""
+
+    iou: float
+    taken_in: float | None
+    seconds: float
+
+
+def trial(case: str, task: Task | str, seed: int, folder: Path) -> Trial:
+    """Draw, write, read, find, compare."""
+    changes = dict(CASES[case])
+    strength, is_grey = float(changes.pop("strength", 1.0)), bool(changes.pop("grey", 0))
+    stain = Stain.drawn(np.random.default_rng([4, seed]), 1.0)
+    dyes = {name: tuple(strength * value for value in getattr(stain, name)) for name in ("haematoxylin", "eosin")}
+    stain = dataclasses.replace(stain, **dyes, **({"glass": GREY} if is_grey else {}))
+    config = dataclasses.replace(PLAIN, **changes)
+    phantom = draw_phantom(task, LABELS[task][seed % 2], seed=(seed, 4), config=config, stain=stain)  # type: ignore[arg-type]
+    path = folder / "slide.tiff"
+    write_pyramid(path, phantom.pixels, config)
+    started = time.perf_counter()
+    with open_slide(path) as slide:
+        found = find_region(slide, TissueConfig()).tissue
+    seconds = time.perf_counter() - started
+    shape = found.shape[1], found.shape[0]
+    tissue, ink, blurred = (
+        cv2.resize(plane.astype(np.uint8), shape, interpolation=cv2.INTER_NEAREST) > 0
+        for plane in (phantom.tissue, phantom.ink, phantom.blurred)
+    )
+    truth, marks = tissue & ~ink & ~blurred, (ink | blurred) & (tissue | ink)
+    iou = float((found & truth).sum() / max(1, (found | truth).sum()))
+    taken_in = float((found & marks).sum() / marks.sum()) if marks.any() else None
+    return Trial(iou, taken_in, seconds)
+
+
+def _arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--slides", type=int, metavar="N", help=f"of each task in a case ({QUICK}, --full {FULL})")
+    parser.add_argument("--cases", nargs="+", choices=CASES, metavar="CASE", help=", ".join(CASES))
+
+
+if __name__ == "__main__":
+    main("tissue", __doc__, measure, add_arguments=_arguments)
