@@ -1,9 +1,9 @@
-"""How well the tissue mask fits: intersection over union with the known tissue of phantom slides, by what is hard about them.
+"""How well the tissue mask fits the known tissue of phantom slides: intersection over union, by what is hard.
 
 Each case is drawn several times, as either task, in the stains of as many laboratories, written as a slide file
-(pyramid of JPEG tiles) and read back. What counts as tissue is what was painted, without what lies under pen or is out of
-focus, on cells of 8 um. Besides, for the cases with pen and blur: the share of it that the mask still takes in.
-"""  # noqa: E501
+(pyramid of JPEG tiles) and read back. What counts as tissue is what was painted, without what lies under pen or is
+out of focus, on cells of 8 um. Besides, for the cases with pen and blur: the share of it that is still in the mask.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import statistics
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -40,7 +41,7 @@ QUICK, FULL = 1, 8  # slides of each task in a case
 
 
 def measure(options: Options) -> Result:
-    """`<case>_iou_least`, `<case>_iou_median`, `<case>_taken_in` (pen or blur, the most of a slide), `seconds_median`."""
+    """`<case>_iou_least` and `_median`, `<case>_taken_in` (of pen or blur, at the most), `seconds_median`."""
     count = options.values["slides"] or (QUICK if options.quick else FULL)
     figures: dict[str, Figure] = {}
     seconds: list[float] = []
@@ -69,11 +70,13 @@ class Trial:
 
 def trial(case: str, task: Task | str, seed: int, folder: Path) -> Trial:
     """Draw, write, read, find, compare."""
-    changes = dict(CASES[case])
-    strength, is_grey = float(changes.pop("strength", 1.0)), bool(changes.pop("grey", 0))
+    changes: dict[str, Any] = dict(CASES[case])
+    strength, is_grey = changes.pop("strength", 1.0), changes.pop("grey", 0)
     stain = Stain.drawn(np.random.default_rng([4, seed]), 1.0)
-    dyes = {name: tuple(strength * value for value in getattr(stain, name)) for name in ("haematoxylin", "eosin")}
-    stain = dataclasses.replace(stain, **dyes, **({"glass": GREY} if is_grey else {}))
+    dyes: dict[str, Any] = {
+        name: tuple(strength * value for value in getattr(stain, name)) for name in ("haematoxylin", "eosin")
+    }
+    stain = dataclasses.replace(stain, **dyes, glass=GREY if is_grey else stain.glass)
     config = dataclasses.replace(PLAIN, **changes)
     phantom = draw_phantom(task, LABELS[task][seed % 2], seed=(seed, 4), config=config, stain=stain)  # type: ignore[arg-type]
     path = folder / "slide.tiff"
@@ -94,7 +97,9 @@ def trial(case: str, task: Task | str, seed: int, folder: Path) -> Trial:
 
 
 def _arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--slides", type=int, metavar="N", help=f"of each task in a case ({QUICK}, --full {FULL})")
+    parser.add_argument(
+        "--slides", type=int, metavar="N", help=f"of each task in a case ({QUICK}, --full {FULL})"
+    )
     parser.add_argument("--cases", nargs="+", choices=CASES, metavar="CASE", help=", ".join(CASES))
 
 

@@ -96,7 +96,15 @@ def test_a_slide_of_nothing_but_tissue_is_all_tissue(stain: tuple[int, int, int]
 
 @pytest.mark.parametrize(
     "ink",
-    [(40, 150, 80), (150, 215, 170), (40, 60, 190), (120, 140, 230), (25, 25, 28), (80, 80, 84), (195, 60, 70)],
+    [
+        (40, 150, 80),
+        (150, 215, 170),
+        (40, 60, 190),
+        (120, 140, 230),
+        (25, 25, 28),
+        (80, 80, 84),
+        (195, 60, 70),
+    ],
     ids=["green", "light green", "blue", "light blue", "black", "grey", "red"],
 )
 def test_pen_is_no_tissue(ink: tuple[int, int, int]) -> None:

@@ -1,4 +1,4 @@
-"""What is wrong with a phantom slide, drawn onto its finished pixels: out-of-focus areas, bubbles, edges, hair, dust.
+"""What is wrong with a phantom slide, drawn onto its pixels: out-of-focus areas, bubbles, edges, hair, dust.
 
 All lengths are in um; each flaw is drawn in place.
 """

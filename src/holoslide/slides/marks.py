@@ -1,4 +1,4 @@
-"""What lies on a slide and is no tissue: felt pen of four colours, lines and rims without colour, the unscanned dark.
+"""What lies on a slide and is no tissue: felt pen of four colours, lines and rims without colour, the dark around.
 
 All of it is told from a balanced thumbnail (glass is 1). Stains have colours of their own: haematoxylin takes red
 and green alike, and little blue; eosin takes green most, then blue, hardly red. Ink does otherwise:
@@ -20,7 +20,9 @@ from holoslide.slides.morphology import Mask, close, fill_holes, grow, mean_over
 
 ON_GLASS = 0.1  # share of a red or black piece's border that is glass, from which it is pen
 COLOURLESS = 3.0  # Lab units that the mean colour of a piece is from grey
-THIN_UM = 80.0  # strands of colourless matter narrower than this are edges of coverslips, rims of bubbles, hair
+THIN_UM = (
+    80.0  # strands of colourless matter narrower than this are edges of coverslips, rims of bubbles, hair
+)
 SMALL_UM2 = 250_000.0  # a colourless piece up to this large is dirt
 MESH_UM2 = 20_000.0  # of fat
 SOFT_UM = 16.0  # how far a stroke fades out
@@ -69,7 +71,7 @@ def _black_or_red(white: NDArray[np.float32], plain: Mask) -> Mask:
 
 
 def _red_ink(blue_over_green: NDArray[np.float32]) -> float:
-    """The ratio from which red is ink and not this slide's eosin, whose own ratio differs from laboratory to laboratory."""
+    """The ratio from which red is ink and not this slide's eosin, whose own differs between laboratories."""
     if not len(blue_over_green):
         return 1.0
     return float(np.clip(np.percentile(blue_over_green, 25) + 0.13, 0.78, 0.95))

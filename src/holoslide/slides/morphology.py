@@ -1,4 +1,4 @@
-"""Steps on masks, (h, w) of bool: each grows, shrinks or sieves one, and the picture's edge adds nothing by itself."""
+"""Steps on masks, (h, w) of bool: each grows, shrinks or sieves one; the picture's edge adds nothing by itself."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def shrink(mask: Mask, by_px: int) -> Mask:
 
 
 def thin_parts(mask: Mask, width_px: float) -> Mask:
-    """The parts of a mask that are narrower than `width_px`; a part cut by the picture's edge counts as it looks."""
+    """The parts of a mask that are narrower than `width_px`; what the picture's edge cuts goes on beyond it."""
     kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (odd(width_px),) * 2)
     plane = mask.astype(np.uint8)
     core = cv2.erode(plane, kernel, borderType=cv2.BORDER_CONSTANT, borderValue=1)
@@ -62,7 +62,7 @@ def fill_holes(mask: Mask, area_px: float) -> Mask:
 
 
 def pieces_of(mask: Mask) -> tuple[int, NDArray[np.int32]]:
-    """How many labels there are, and the label of each pixel: 0 outside the mask, 1, 2, ... its connected pieces."""
+    """How many labels there are, and the label of each pixel: 0 outside the mask, 1, 2, ... its pieces."""
     count, labels = cv2.connectedComponents(mask.astype(np.uint8), connectivity=8)
     return count, np.asarray(labels, np.int32)
 

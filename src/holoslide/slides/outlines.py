@@ -73,7 +73,9 @@ def find_outline(folder: Path, slide_id: str) -> Path:
     if len(found) == 1:
         return found[0].absolute()
     if not found:
-        remedy = "add it; or name the masks in the table's mask column, where an empty cell lets holoslide look"
+        remedy = (
+            "add it; or name the masks in the table's mask column, where an empty cell lets holoslide look"
+        )
         raise SlideError(slide_id, f"has no mask in {shown(folder)}", remedy)
     what = f"has {len(found)} masks: {', '.join(path.name for path in found)}"
     raise SlideError(slide_id, what, "keep one of them")
@@ -175,7 +177,7 @@ def _refuse_strange(polygons: list[Polygon], path: Path, frame: Frame) -> None:
 
 
 def _fill(polygons: list[Polygon], frame: Frame) -> Mask:
-    """The cells whose middle is in a polygon and in none of its holes, all that an outline runs through included."""
+    """The cells in a polygon and in none of its holes; those that an outline runs through are in."""
     mask = np.zeros(frame.shape, np.uint8)
     scale = 1 / np.array(frame.l0_per_px[::-1])
     origin = np.array(frame.origin_l0[::-1])

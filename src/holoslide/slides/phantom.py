@@ -76,9 +76,9 @@ class PhantomConfig:
 
     `mpp`: um per pixel of the finest level. `least_um`, `most_um`: each side's length is drawn between them.
     `stain_spread`: how much stain differs between patients, 1 as between laboratories, 0 not at all. `pen`: share
-    of slides with a pen mark, of `pen_colour` (any, black, blue, green or red). `truth_um`: um per pixel of the truth.
-    `jpeg_quality`: of the slide files. `blurred`, `debris`: shares of slides with an area out of focus, and with the
-    edge of a coverslip, bubbles, a hair and dust. `fat`: how many lobules of fat are tried for, beside the usual few.
+    of slides with a pen mark, of `pen_colour` (any, black, blue, green or red). `truth_um`: um per pixel of the
+    truth. `jpeg_quality`: of the slide files. `blurred`, `debris`: shares of slides with an area out of focus, and
+    with a coverslip's edge, bubbles, a hair and dust. `fat`: lobules of fat tried for beside the usual few.
     """
 
     mpp: float = 1.0
@@ -98,7 +98,9 @@ class PhantomConfig:
         for name in (each.name for each in fields(self) if each.name != "pen_colour"):
             value = getattr(self, name)
             if not (math.isfinite(value) and value >= 0):
-                raise ConfigError(f"phantom.{name}", f"{value} is out of range", "give a number of at least 0")
+                raise ConfigError(
+                    f"phantom.{name}", f"{value} is out of range", "give a number of at least 0"
+                )
         if not 0.25 <= self.mpp <= 4:
             raise ConfigError("phantom.mpp", f"{self.mpp} um per pixel cannot be drawn", "give 0.25 to 4")
         if not 1000 <= self.least_um <= self.most_um:
@@ -174,7 +176,7 @@ def draw_phantom(
 def _spoil(
     pixels: NDArray[np.uint8], ground: Ground, stain: Stain, config: PhantomConfig
 ) -> tuple[Plane, Plane]:
-    """Draw pen and flaws onto a finished slide, in place; gives where there is pen, and where it is out of focus."""
+    """Draw pen and flaws onto a finished slide, in place; gives where there is pen, and where it is blurred."""
     mpp, streams = ground.canvas.mpp, ground.streams
     marked, blurred = (np.zeros(ground.canvas.shape_px, np.float32) for _ in range(2))
     rng = streams("blur")

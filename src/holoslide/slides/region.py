@@ -1,4 +1,4 @@
-"""The tissue of a slide file, as `prepare` and `audit` both find it: the user's mask, or what the thumbnail shows."""
+"""The tissue of a slide file, as `prepare` and `audit` both find it: the user's mask, or what the pixels show."""
 
 from __future__ import annotations
 

@@ -39,9 +39,9 @@ class TissueConfig:
     `least_texture` (Lab units) on. `close_um`: gaps up to this wide are closed. `hole_um2`, `speck_um2`: smaller
     holes are filled, smaller pieces dropped. `margin_um`: the mask is grown by this, so that pale edges are in.
     `skip_pen`: leave out felt pen, black, blue, green and red. `skip_debris`: leave out coverslip edges, rims of
-    bubbles and dirt. `skip_blur`: leave out what is out of focus at `focus_mpp`, that is where the finest structures
-    have less than `least_sharpness` of the contrast of the coarser ones (sharp slides: 0.5 and more; a blur whose
-    sigma is 2 pixels: under 0.25).
+    bubbles and dirt. `skip_blur`: leave out what is out of focus at `focus_mpp`: where the finest structures have
+    less than `least_sharpness` of the contrast of the coarser ones (sharp slides: 0.5 and more; after a blur with a
+    sigma of 2 pixels: under 0.25).
     """
 
     thumbnail_mpp: float = 8.0
