@@ -139,7 +139,8 @@ class Cohort:
         if not rows:
             raise CohortError(shown(path), "holds no slide", "give a row for each slide")
         notes += _own_patients(table, columns, rows)
-        notes += files.without_row({row.path for row in rows if row.path is not None}, shown(path))
+        used = {row.path for row in rows if row.path is not None}
+        notes += files.without_row(used, {row.slide_id for row in rows}, shown(path))
         if clini is not None:
             rows, found = _with_clini(table, columns, rows, Path(clini), label)
             notes += found

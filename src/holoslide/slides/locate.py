@@ -67,18 +67,23 @@ class SlideFiles:
         tries = [(folder / path.replace("\\", "/")).absolute() for folder in self._folders]
         return next((each for each in tries if each.is_file()), tries[0])
 
-    def without_row(self, used: set[Path], table: str) -> list[Finding]:
-        """A warning where slide files lie in the folder that no row of the table has; pictures may be anything."""
+    def without_row(self, used: set[Path], ids: set[str], table: str) -> list[Finding]:
+        """A warning where slide files lie in the folder that no row of the table has; pictures may be anything.
+
+        What is named as a slide of the table is not meant: if it is not the slide's file, that is said elsewhere.
+        """
+        named = {_plain(slide_id) for slide_id in ids}
         homes = {
             path.parent for path in used if path.suffix.lower() == ".dcm"
         }  # of series, one part of which is used
         idle = [
             path
-            for paths in self._by_name.values()
+            for slide_id, paths in self._by_id.items()
             for path in paths
-            if path.absolute() not in used
-            and not is_picture(path.name)
+            if slide_id not in named
+            and path.absolute() not in used
             and path.parent.absolute() not in homes
+            and not is_picture(path.name)
         ]
         if not idle or self.slides is None:
             return []
