@@ -74,7 +74,15 @@ def _same_files(cohort: Cohort) -> list[Finding]:
             ids = [row.slide_id for row in rows]
             what = f"slides {some(ids)} are one file, {rows[0].path}"
             findings.append(
-                Finding("error", "same file twice", ids[0], what, "keep one of them", rows[-1].row)
+                Finding(
+                    "error",
+                    "same file twice",
+                    ids[0],
+                    what,
+                    "keep one of them",
+                    rows[-1].row,
+                    also=tuple(ids),
+                )
             )
     return findings
 
@@ -123,7 +131,10 @@ def _patients(cohort: Cohort) -> list[Finding]:
         if len(splits) > 1:
             what = f"is a patient in {' and '.join(splits)} (slides {some([row.slide_id for row in rows])})"
             remedy = "put all slides of a patient into one split"
-            findings.append(Finding("error", "patient in two splits", patient, what, remedy, last))
+            slides = tuple(row.slide_id for row in rows)
+            findings.append(
+                Finding("error", "patient in two splits", patient, what, remedy, last, also=slides)
+            )
         if len(labels) > 1:
             what = f"is a patient with slides of {' and '.join(labels)}"
             remedy = "mend the labels, unless each is its slide's own"

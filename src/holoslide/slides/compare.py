@@ -54,14 +54,22 @@ def _copies(surveys: Sequence[Survey], rows: dict[str, SlideRow]) -> Iterator[Fi
             ids = [each.slide_id for each in group]
             what = f"slides {some(ids)} are the same pixels in {len(files)} files"
             what += _labels_and_parts([rows[slide_id] for slide_id in ids])
-            yield Finding("error", "same pixels twice", ids[0], what, "keep one of them", rows[ids[-1]].row)
+            yield Finding(
+                "error",
+                "same pixels twice",
+                ids[0],
+                what,
+                "keep one of them",
+                rows[ids[-1]].row,
+                also=tuple(ids),
+            )
     for first, second in _lookalikes([group[0] for group in groups.values()]):
         ids = [first.slide_id, second.slide_id]
         what = f"slides {some(ids)} look the same, though their pixels are not" + _labels_and_parts(
             [rows[i] for i in ids]
         )
         remedy = "keep one, if they are one scan saved twice"
-        yield Finding("warning", "looks the same", ids[0], what, remedy, rows[ids[1]].row)
+        yield Finding("warning", "looks the same", ids[0], what, remedy, rows[ids[1]].row, also=tuple(ids))
 
 
 def _file(each: Survey) -> Hashable:

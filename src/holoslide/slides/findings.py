@@ -44,7 +44,7 @@ class Finding:
 
     An error makes a slide or the cohort unusable; a warning does not. `where` is a slide's id, a patient's, a
     class or the table; `row` is the table's row, the header being row 1 and blank rows counted; `slide_id` is set
-    where it is about one slide alone.
+    where it is about one slide alone, `also` names all slides where it is about several.
     """
 
     severity: Severity
@@ -54,6 +54,7 @@ class Finding:
     remedy: str
     row: int | None = None
     slide_id: str | None = None
+    also: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         return f"{self.where}: {self.what}; {self.remedy}"

@@ -52,7 +52,8 @@ def cards(cohort: Cohort, findings: Sequence[Finding], surveys: Sequence[Survey]
     """A card for every slide of the cohort, sorted by suspicion, then as in the table."""
     of_slide: dict[str, list[Finding]] = defaultdict(list)
     for finding in findings:
-        of_slide[finding.slide_id or finding.where].append(finding)
+        for slide_id in finding.also or (finding.slide_id or finding.where,):
+            of_slide[slide_id].append(finding)
     known = {each.slide_id: each for each in surveys}
     unlike = _unlike(surveys)
     found = []
@@ -85,7 +86,7 @@ def _left_out(each: Survey | None) -> list[tuple[float, str]]:
     if areas.pen_mm2:
         notes.append((4 + min(10.0, areas.pen_mm2), f"{areas.pen_mm2:.2g} mm² of pen left out"))
     whole = areas.blurred_mm2 + areas.tissue_mm2
-    if areas.blurred_mm2 > 0.02 * whole:
+    if areas.tissue_mm2 and areas.blurred_mm2 > 0.02 * whole:
         notes.append(
             (
                 20 * areas.blurred_mm2 / whole,
@@ -149,7 +150,7 @@ def render(
     return environment.from_string(template).render(
         name=Path(cohort.name).name,
         cards=found,
-        general=[f for f in findings if (f.slide_id or f.where) not in ids],
+        general=[f for f in findings if not ids & {f.slide_id or f.where, *f.also}],
         counts={
             level: sum(card.level == level for card in found)
             for level in ("error", "warning", "note", "quiet")
