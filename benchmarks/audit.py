@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -70,19 +71,14 @@ class Planted:
         self.write(slide_id, pixels)
         return pixels
 
-    def write(self, name: str, pixels: RGB, *, mpp: float | None = 0.0, **how: str) -> Path:
+    def write(self, name: str, pixels: RGB, *, mpp: float | None = 0.0, compression: str = "zlib") -> Path:
         """A slide file; `mpp` None leaves it out."""
         path = self.slides / f"{name}.tif"
         mpp = self.mpp if mpp == 0 else mpp
-        said = {} if mpp is None else {"resolution": (1e4 / mpp, 1e4 / mpp), "resolutionunit": "CENTIMETER"}
-        tifffile.imwrite(
-            path,
-            pixels,
-            tile=(128, 128),
-            photometric="rgb",
-            metadata=None,
-            **(said | {"compression": "zlib"} | how),
-        )
+        how: dict[str, Any] = {"compression": compression}
+        if mpp is not None:
+            how |= {"resolution": (1e4 / mpp, 1e4 / mpp), "resolutionunit": "CENTIMETER"}
+        tifffile.imwrite(path, pixels, tile=(128, 128), photometric="rgb", metadata=None, **how)
         return path
 
     def fault(self, *expected: tuple[str, str]) -> None:

@@ -37,7 +37,7 @@ CASES: dict[str, dict[str, float | str]] = {
     "blur": {"blurred": 1.0},
     "all": {"pen": 1.0, "blurred": 1.0, "debris": 1.0, "grey": 1, "fat": 20},
 }
-QUICK, FULL = 1, 8  # slides of each task in a case
+QUICK, FULL = 1, 4  # slides of each task in a case
 
 
 def measure(options: Options) -> Result:

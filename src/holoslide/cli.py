@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from holoslide.pipeline import Prepared
     from holoslide.results import Evaluation
     from holoslide.slides.cohort import Cohort
+    from holoslide.slides.survey import Survey
 
 app = typer.Typer(
     name="holoslide",
@@ -107,9 +108,11 @@ def audit(
         raise typer.BadParameter("a contact sheet needs the slides opened: leave --table-only out")
     cohort = _with_masks(Cohort.from_csv(table, slides=slides, require_splits=False), masks)
     cohort = cohort if slide_mpp is None else cohort.with_mpp(slide_mpp)
-    findings, surveys = audit_table(cohort), []
+    findings = audit_table(cohort)
+    surveys: list[Survey] = []
     if open_files:
-        tissue = _settings(config, "default", sets, None).prepare.tissue
+        is_set = config is not None or sets  # else the settings, which take torch to load, are the usual ones
+        tissue = _settings(config, "default", sets, None).prepare.tissue if is_set else None
         with _bar("opening slides") as advance:
             found, surveys = audit_slides(cohort, tissue=tissue, workers=_workers(workers), progress=advance)
         findings = sorted([*findings, *found], key=lambda finding: finding.severity == "warning")  # stable

@@ -22,11 +22,14 @@ def out_of_focus(
     inside = np.argwhere(depth_um > 0.5 * depth_um.max())
     place = (inside[rng.integers(len(inside))] + 0.5) * CELL_UM
     outline = Outline(float(rng.uniform(400, 650)), 0.25, rng)
-    y_um, x_um = ((np.arange(side, dtype=np.float32) + 0.5) * np.float32(mpp) - np.float32(at)
-                  for side, at in zip(rgb.shape[:2], place, strict=True))  # fmt: skip
-    y_um, x_um = np.meshgrid(y_um, x_um, indexing="ij")
-    share = outline.inside(y_um, x_um, 40)
-    soft = cv2.GaussianBlur(rgb.astype(np.float32), (0, 0), float(rng.uniform(6, 10)) / mpp)
+    axes = [
+        ((np.arange(side) + 0.5) * mpp - at).astype(np.float32)
+        for side, at in zip(rgb.shape[:2], place, strict=True)
+    ]
+    y_um, x_um = np.meshgrid(*axes, indexing="ij")
+    share = outline.inside(np.asarray(y_um, np.float32), np.asarray(x_um, np.float32), 40)
+    sigma_px = float(rng.uniform(6, 10)) / mpp
+    soft = np.asarray(cv2.GaussianBlur(rgb.astype(np.float32), (0, 0), sigma_px), np.float32)
     soft += rng.standard_normal(rgb.shape[:2], dtype=np.float32)[..., None] * np.float32(noise)
     mixed = rgb + (soft - rgb) * share[..., None]
     rgb[:] = cv2.convertScaleAbs(np.maximum(mixed, 0))

@@ -10,7 +10,7 @@ with a sigma of 4 um.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import cv2
@@ -18,13 +18,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from holoslide.geometry import Box
-from holoslide.slides.morphology import Mask
+from holoslide.slides.morphology import Mask, grow
 
 BLOCK_PX, CELLS = 128, 4  # what is read at a time, and its cells each way, each of which has a vote
 MOST_BLOCKS = 1024  # of a slide: where it has more, the middle of each larger block is looked at
 GLASS_BLOCKS = 16  # from which the sensor's noise is taken
 LEAST_CONTRAST = 1.0  # grey levels, below which there is nothing to judge by
 AROUND = 5  # cells each way that a cell is judged with
+RIM_PX = 30  # a cell that is partly sharp looks sharp: what is blurred reaches so much further
 
 Read = Callable[[Box], NDArray[np.uint8]]
 
@@ -72,7 +73,8 @@ def out_of_focus(read: Read, tissue: Mask, scale: float, *, least: float) -> Mas
             votes[cells] = np.sign(votes[cells].sum())
     votes *= covered
     around = cv2.boxFilter(votes, -1, (AROUND, AROUND), normalize=False, borderType=cv2.BORDER_CONSTANT)
-    return tissue & _spread(np.asarray(around > 1), tissue.shape, step / scale / CELLS)
+    blurred = _spread(np.asarray(around > 1), tissue.shape, step / scale / CELLS)
+    return tissue & grow(blurred, RIM_PX / scale)
 
 
 def _shares(mask: Mask, side: float) -> NDArray[np.float32]:
@@ -88,7 +90,7 @@ def _blocks(cells: Mask) -> Mask:
     return cells.reshape(cells.shape[0] // CELLS, CELLS, cells.shape[1] // CELLS, CELLS)
 
 
-def _look(read: Read, place: tuple[int, int], step: int) -> Bands:
+def _look(read: Read, place: Sequence[int], step: int) -> Bands:
     """The middle of a block of `step` pixels."""
     inset = (step - BLOCK_PX) // 2
     y, x = place

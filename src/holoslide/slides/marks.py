@@ -70,7 +70,7 @@ def _black_or_red(white: NDArray[np.float32], plain: Mask) -> Mask:
     return found
 
 
-def _red_ink(blue_over_green: NDArray[np.float32]) -> float:
+def _red_ink(blue_over_green: NDArray[np.floating]) -> float:
     """The ratio from which red is ink and not this slide's eosin, whose own differs between laboratories."""
     if not len(blue_over_green):
         return 1.0

@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import math
 import pickle
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,9 @@ from holoslide.slides.morphology import Mask
 SUFFIXES = (".geojson", ".json", ".pkl", ".png")
 OVERHANG = 0.01  # of the slide's longer side: how far outlines may reach beyond it
 SKEW = 0.02  # how much a picture's sides may differ in scale
+
+FINE = 4  # polygons are drawn so much finer than the grid, as what an outline runs through is drawn with it
+STRIP_PX = 256  # and as many rows at a time
 
 Ring = NDArray[np.float64]  # (n, 2), x first, level-0 pixels
 Polygon = list[Ring]  # the outline, then its holes
@@ -140,7 +144,7 @@ class _Arrays(pickle.Unpickler):
         if name == "_reconstruct" and module in ("numpy.core.multiarray", "numpy._core.multiarray"):
             from numpy._core import multiarray
 
-            return multiarray._reconstruct  # type: ignore[attr-defined]
+            return multiarray._reconstruct
         message = f"it names {module}.{name}"
         raise pickle.UnpicklingError(message)
 
@@ -177,16 +181,25 @@ def _refuse_strange(polygons: list[Polygon], path: Path, frame: Frame) -> None:
 
 
 def _fill(polygons: list[Polygon], frame: Frame) -> Mask:
-    """The cells in a polygon and in none of its holes; those that an outline runs through are in."""
-    mask = np.zeros(frame.shape, np.uint8)
+    """The cells most of which is in a polygon and in none of its holes."""
+    mask = np.zeros(frame.shape, np.bool_)
     scale = 1 / np.array(frame.l0_per_px[::-1])
     origin = np.array(frame.origin_l0[::-1])
     for polygon in polygons:
-        one = np.zeros_like(mask)
-        rings = [np.rint(((ring - origin) * scale - 0.5) * 256).astype(np.int32) for ring in polygon]
-        cv2.fillPoly(one, rings, 1, shift=8)  # even-odd: a hole is outside
-        mask |= one
-    return mask.astype(np.bool_)
+        rings = [(ring - origin) * scale for ring in polygon]
+        low, high = rings[0].min(axis=0), rings[0].max(axis=0)
+        left, top = (max(0, math.floor(value)) for value in low.tolist())
+        right, bottom = (
+            min(side, math.ceil(value)) for side, value in zip(frame.shape[::-1], high.tolist(), strict=True)
+        )
+        for row in range(top, bottom if right > left else top, STRIP_PX):
+            rows = min(STRIP_PX, bottom - row)
+            fine = np.zeros((rows * FINE, (right - left) * FINE), np.uint8)
+            drawn = [np.rint(((ring - (left, row)) * FINE - 0.5) * 256).astype(np.int32) for ring in rings]
+            cv2.fillPoly(fine, drawn, 255, shift=8)  # even-odd: a hole is outside
+            shares = cv2.resize(fine, (right - left, rows), interpolation=cv2.INTER_AREA)
+            mask[row : row + rows, left:right] |= shares > 127
+    return mask
 
 
 # --- Pictures -----------------------------------------------------------------------------------------------------
@@ -198,9 +211,9 @@ def _picture(data: bytes, path: Path, frame: Frame) -> Mask:
     if picture is None:
         raise SlideError(shown(path), "is no PNG, or a damaged one", "export the mask again")
     if picture.ndim == 3 and picture.shape[2] == 4:
-        found = (picture[..., :3] > 0).any(axis=2) & (picture[..., 3] > 0)
+        found = np.asarray((picture[..., :3] > 0).any(axis=2) & (picture[..., 3] > 0))
     else:
-        found = picture > 0 if picture.ndim == 2 else (picture > 0).any(axis=2)
+        found = np.asarray(picture > 0 if picture.ndim == 2 else (picture > 0).any(axis=2))
     scales = [have / want for have, want in zip(found.shape, frame.shape_l0, strict=True)]
     rounding = 1 / min(found.shape)  # a thumbnail's sides are whole numbers
     if abs(scales[0] / scales[1] - 1) > SKEW + rounding:

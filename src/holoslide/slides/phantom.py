@@ -41,7 +41,7 @@ from holoslide.slides._ground import (
     take,
     tissue_cover,
 )
-from holoslide.slides._paint import Canvas, Outline, Places, Plane, Stain
+from holoslide.slides._paint import INKS_RGB, Canvas, Outline, Places, Plane, Stain
 
 Task = Literal["focus", "arrangement"]
 Difficulty = Literal["easy", "medium", "hard"]
@@ -113,9 +113,9 @@ class PhantomConfig:
         for name in ("pen", "blurred", "debris"):
             if getattr(self, name) > 1:
                 raise ConfigError(f"phantom.{name}", f"{getattr(self, name)} is no share", "give 0 to 1")
-        if self.pen_colour not in ("any", *structures.INKS_RGB):
+        if self.pen_colour not in ("any", *INKS_RGB):
             what = f"there is no {self.pen_colour!r} pen"
-            raise ConfigError("phantom.pen_colour", what, f"give any, {', '.join(structures.INKS_RGB)}")
+            raise ConfigError("phantom.pen_colour", what, f"give any, {', '.join(INKS_RGB)}")
         if not 1 <= self.jpeg_quality <= 100:
             raise ConfigError("phantom.jpeg_quality", f"{self.jpeg_quality} is out of range", "give 1 to 100")
 

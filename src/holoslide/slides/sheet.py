@@ -59,14 +59,13 @@ def cards(cohort: Cohort, findings: Sequence[Finding], surveys: Sequence[Survey]
     found = []
     for row in cohort:
         each = known.get(row.slide_id)
-        weighed = [
+        weighed: list[tuple[float, str, str]] = [
             (_weight(f), f.severity, f"{f.kind}: {f.what}; {f.remedy}") for f in of_slide[row.slide_id]
         ]
-        weighed += [
-            (weight, "note", text) for weight, text in [*unlike.get(row.slide_id, []), *_left_out(each)]
-        ]
+        notes = [*unlike.get(row.slide_id, []), *_left_out(each)]
+        weighed += [(weight, "note", text) for weight, text in notes]
         weighed.sort(key=lambda item: -item[0])
-        reasons = tuple((str(kind), text) for _, kind, text in weighed)
+        reasons = tuple((kind, text) for _, kind, text in weighed)
         found.append(Card(row.slide_id, row, each, sum(weight for weight, _, _ in weighed), reasons))
     return sorted(found, key=lambda card: -card.suspicion)  # stable
 
