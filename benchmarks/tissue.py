@@ -18,7 +18,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from benchmarks.common import Figure, Options, Result, main
+from benchmarks.common import REPO, Figure, Options, Result, main
 from holoslide.slides._paint import Stain
 from holoslide.slides.phantom import LABELS, PhantomConfig, Task, draw_phantom, write_pyramid
 from holoslide.slides.reader import open_slide
@@ -45,6 +45,8 @@ def measure(options: Options) -> Result:
     count = options.values["slides"] or (QUICK if options.quick else FULL)
     figures: dict[str, Figure] = {}
     seconds: list[float] = []
+    if options.values["pictures"] is not None:
+        draw_pictures(options.values["data"], options.values["pictures"])
     with tempfile.TemporaryDirectory() as folder:
         for case in options.values["cases"] or CASES:
             trials = [trial(case, task, seed, Path(folder)) for seed in range(count) for task in LABELS]
@@ -96,7 +98,37 @@ def trial(case: str, task: Task | str, seed: int, folder: Path) -> Trial:
     return Trial(iou, taken_in, seconds)
 
 
+REAL = {
+    "CMU-1-Small-Region.svs": None,
+    "TCGA-CR-7395-01A-01-TS1.svs": 0.5,  # it does not say; by the size of its nuclei
+    "multiframe_camelyon_challenge_image.dcm": None,
+}
+
+
+def draw_pictures(data: Path, out: Path) -> None:
+    """The masks of the real slides, for eyes: green around tissue, red around pen, blue around what is blurred."""
+    out.mkdir(parents=True, exist_ok=True)
+    for name, mpp in REAL.items():
+        with open_slide(data / "wsi" / name, mpp=mpp) as slide:
+            config = TissueConfig()
+            if mpp is None and slide.require_mpp().x > config.thumbnail_mpp:
+                region = find_region(slide, config)
+            else:
+                region = find_region(slide, dataclasses.replace(config, thumbnail_mpp=4.0))
+        picture = region.thumbnail.copy()
+        planes = [(region.tissue, (0, 150, 60)), (region.pen, (210, 0, 0)), (region.blurred, (0, 60, 220))]
+        for mask, colour in planes:
+            lines, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
+            cv2.drawContours(picture, lines, -1, colour, 2, cv2.LINE_AA)
+        path = out / f"tissue-{Path(name).stem.lower()}.jpg"
+        cv2.imwrite(str(path), picture[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 80])
+
+
 def _arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--pictures", type=Path, metavar="DIR", help="draw the masks of the real slides there"
+    )
+    parser.add_argument("--data", type=Path, default=REPO.parent / "shared" / "data", help="the real slides")
     parser.add_argument(
         "--slides", type=int, metavar="N", help=f"of each task in a case ({QUICK}, --full {FULL})"
     )

@@ -66,7 +66,7 @@ def test_what_is_out_of_focus_is_left_out_unless_it_is_wanted(tmp_path):
     region, tissue, _, blurred = found_on(tmp_path, config)
     assert blurred.sum() > 3000
     assert iou(region.tissue, tissue & ~blurred) >= 0.9
-    assert (region.blurred & ~blurred).sum() < 0.03 * blurred.sum()
+    assert (region.blurred & ~blurred).sum() < 0.08 * blurred.sum()
     region, *_ = found_on(tmp_path, config, skip_blur=False)
     assert iou(region.tissue, tissue) >= 0.95
     assert not region.blurred.any()
