@@ -217,5 +217,5 @@ def test_prepare_real_slides(data_dir: Path, tmp_path: Path, holoslide: Command)
 
 def test_audit_finds_the_broken_slide(cohort: Path, run: Path, holoslide: Command) -> None:
     assert holoslide("audit", cohort / "with_broken.csv", "--json") == 1
-    findings = json.loads(holoslide.out)
+    findings = json.loads(holoslide.out)["findings"]
     assert any(f["where"] == "broken" and f["severity"] == "error" for f in findings)

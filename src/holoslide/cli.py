@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -16,6 +18,8 @@ if TYPE_CHECKING:
     from holoslide.console import Bar, TrainingBar
     from holoslide.pipeline import Prepared
     from holoslide.results import Evaluation
+    from holoslide.slides.cohort import Cohort
+    from holoslide.slides.survey import Survey
 
 app = typer.Typer(
     name="holoslide",
@@ -32,6 +36,10 @@ TableArgument = Annotated[
     Path, typer.Argument(help="CSV: slide_id, patient_id, label[, split][, mpp][, path].")
 ]
 SlidesOption = Annotated[Path | None, typer.Option("--slides", help="Folder of the slide files.")]
+MasksOption = Annotated[
+    Path | None,
+    typer.Option("--masks", help="Folder of your own tissue masks: <slide id>.geojson, .json, .png or .pkl."),
+]
 RastersOption = Annotated[
     Path | None,
     typer.Option("--rasters", help="Folder of prepared slides (default: rasters/ beside the table)."),
@@ -41,9 +49,7 @@ SetOption = Annotated[
     list[str] | None, typer.Option("--set", help="One setting, part.key=value; repeatable.")
 ]
 PresetOption = Annotated[str, typer.Option("--preset", help="Settings to start from: default or paper.")]
-WorkersOption = Annotated[
-    int, typer.Option("--workers", help="Processes that prepare slides (0: one a core).")
-]
+WorkersOption = Annotated[int, typer.Option("--workers", help="Processes that open slides (0: one a core).")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print data as JSON.")]
 SlideMppOption = Annotated[
     float | None, typer.Option("--slide-mpp", help="Microns per pixel of the slides, where they do not say.")
@@ -81,22 +87,44 @@ def inspect(
 def audit(
     table: TableArgument,
     slides: SlidesOption = None,
+    masks: MasksOption = None,
+    sheet: Annotated[
+        Path | None, typer.Option("--sheet", help="Write a contact sheet of all slides: one HTML page.")
+    ] = None,
     open_files: Annotated[bool, typer.Option("--open/--table-only", help="Open each slide, too.")] = True,
+    slide_mpp: SlideMppOption = None,
+    config: ConfigOption = None,
+    sets: SetOption = None,
+    workers: WorkersOption = 0,
     as_json: JsonOption = False,
 ) -> None:
     """Look for what is wrong with a cohort before anything is trained."""
     from holoslide.slides.audit import audit as audit_table
     from holoslide.slides.audit import audit_slides
     from holoslide.slides.cohort import Cohort
+    from holoslide.slides.sheet import write_sheet
 
-    cohort = Cohort.from_csv(table, slides=slides, require_splits=False)
-    findings = [*audit_table(cohort), *(audit_slides(cohort) if open_files else [])]
+    if sheet is not None and not open_files:
+        raise typer.BadParameter("a contact sheet needs the slides opened: leave --table-only out")
+    cohort = _with_masks(Cohort.from_csv(table, slides=slides, require_splits=False), masks)
+    cohort = cohort if slide_mpp is None else cohort.with_mpp(slide_mpp)
+    findings = audit_table(cohort)
+    surveys: list[Survey] = []
+    if open_files:
+        is_set = config is not None or sets  # else the settings, which take torch to load, are the usual ones
+        tissue = _settings(config, "default", sets, None).prepare.tissue if is_set else None
+        with _bar("opening slides") as advance:
+            found, surveys = audit_slides(cohort, tissue=tissue, workers=_workers(workers), progress=advance)
+        findings = sorted([*findings, *found], key=lambda finding: finding.severity == "warning")  # stable
+    if sheet is not None:
+        write_sheet(sheet, cohort, findings, surveys, command=shlex.join(["holoslide", *sys.argv[1:]]))
     if as_json:
-        typer.echo(json.dumps([finding.to_dict() for finding in findings], indent=2))
+        facts = {"findings": [f.to_dict() for f in findings], "slides": [s.to_dict() for s in surveys]}
+        typer.echo(json.dumps(facts, indent=2))
     else:
         rows = [[f.severity, f.kind, f.where, f.what, f.remedy] for f in findings]
         _print_table(["severity", "kind", "where", "finding", "what to do"], rows)
-        typer.echo(f"{len(cohort)} slides, {len(findings)} findings")
+        typer.echo(f"{len(cohort)} slides, {len(findings)} findings{f': {sheet}' if sheet else ''}")
     if any(f.severity == "error" for f in findings):
         raise typer.Exit(USER_ERROR)
 
@@ -105,6 +133,7 @@ def audit(
 def prepare(
     sources: Annotated[list[Path], typer.Argument(help="A slide table (CSV), or slide files.")],
     slides: SlidesOption = None,
+    masks: MasksOption = None,
     rasters: RastersOption = None,
     mpp: MppOption = None,
     slide_mpp: SlideMppOption = None,
@@ -117,7 +146,7 @@ def prepare(
     from holoslide.pipeline import cohort_of, default_rasters, prepare_cohort
 
     settings = _settings(config, "default", sets, mpp)
-    cohort = cohort_of(sources, slides=slides, mpp=slide_mpp)
+    cohort = _with_masks(cohort_of(sources, slides=slides, mpp=slide_mpp), masks)
     folder = rasters or default_rasters(sources[0])
     with _bar("preparing") as advance:
         prepared = prepare_cohort(cohort, folder, settings.prepare, workers=workers, progress=advance)
@@ -134,6 +163,7 @@ def prepare(
 def plan(
     table: TableArgument,
     slides: SlidesOption = None,
+    masks: MasksOption = None,
     rasters: RastersOption = None,
     config: ConfigOption = None,
     preset: PresetOption = "default",
@@ -146,7 +176,7 @@ def plan(
 
     sets = [*(sets or []), *([f"stream.memory_gib={memory}"] if memory else [])]
     settings = _settings(config, preset, sets, None)
-    prepared = _prepared(table, slides, rasters, settings, workers=0)
+    prepared = _prepared(table, slides, rasters, settings, workers=0, masks=masks)
     plans = plan_cohort(prepared, settings)
     if as_json:
         typer.echo(json.dumps([p.facts() for p in plans], indent=2))
@@ -172,6 +202,7 @@ def train(
     table: TableArgument,
     out: Annotated[Path, typer.Option("--out", "-o", help="The run's folder.")],
     slides: SlidesOption = None,
+    masks: MasksOption = None,
     rasters: RastersOption = None,
     config: ConfigOption = None,
     preset: PresetOption = "default",
@@ -184,7 +215,7 @@ def train(
     from holoslide.results import evaluate_run
 
     settings = _settings(config, preset, sets, None)
-    prepared = _prepared(table, slides, rasters, settings, workers=workers)
+    prepared = _prepared(table, slides, rasters, settings, workers=workers, masks=masks)
     with _training_bar() as progress:
         result = train_run(prepared, settings, out, resume=resume, progress=progress)
     typer.echo(f"best epoch {result.best_epoch}, model in {result.best}")
@@ -202,6 +233,7 @@ def evaluate(
         Path | None, typer.Argument(help="Another slide table (default: the run's own).")
     ] = None,
     slides: SlidesOption = None,
+    masks: MasksOption = None,
     rasters: RastersOption = None,
     split: Annotated[str, typer.Option("--split", help="train, valid or test; all: every slide.")] = "test",
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder (default: the run's).")] = None,
@@ -213,7 +245,8 @@ def evaluate(
     from holoslide.results import evaluate_run
 
     settings = RunConfig.load(run / "config.yaml")
-    prepared = _prepared(table or run / "cohort.csv", slides, rasters, settings, workers=workers, run=run)
+    source = table or run / "cohort.csv"
+    prepared = _prepared(source, slides, rasters, settings, workers=workers, run=run, masks=masks)
     with _bar("evaluating") as advance:
         evaluation = evaluate_run(run, prepared, split=split, out=out, progress=advance)
     if as_json:
@@ -229,6 +262,7 @@ def predict(
     sources: Annotated[list[Path], typer.Argument(help="A slide table (CSV), or slide files.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="The table to write.")] = Path("predictions.csv"),
     slides: SlidesOption = None,
+    masks: MasksOption = None,
     rasters: RastersOption = None,
     slide_mpp: SlideMppOption = None,
     heatmaps: Annotated[
@@ -241,7 +275,7 @@ def predict(
     from holoslide.results import Predictor, predict_cohort
 
     predictor = Predictor(run)
-    cohort = cohort_of(sources, slides=slides, mpp=slide_mpp)
+    cohort = _with_masks(cohort_of(sources, slides=slides, mpp=slide_mpp), masks)
     folder = rasters or default_rasters(sources[0])
     with _bar("preparing") as advance:
         prepared = prepare_cohort(
@@ -259,13 +293,14 @@ def heatmap(
     sources: Annotated[list[Path], typer.Argument(help="A slide table (CSV), or slide files.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="The folder to write into.")] = Path("heatmaps"),
     slides: SlidesOption = None,
+    masks: MasksOption = None,
     rasters: RastersOption = None,
     slide_mpp: SlideMppOption = None,
     workers: WorkersOption = 0,
 ) -> None:
     """Draw where a model looks and what speaks for each class: PNG over the slide, and the raw scores."""
     out.mkdir(parents=True, exist_ok=True)
-    predict(run, sources, out / "predictions.csv", slides, rasters, slide_mpp, out, workers)
+    predict(run, sources, out / "predictions.csv", slides, masks, rasters, slide_mpp, out, workers)
 
 
 @app.command()
@@ -308,12 +343,13 @@ def _prepared(
     *,
     workers: int,
     run: Path | None = None,
+    masks: Path | None = None,
 ) -> Prepared:
     """The labelled slides of a table with their rasters; splits that the table does not name are drawn."""
     from holoslide.pipeline import default_rasters, prepare_cohort, rasters_of
     from holoslide.slides.cohort import Cohort
 
-    cohort = Cohort.from_csv(table, slides=slides).with_splits(settings.split)
+    cohort = _with_masks(Cohort.from_csv(table, slides=slides).with_splits(settings.split), masks)
     folder = rasters or (rasters_of(run) if run else None) or default_rasters(table)
     with _bar("preparing") as advance:
         prepared = prepare_cohort(
@@ -323,6 +359,15 @@ def _prepared(
     ready, left_out = len(prepared.rasters), len(prepared.left_out)
     typer.echo(f"{ready} slides ready in {folder} ({made} made), {left_out} left out", err=True)
     return prepared
+
+
+def _with_masks(cohort: Cohort, masks: Path | None) -> Cohort:
+    return cohort if masks is None else cohort.with_masks(masks)
+
+
+def _workers(count: int) -> int:
+    """As given; 0 is one a core."""
+    return count or os.cpu_count() or 1
 
 
 def _report_left_out(prepared: Prepared, *, quiet: bool = False) -> None:

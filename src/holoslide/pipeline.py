@@ -69,7 +69,7 @@ def prepare_cohort(
     With `labels`, slides without one are left out, too.
     """
     usable, findings = cohort.usable(labels=labels)
-    jobs = [PrepareJob(row.slide_id, row.path, row.mpp) for row in usable if row.path is not None]
+    jobs = [PrepareJob(row.slide_id, row.path, row.mpp, row.mask) for row in usable if row.path is not None]
     results = prepare(jobs, rasters, config, workers=workers or os.cpu_count() or 1, progress=progress)
     left_out = [(finding.where, f"{finding.what}; {finding.remedy}") for finding in findings]
     left_out += [(r.slide_id, r.reason or "failed") for r in results if r.status == "failed"]

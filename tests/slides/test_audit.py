@@ -10,6 +10,7 @@ from PIL import Image
 
 from holoslide.slides.audit import audit, audit_slides
 from holoslide.slides.cohort import Cohort, SlideRow
+from holoslide.slides.facts import Mpp
 
 HEADER = "slide_id,patient_id,label,split\n"
 
@@ -116,8 +117,10 @@ def test_classes_that_are_all_but_one_text(names, alike):
     assert any(finding.kind == "similar classes" for finding in audit(Cohort.from_rows(rows))) == alike
 
 
-def picture(path: Path, *, mpp: float | None = 0.5) -> Path:
-    pixels = np.random.default_rng(0).integers(0, 255, (300, 200, 3), dtype=np.uint8)
+def picture(path: Path, *, mpp: float | None = 2.0, seed: int = 0) -> Path:
+    """A slide of nothing but grainy tissue, 0.24 mm2."""
+    grain = np.random.default_rng(seed).normal(0, 30, (300, 200, 3))
+    pixels = np.clip(np.array([180, 100, 150]) + grain, 0, 255).astype(np.uint8)
     if path.suffix == ".png":
         Image.fromarray(pixels).save(path)
     else:
@@ -130,16 +133,18 @@ def test_slides_are_opened_and_each_fault_is_named(tmp_path):
     slides = tmp_path / "wsi"
     slides.mkdir()
     picture(slides / "good.tif")
-    picture(slides / "nompp.tif", mpp=None)
-    picture(slides / "given.png")
-    cut = picture(slides / "cut.tif")
+    picture(slides / "nompp.tif", mpp=None, seed=1)
+    picture(slides / "given.png", seed=2)
+    cut = picture(slides / "cut.tif", seed=3)
     cut.write_bytes(cut.read_bytes()[:-40_000])
     (slides / "text.svs").write_text("no slide")
     (slides / "empty.svs").touch()
-    text = "slide_id,mpp\ngood,\nnompp,\ngiven,0.25\ncut,\ntext,\nempty,\nabsent,\n"
+    text = "slide_id,mpp\ngood,\nnompp,\ngiven,2\ncut,\ntext,\nempty,\nabsent,\n"
     seen = []
     cohort = table(tmp_path, text, slides=slides)
-    found = audit_slides(cohort, progress=lambda row: seen.append(row.slide_id))
+    found, surveys = audit_slides(
+        cohort, progress=lambda done, total, slide_id: seen.append((done, total, slide_id))
+    )
     assert [(f.kind, f.where, f.row) for f in found] == [
         ("no mpp", "nompp", 3),
         ("unreadable", "cut", 5),
@@ -152,7 +157,11 @@ def test_slides_are_opened_and_each_fault_is_named(tmp_path):
         " give it in the table's mpp column, or with --slide-mpp"
     )
     assert "text.svs is not a slide in any known format" in str(found[2])
-    assert seen == [row.slide_id for row in cohort]
+    assert seen == [(n + 1, 6, row.slide_id) for n, row in enumerate(cohort) if row.path is not None]
+    assert [each.slide_id for each in surveys] == [row.slide_id for row in cohort if row.path is not None]
+    assert surveys[0].mpp == Mpp(2.0, 2.0, "resolution tags")
+    assert surveys[1].areas is None
+    assert surveys[1].picture is not None  # it can be shown, though nobody knows how large it is
 
 
 @pytest.mark.data
@@ -165,7 +174,7 @@ def test_real_slides(data_dir):
     ]
     names += ["broken.svs", "multi-channel-z-series.ome.tif", "openslide-python-fixtures/unreadable.svs"]
     rows = [SlideRow(Path(name).name, "p", path=wsi / name) for name in names]
-    assert [(f.kind, f.where) for f in audit_slides(Cohort.from_rows(rows))] == [
+    assert [(f.kind, f.where) for f in audit_slides(Cohort.from_rows(rows))[0]] == [
         ("no mpp", "TCGA-CR-7395-01A-01-TS1.svs"),
         ("unreadable", "broken.svs"),
         ("unreadable", "multi-channel-z-series.ome.tif"),

@@ -134,8 +134,10 @@ def test_slideflows_table(tmp_path):
         ("s1", "1", "cancer"),
         ("s2", "2", "benign"),
     ]
-    with pytest.raises(CohortError, match="any of the columns category, site could be the label"):
-        read(tmp_path, "patient,slide,category,site\n1,s1,cancer,UK\n")
+    with pytest.raises(CohortError, match="any of the columns category, grade could be the label"):
+        read(tmp_path, "patient,slide,category,grade\n1,s1,cancer,3\n")
+    placed = read(tmp_path, "patient,slide,category,site\n1,s1,cancer,UK\n")
+    assert columns(placed, "label", "site") == [("cancer", "UK")]
     chosen = read(tmp_path, "patient,slide,category,site\n1,s1,cancer,UK\n", label="site")
     assert chosen.classes == ("UK",)
     assert read(tmp_path, "patient,slide\n1,s1\n").classes == ()
@@ -458,3 +460,25 @@ def test_rows_that_no_table_could_hold_are_refused():
             SlideRow(*row)
     with pytest.raises(CohortError, match="slide a: label z is none of the classes; classes: x, y"):
         Cohort((SlideRow("a", "p", "z"),), ("x", "y"))
+
+
+def test_masks_and_sites_come_back_from_a_written_table(tmp_path):
+    (tmp_path / "m").mkdir()
+    (tmp_path / "m" / "a.png").touch()
+    cohort = read(tmp_path, "slide_id,patient_id,label,mask,site\na,1,x,m/a.png,north\nb,2,y,,south\n")
+    assert columns(cohort, "mask", "site") == [(tmp_path / "m" / "a.png", "north"), (None, "south")]
+    cohort.to_csv(tmp_path / "again.csv")
+    text = (tmp_path / "again.csv").read_text()
+    assert text.splitlines()[:2] == [
+        "slide_id,patient_id,label,split,mpp,path,mask,site",
+        "a,1,x,,,,m/a.png,north",
+    ]
+    assert Cohort.from_csv(tmp_path / "again.csv").rows == cohort.rows
+
+
+def test_files_without_a_row_are_said(tmp_path):
+    slides = touch(tmp_path, "a.svs", "b.svs", "thumb.png", "dicom/1.dcm", "dicom/2.dcm", "other/c.ndpi")
+    cohort = read(tmp_path, "slide_id,patient_id\na,1\ndicom,2\n", slides=slides)
+    assert [(f.kind, f.what.partition(" (")[2]) for f in cohort.notes] == [
+        ("file without a row", "b.svs, other/c.ndpi)")
+    ]

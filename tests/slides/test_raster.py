@@ -275,7 +275,7 @@ def test_what_cannot_be_opened_is_one_clear_line(made: Path, tmp_path: Path) -> 
 
 def test_another_version_is_refused_by_number(made: Path, tmp_path: Path) -> None:
     other = tmp_path / "other.tif"
-    text = made.read_bytes().replace(b'"version": 1', b'"version": 7')
+    text = made.read_bytes().replace(f'"version": {VERSION}'.encode(), b'"version": 7')
     other.write_bytes(text)
     with pytest.raises(SlideError, match=f"of format 7, and this holoslide reads format {VERSION}"):
         Raster.open(other)

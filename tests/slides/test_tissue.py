@@ -12,18 +12,14 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from holoslide.errors import ConfigError
+from holoslide.slides.morphology import close, drop_specks, fill_holes, grow, shrink
 from holoslide.slides.phantom import LABELS, PhantomConfig, draw_phantom
 from holoslide.slides.reader import open_slide
 from holoslide.slides.tissue import (
     WHITE_RGB,
     TissueConfig,
-    close,
-    drop_specks,
-    fill_holes,
     find_tissue,
     glass_colour,
-    grow,
-    shrink,
     threshold,
 )
 from tests.slides.drawn import LAMP, blobs, iou, paint
@@ -100,8 +96,16 @@ def test_a_slide_of_nothing_but_tissue_is_all_tissue(stain: tuple[int, int, int]
 
 @pytest.mark.parametrize(
     "ink",
-    [(40, 150, 80), (150, 215, 170), (40, 60, 190), (120, 140, 230), (25, 25, 28)],
-    ids=["green", "light green", "blue", "light blue", "black"],
+    [
+        (40, 150, 80),
+        (150, 215, 170),
+        (40, 60, 190),
+        (120, 140, 230),
+        (25, 25, 28),
+        (80, 80, 84),
+        (195, 60, 70),
+    ],
+    ids=["green", "light green", "blue", "light blue", "black", "grey", "red"],
 )
 def test_pen_is_no_tissue(ink: tuple[int, int, int]) -> None:
     tissue = blobs(SHAPE)
@@ -119,7 +123,7 @@ def test_pen_can_be_taken_for_what_it_covers() -> None:
     tissue = blobs(SHAPE)
     rgb = paint(tissue)
     rgb[20:40, 20:300] = (40, 150, 80)
-    config = TissueConfig(skip_ink=False)
+    config = TissueConfig(skip_pen=False)
     assert find_tissue(rgb, UM, config)[25:35, 25:295].all()
 
 
@@ -187,7 +191,7 @@ STAINED = (190, 90, 150)
     [
         ({"smooth_um": -1.0}, "prepare.tissue.smooth_um: -1.0 is not a number of at least 0"),
         ({"hole_um2": float("nan")}, "prepare.tissue.hole_um2: nan is not"),
-        ({"thumbnail_mpp": 0.0}, "0 um per pixel is no thumbnail"),
+        ({"thumbnail_mpp": 0.0}, "0 um per pixel is no picture"),
         ({"least_contrast": 9.0}, "9.0 is above most_contrast; give at most 8.0"),
     ],
 )

@@ -32,7 +32,7 @@ class Streams:
     """Generators by name, so that what is drawn for one thing never depends on another."""
 
     names = ("size", "outline", "fibres", "cells", "scatter", "fat", "vessel", "gland", "places", "shape", "kinds",
-             "lesion", "crowd", "nest", "follicle", "glass", "pen", "stain")  # fmt: skip
+             "lesion", "crowd", "nest", "follicle", "glass", "pen", "stain", "blur", "debris")  # fmt: skip
 
     def __init__(self, seed: tuple[int, ...]) -> None:
         self.seed = seed
@@ -45,7 +45,8 @@ class Streams:
 class Ground:
     """A slide while it is painted.
 
-    `depth_um` says of each cell how deep in the tissue it lies, below 0 on glass; `truth_um` is the truth's scale.
+    `depth_um` says of each cell how deep in the tissue it lies, below 0 on glass; `truth_um` is the truth's scale;
+    `fat` is how many lobules of fat are tried for beside the usual ones.
     """
 
     canvas: Canvas
@@ -53,6 +54,7 @@ class Ground:
     depth_um: Plane
     streams: Streams
     truth_um: float
+    fat: int = 0
 
     def stroma(self) -> None:
         """Collagen with its fibroblasts, and a few lymphocytes."""
@@ -78,6 +80,7 @@ class Ground:
 
     def furnish(self, free: NDArray[np.bool_], *, lobules: int) -> None:
         """Put fat, vessels and lobules of glands where there is room, the largest first."""
+        self._fatten(free)
         wanted: list[tuple[str, int, tuple[float, float]]] = [
             ("gland", lobules, (170, 330)), ("fat", 4, (130, 330)), ("vessel", 14, (18, 60)),
         ]  # fmt: skip
@@ -91,6 +94,18 @@ class Ground:
                         kind
                     ]
                     paint(self.canvas, self.cells, place, radius_um, self.streams(kind, index + 1))
+
+    def _fatten(self, free: NDArray[np.bool_]) -> None:
+        """Put more fat anywhere in the tissue, its border included, where nothing is yet."""
+        places = np.argwhere(self.depth_um > 0)
+        for index in range(self.fat):
+            rng = self.streams("fat", 1000 + index)
+            place = (places[rng.integers(len(places))] + 0.5) * CELL_UM
+            radius_um, disc = float(rng.uniform(130, 330)), np.ones_like(free)
+            clear(disc, place, radius_um)
+            if not (~disc & ~free & (self.depth_um > 40)).any():
+                structures.fat(self.canvas, self.cells, place, radius_um, rng)
+                clear(free, place, radius_um)
 
     def truth(self) -> NDArray[np.uint8]:
         """An empty truth."""

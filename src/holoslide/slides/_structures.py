@@ -239,9 +239,12 @@ def develop(canvas: Canvas, cover: Plane, stain: Stain, rng: np.random.Generator
     return rgb
 
 
-def ink(rgb: NDArray[np.uint8], line_um: Places, mpp: float, rng: np.random.Generator) -> Plane:
+def ink(
+    rgb: NDArray[np.uint8], line_um: Places, mpp: float, rng: np.random.Generator, *, colour: str = "any"
+) -> Plane:
     """Draw a felt pen's stroke along a line, in place; gives where it is, (H, W), 0 to 1."""
-    colour = INKS_RGB[sorted(INKS_RGB)[rng.integers(len(INKS_RGB))]]
+    drawn = sorted(INKS_RGB)[rng.integers(len(INKS_RGB))]
+    let = INKS_RGB[drawn if colour == "any" else colour]
     stroke = np.zeros(rgb.shape[:2], np.uint8)
     points = np.rint(line_um[:, ::-1] / mpp * 16).astype(np.int32)
     cv2.polylines(
@@ -257,6 +260,6 @@ def ink(rgb: NDArray[np.uint8], line_um: Places, mpp: float, rng: np.random.Gene
     window = slice(corner[0][0], corner[0][1] + 1), slice(corner[1][0], corner[1][1] + 1)
     part = stroke[window].astype(np.float32) * np.float32(1 / 255)
     streaks = np.clip(0.82 + 0.07 * noise(rng, part.shape, 25 / mpp), 0, 1)
-    let_through = 1 - (part * streaks)[..., None] * (1 - np.array(colour, np.float32))
+    let_through = 1 - (part * streaks)[..., None] * (1 - np.array(let, np.float32))
     rgb[window] = (rgb[window] * let_through).astype(np.uint8)
     return stroke.astype(np.float32) * np.float32(1 / 255)

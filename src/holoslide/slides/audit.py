@@ -7,15 +7,13 @@ from collections.abc import Callable, Hashable, Iterable
 from pathlib import Path
 from typing import TypeVar
 
-from holoslide.errors import SlideError
-from holoslide.geometry import Box
 from holoslide.slides.cohort import SPLITS, Cohort, SlideRow, Split, row_without_file, row_without_label
+from holoslide.slides.compare import compare
 from holoslide.slides.findings import Finding, Kind, Severity, some
-from holoslide.slides.reader import Reader, open_slide
+from holoslide.slides.survey import Survey, SurveyJob, survey
+from holoslide.slides.tissue import TissueConfig
 
-__all__ = ["Finding", "Kind", "Severity", "audit", "audit_slides"]
-
-PROBE_PX = 64
+__all__ = ["Finding", "Kind", "Severity", "Survey", "audit", "audit_slides"]
 
 Key = TypeVar("Key", bound=Hashable)
 Value = TypeVar("Value")
@@ -39,41 +37,26 @@ def audit(cohort: Cohort) -> list[Finding]:
     return sorted(findings, key=lambda finding: finding.severity == "warning")  # stable
 
 
-def audit_slides(cohort: Cohort, *, progress: Callable[[SlideRow], object] | None = None) -> list[Finding]:
-    """What opening each slide tells: files that are no slides or are damaged, slides without microns per pixel.
+def audit_slides(
+    cohort: Cohort,
+    *,
+    tissue: TissueConfig | None = None,
+    workers: int = 1,
+    progress: Callable[[int, int, str], None] | None = None,
+) -> tuple[list[Finding], list[Survey]]:
+    """What opening each slide tells, alone and beside the others; and what is known of each.
 
-    Of each slide the facts and two small pieces are read, in the middle and at the end. Rows without a file are
-    `audit`'s. `progress` is called after each slide.
+    Rows without a file are `audit`'s. Errors come first, then in the order of the table.
     """
-    findings = []
-    for row in cohort:
-        if row.path is not None:
-            findings += _open(row, row.path)
-        if progress is not None:
-            progress(row)
-    return findings
-
-
-def _open(row: SlideRow, path: Path) -> list[Finding]:
-    findings = []
-    try:
-        with open_slide(path, mpp=row.mpp) as slide:
-            if slide.mpp is None:
-                what = f"{path.name} does not tell its microns per pixel"
-                remedy = "give it in the table's mpp column, or with --slide-mpp"
-                findings.append(Finding.of_slide("error", "no mpp", row.slide_id, what, remedy, row.row))
-        with open_slide(path, mpp=1.0) as slide:  # so that a raster pixel is a slide pixel
-            _probe(slide)
-    except SlideError as error:
-        what = f"{error.where} {error.what}"
-        findings.append(Finding.of_slide("error", "unreadable", row.slide_id, what, error.remedy, row.row))
-    return findings
-
-
-def _probe(slide: Reader) -> None:
-    height, width = slide.shape_l0
-    for top, left in ((height // 2, width // 2), (height - PROBE_PX, width - PROBE_PX)):
-        slide.read(Box.at(max(0, top), max(0, left), min(PROBE_PX, height), min(PROBE_PX, width)), 1.0)
+    jobs = [
+        SurveyJob(row.slide_id, row.path, row.mpp, row.mask, row.row)
+        for row in cohort
+        if row.path is not None
+    ]
+    surveys = survey(jobs, tissue or TissueConfig(), workers=workers, progress=progress)
+    findings = [finding for each in surveys for finding in each.findings]
+    findings += compare(cohort, surveys)
+    return sorted(findings, key=lambda finding: finding.severity == "warning"), surveys
 
 
 def _files(cohort: Cohort) -> list[Finding]:
@@ -91,7 +74,15 @@ def _same_files(cohort: Cohort) -> list[Finding]:
             ids = [row.slide_id for row in rows]
             what = f"slides {some(ids)} are one file, {rows[0].path}"
             findings.append(
-                Finding("error", "same file twice", ids[0], what, "keep one of them", rows[-1].row)
+                Finding(
+                    "error",
+                    "same file twice",
+                    ids[0],
+                    what,
+                    "keep one of them",
+                    rows[-1].row,
+                    also=tuple(ids),
+                )
             )
     return findings
 
@@ -140,7 +131,10 @@ def _patients(cohort: Cohort) -> list[Finding]:
         if len(splits) > 1:
             what = f"is a patient in {' and '.join(splits)} (slides {some([row.slide_id for row in rows])})"
             remedy = "put all slides of a patient into one split"
-            findings.append(Finding("error", "patient in two splits", patient, what, remedy, last))
+            slides = tuple(row.slide_id for row in rows)
+            findings.append(
+                Finding("error", "patient in two splits", patient, what, remedy, last, also=slides)
+            )
         if len(labels) > 1:
             what = f"is a patient with slides of {' and '.join(labels)}"
             remedy = "mend the labels, unless each is its slide's own"

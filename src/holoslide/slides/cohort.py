@@ -14,10 +14,11 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
-from holoslide.errors import CohortError
+from holoslide.errors import CohortError, SlideError
 from holoslide.slides.facts import shown
 from holoslide.slides.findings import Finding, some
 from holoslide.slides.locate import SlideFiles
+from holoslide.slides.outlines import find_outline
 from holoslide.slides.splits import SplitConfig, draw_split
 from holoslide.slides.tables import (
     SPLITS,
@@ -44,7 +45,8 @@ COLUMNS = ("slide_id", "patient_id", "label", "split", "mpp", "path")
 class SlideRow:
     """One slide. None: not known, or not in any part; `fault` says why a file that was looked for is not there.
 
-    `mpp` is the table's (um per pixel of level 0), `path` is absolute, `row` is the table's row.
+    `mpp` is the table's (um per pixel of level 0), `path` is absolute, `row` is the table's row. `mask` is the
+    user's own tissue mask, `site` where the slide was made; few tables have them.
     """
 
     slide_id: str
@@ -53,6 +55,8 @@ class SlideRow:
     split: Split | None = None
     mpp: float | None = None
     path: Path | None = None
+    mask: Path | None = None
+    site: str | None = None
     row: int | None = field(default=None, compare=False)
     fault: Finding | None = field(default=None, compare=False)
 
@@ -135,6 +139,8 @@ class Cohort:
         if not rows:
             raise CohortError(shown(path), "holds no slide", "give a row for each slide")
         notes += _own_patients(table, columns, rows)
+        used = {row.path for row in rows if row.path is not None}
+        notes += files.without_row(used, {row.slide_id for row in rows}, shown(path))
         if clini is not None:
             rows, found = _with_clini(table, columns, rows, Path(clini), label)
             notes += found
@@ -173,14 +179,15 @@ class Cohort:
         """
         path = Path(path)
         folder = path.parent.absolute()
+        more = [name for name in ("mask", "site") if any(getattr(row, name) is not None for row in self.rows)]
         with path.open("w", encoding="utf-8", newline="") as file:
             writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(COLUMNS)
+            writer.writerow([*COLUMNS, *more])
             for row in self.rows:
                 mpp = "" if row.mpp is None else repr(row.mpp)
-                writer.writerow(
-                    [row.slide_id, row.patient_id, row.label, row.split, mpp, _written(row.path, folder)]
-                )
+                extra = {"mask": _written(row.mask, folder), "site": row.site}
+                values = [row.slide_id, row.patient_id, row.label, row.split, mpp, _written(row.path, folder)]
+                writer.writerow([*values, *(extra[name] for name in more)])
 
     # --- Parts --------------------------------------------------------------------------------------------------
 
@@ -244,6 +251,25 @@ class Cohort:
                 self.name, f"{mpp} um per pixel cannot be", "give a positive number, such as 0.25"
             )
         return replace(self, rows=tuple(row if row.mpp else replace(row, mpp=mpp) for row in self.rows))
+
+    def with_masks(self, folder: str | Path) -> Cohort:
+        """The users' own tissue masks from a folder, named by slide id; a mask of the table goes before it.
+
+        A slide without one stays, with that as the reason why it cannot be used.
+        """
+        folder, rows = Path(folder), []
+        if not folder.is_dir():
+            raise CohortError(shown(folder), "is no folder", "give the folder of the masks")
+        for row in self.rows:
+            if row.mask is not None or row.path is None:
+                rows.append(row)
+                continue
+            try:
+                rows.append(replace(row, mask=find_outline(folder, row.slide_id)))
+            except SlideError as error:
+                fault = Finding.of_slide("error", "no mask", row.slide_id, error.what, error.remedy, row.row)
+                rows.append(replace(row, path=None, fault=fault))
+        return replace(self, rows=tuple(rows))
 
     def with_clam_split(self, path: str | Path) -> Cohort:
         """The parts of a CLAM file, `splits_{i}.csv` or `splits_{i}_bool.csv`, in place of those there were.
@@ -412,6 +438,8 @@ def _row(table: Table, record: Record, columns: Mapping[Role, int], files: Slide
             table.split(record, columns.get("split")),
             table.mpp(record, columns.get("mpp")),
             found if isinstance(found, Path) else None,
+            files.beside(value(columns.get("mask"))),
+            value(columns.get("site")) or None,
             record.number,
             found if isinstance(found, Finding) else None,
         )

@@ -10,20 +10,31 @@ Kind = Literal[
     "ambiguous file",
     "conflicting labels",
     "few classes",
+    "file without a row",
+    "label confounded",
     "label without a slide",
+    "little tissue",
+    "looks the same",
+    "missing companion",
     "missing file",
+    "mpp out of line",
     "no label",
+    "no mask",
     "no mpp",
     "no patient",
     "no split",
+    "no tissue",
+    "out of focus",
     "patient in two splits",
     "same file twice",
+    "same pixels twice",
     "similar classes",
     "small class",
     "split drawn",
     "split without a slide",
     "unread column",
     "unreadable",
+    "unusable mask",
 ]
 
 
@@ -33,7 +44,7 @@ class Finding:
 
     An error makes a slide or the cohort unusable; a warning does not. `where` is a slide's id, a patient's, a
     class or the table; `row` is the table's row, the header being row 1 and blank rows counted; `slide_id` is set
-    where it is about one slide alone.
+    where it is about one slide alone, `also` names all slides where it is about several.
     """
 
     severity: Severity
@@ -43,6 +54,7 @@ class Finding:
     remedy: str
     row: int | None = None
     slide_id: str | None = None
+    also: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         return f"{self.where}: {self.what}; {self.remedy}"

@@ -60,6 +60,39 @@ class SlideFiles:
             slide_id, row, what, f"did you mean {near}?" if near else "add it, or take the row out"
         )
 
+    def beside(self, path: str) -> Path | None:
+        """A file that the table names, as an absolute path, whether or not it is there; None for no name."""
+        if not path:
+            return None
+        tries = [(folder / path.replace("\\", "/")).absolute() for folder in self._folders]
+        return next((each for each in tries if each.is_file()), tries[0])
+
+    def without_row(self, used: set[Path], ids: set[str], table: str) -> list[Finding]:
+        """A warning where slide files lie in the folder that no row of the table has; pictures may be anything.
+
+        What is named as a slide of the table is not meant: if it is not the slide's file, that is said elsewhere.
+        """
+        named = {_plain(slide_id) for slide_id in ids}
+        homes = {
+            path.parent for path in used if path.suffix.lower() == ".dcm"
+        }  # of series, one part of which is used
+        idle = [
+            path
+            for slide_id, paths in self._by_id.items()
+            for path in paths
+            if slide_id not in named
+            and path.absolute() not in used
+            and path.parent.absolute() not in homes
+            and not is_picture(path.name)
+        ]
+        if not idle or self.slides is None:
+            return []
+        names = [shown(path.relative_to(self.slides)) for path in sorted(idle)]
+        files = f"{len(names)} slide file{'s' * (len(names) != 1)}"
+        what = f"has no row for {files} under {shown(self.slides)} ({some(names)})"
+        remedy = "add rows, if they should count"
+        return [Finding("warning", "file without a row", table, what, remedy)]
+
     def _at(self, path: str) -> Path | None:
         tries = (_slide_at(folder / path.replace("\\", "/")) for folder in self._folders)
         return next((found for found in tries if found is not None), None)

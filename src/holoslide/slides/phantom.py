@@ -28,6 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from holoslide.errors import ConfigError
+from holoslide.slides import _flaws as flaws
 from holoslide.slides import _structures as structures
 from holoslide.slides._ground import (
     Ground,
@@ -40,7 +41,7 @@ from holoslide.slides._ground import (
     take,
     tissue_cover,
 )
-from holoslide.slides._paint import Canvas, Outline, Places, Stain
+from holoslide.slides._paint import INKS_RGB, Canvas, Outline, Places, Plane, Stain
 
 Task = Literal["focus", "arrangement"]
 Difficulty = Literal["easy", "medium", "hard"]
@@ -75,7 +76,9 @@ class PhantomConfig:
 
     `mpp`: um per pixel of the finest level. `least_um`, `most_um`: each side's length is drawn between them.
     `stain_spread`: how much stain differs between patients, 1 as between laboratories, 0 not at all. `pen`: share
-    of slides with a pen mark. `truth_um`: um per pixel of the truth. `jpeg_quality`: of the slide files.
+    of slides with a pen mark, of `pen_colour` (any, black, blue, green or red). `truth_um`: um per pixel of the
+    truth. `jpeg_quality`: of the slide files. `blurred`, `debris`: shares of slides with an area out of focus, and
+    with a coverslip's edge, bubbles, a hair and dust. `fat`: lobules of fat tried for beside the usual few.
     """
 
     mpp: float = 1.0
@@ -85,14 +88,18 @@ class PhantomConfig:
     pen: float = 0.15
     truth_um: float = 16.0
     jpeg_quality: int = 85
+    pen_colour: str = "any"
+    blurred: float = 0.0
+    debris: float = 0.0
+    fat: int = 0
 
     def __post_init__(self) -> None:
         """Raise `ConfigError` for what cannot be drawn."""
-        for each in fields(self):
-            value = getattr(self, each.name)
+        for name in (each.name for each in fields(self) if each.name != "pen_colour"):
+            value = getattr(self, name)
             if not (math.isfinite(value) and value >= 0):
                 raise ConfigError(
-                    f"phantom.{each.name}", f"{value} is out of range", "give a number of at least 0"
+                    f"phantom.{name}", f"{value} is out of range", "give a number of at least 0"
                 )
         if not 0.25 <= self.mpp <= 4:
             raise ConfigError("phantom.mpp", f"{self.mpp} um per pixel cannot be drawn", "give 0.25 to 4")
@@ -103,15 +110,19 @@ class PhantomConfig:
             raise ConfigError(
                 "phantom.truth_um", f"{self.truth_um} um is no such scale", "give 8, 16, ... or 64"
             )
-        if self.pen > 1:
-            raise ConfigError("phantom.pen", f"{self.pen} is no share", "give 0 to 1")
+        for name in ("pen", "blurred", "debris"):
+            if getattr(self, name) > 1:
+                raise ConfigError(f"phantom.{name}", f"{getattr(self, name)} is no share", "give 0 to 1")
+        if self.pen_colour not in ("any", *INKS_RGB):
+            what = f"there is no {self.pen_colour!r} pen"
+            raise ConfigError("phantom.pen_colour", what, f"give any, {', '.join(INKS_RGB)}")
         if not 1 <= self.jpeg_quality <= 100:
             raise ConfigError("phantom.jpeg_quality", f"{self.jpeg_quality} is out of range", "give 1 to 100")
 
 
 @dataclass(frozen=True, slots=True)
 class Phantom:
-    """A drawn slide: `pixels` (H, W, 3), and on a grid of `truth_um`: `truth`, `tissue` and `ink`.
+    """A drawn slide: `pixels` (H, W, 3), and on a grid of `truth_um`: `truth`, `tissue`, `ink` and `blurred`.
 
     `truth` is 255 where the lesion is (focus), or 128 on nests of glands and 255 on follicles (arrangement).
     `sites_um` (n, 2) are the centres of the chosen places, (y, x), and `kinds` what stands there.
@@ -121,6 +132,7 @@ class Phantom:
     truth: NDArray[np.uint8]
     tissue: NDArray[np.bool_]
     ink: NDArray[np.bool_]
+    blurred: NDArray[np.bool_]
     sites_um: Places
     kinds: tuple[str, ...]
 
@@ -147,19 +159,37 @@ def draw_phantom(
     else:
         depth_um = pieces(canvas.size_um, streams("outline"), most=1, room_um=0)
     cells = structures.Cells(config.mpp, streams("cells"))
-    ground = Ground(canvas, cells, depth_um, streams, config.truth_um)
+    ground = Ground(canvas, cells, depth_um, streams, config.truth_um, config.fat)
     paint = {"focus": _paint_focus, "arrangement": _paint_arrangement}[task]
     sites_um, kinds, truth = paint(ground, label, difficulty)
     cover = tissue_cover(depth_um, canvas, streams("outline", 1))
     stain = stain or Stain.drawn(streams("stain"), config.stain_spread)
     pixels = structures.develop(canvas, cover, stain, streams("glass"))
-    marked, rng = np.zeros(canvas.shape_px, np.float32), streams("pen")
-    if rng.random() < config.pen:
-        marked = structures.ink(pixels, pen_line(depth_um, rng), config.mpp, rng)
-    tissue, ink = (
-        cv2.resize(plane, truth.shape[::-1], interpolation=cv2.INTER_AREA) > 0.5 for plane in (cover, marked)
+    marked, blurred = _spoil(pixels, ground, stain, config)
+    tissue, ink, soft = (
+        cv2.resize(plane, truth.shape[::-1], interpolation=cv2.INTER_AREA) > 0.5
+        for plane in (cover, marked, blurred)
     )
-    return Phantom(pixels, truth, tissue, ink, sites_um, kinds)
+    return Phantom(pixels, truth, tissue, ink, soft, sites_um, kinds)
+
+
+def _spoil(
+    pixels: NDArray[np.uint8], ground: Ground, stain: Stain, config: PhantomConfig
+) -> tuple[Plane, Plane]:
+    """Draw pen and flaws onto a finished slide, in place; gives where there is pen, and where it is blurred."""
+    mpp, streams = ground.canvas.mpp, ground.streams
+    marked, blurred = (np.zeros(ground.canvas.shape_px, np.float32) for _ in range(2))
+    rng = streams("blur")
+    if rng.random() < config.blurred:
+        blurred = flaws.out_of_focus(pixels, ground.depth_um, mpp, stain.noise, rng)
+    rng = streams("debris")
+    if rng.random() < config.debris:
+        flaws.debris(pixels, mpp, rng)
+    rng = streams("pen")
+    if rng.random() < config.pen:
+        line = pen_line(ground.depth_um, rng)
+        marked = structures.ink(pixels, line, mpp, rng, colour=config.pen_colour)
+    return marked, blurred
 
 
 Painted = tuple[Places, tuple[str, ...], NDArray[np.uint8]]

@@ -31,10 +31,12 @@ from holoslide.errors import CohortError, ConfigError, HoloslideError, SlideErro
 from holoslide.geometry import Box, ceil_div
 from holoslide.slides.crew import Died, run_all
 from holoslide.slides.facts import GLASS, shown
+from holoslide.slides.outlines import outline_sha256
 from holoslide.slides.pyramid import BLOCK_PX, MIN_QUALITY, PyramidLevel, write_tiff
 from holoslide.slides.raster import TILE_PX, Raster, RasterRecord, Recipe
 from holoslide.slides.reader import Reader, open_slide
-from holoslide.slides.tissue import Mask, TissueConfig, find_tissue
+from holoslide.slides.region import find_region
+from holoslide.slides.tissue import Mask, TissueConfig
 
 MOST_ENLARGED = 1.1  # a slide this much coarser than the raster still serves
 
@@ -73,11 +75,15 @@ class PrepareConfig:
 
 @dataclass(frozen=True, slots=True)
 class PrepareJob:
-    """A slide to prepare; `mpp`, um per pixel of its level 0, goes before what the file says."""
+    """A slide to prepare; `mpp`, um per pixel of its level 0, goes before what the file says.
+
+    `mask` is the user's own tissue mask (see `outlines.py`), which goes before what would be found.
+    """
 
     slide_id: str
     path: Path
     mpp: float | None = None
+    mask: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +166,7 @@ def prepare_slide(job: PrepareJob, folder: Path, config: PrepareConfig) -> Prepa
                 with _claimed(target) as file:
                     if not _is_made(target, recipe):  # nor by another process, meanwhile
                         status = "made"
-                        _make(slide, recipe, config, file, folder)
+                        _make(slide, recipe, config, file, mask=job.mask)
                         file.flush()
                         os.fsync(file.fileno())
                         _part(target).replace(target)
@@ -189,6 +195,7 @@ def _recipe(job: PrepareJob, slide: Reader, config: PrepareConfig) -> Recipe:
         slide_mpp=(mpp.y, mpp.x),
         slide_mpp_source=mpp.source,
         settings=dataclasses.asdict(config),
+        mask_sha256=None if job.mask is None else outline_sha256(job.mask),
         software=f"holoslide {metadata.version('holoslide')}",
     )
 
@@ -304,19 +311,18 @@ def _refuse_coarse(slide: Reader, mpp: float) -> None:
         raise SlideError(shown(slide.path), what, remedy)
 
 
-def _place(slide: Reader, config: PrepareConfig) -> _Place:
+def _place(slide: Reader, config: PrepareConfig, mask: Path | None) -> _Place:
     """The tissue's bounding box on the slide, and the mask in cells counted from its corner.
 
     Raises `SlideError` where there is no tissue.
     """
     own, bounds, cell_px = slide.require_mpp(), slide.bounds_l0, config.mask_cell_px
-    thumbnail_mpp = max(config.tissue.thumbnail_mpp, own.y, own.x)
-    per_thumb = (thumbnail_mpp / own.y, thumbnail_mpp / own.x)  # level-0 pixels
-    shape = [max(1, math.ceil(n / per - 1e-6)) for n, per in zip(bounds.shape, per_thumb, strict=True)]
-    thumbnail = slide.read(Box.at(0, 0, *shape), thumbnail_mpp, (bounds.top, bounds.left))
-    tissue = find_tissue(thumbnail, thumbnail_mpp, config.tissue)
+    region = find_region(slide, config.tissue, mask)
+    tissue, per_thumb = region.tissue, region.frame.l0_per_px
     if not tissue.any():
         remedy = "look at it; lower prepare.tissue.least_contrast or speck_um2, or leave it out"
+        if mask is not None:
+            remedy = f"the mask {shown(mask)} leaves nothing of it: mend the mask"
         raise SlideError(shown(slide.path), "no tissue found", remedy)
     origin, cuts, sizes = [], [], []
     for axis in (0, 1):
@@ -348,11 +354,13 @@ def _pool(mask: Mask, y_edges: NDArray[np.floating], x_edges: NDArray[np.floatin
 # --- Making the file ----------------------------------------------------------------------------------------
 
 
-def _make(slide: Reader, recipe: Recipe, config: PrepareConfig, file: IO[bytes], folder: Path) -> None:
-    """Write the raster of a slide into an empty file; `folder` takes what is needed meanwhile."""
-    place = _place(slide, config)
+def _make(
+    slide: Reader, recipe: Recipe, config: PrepareConfig, file: IO[bytes], *, mask: Path | None
+) -> None:
+    """Write the raster of a slide into an empty file; what is needed meanwhile lies in the same folder."""
+    place = _place(slide, config, mask)
     counts = np.zeros((3, 256), np.int64)
-    with tempfile.TemporaryFile(dir=folder) as scratch:
+    with tempfile.TemporaryFile(dir=Path(file.name).parent) as scratch:
         pyramid = PyramidLevel(place.shape_px, config.jpeg_quality, scratch)
         for strip, tissue in _strips(slide, place, config):
             for channel in range(3):

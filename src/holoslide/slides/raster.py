@@ -1,6 +1,6 @@
 """The prepared slide: one TIFF with the pixels at the target resolution, the tissue mask, and how it was made.
 
-The file, format version 1 (`prepare.py` writes it):
+The file, format version 2 (`prepare.py` writes it; version 1 knew no masks of users, and is read as well):
 
 - pages 0, 1, ...: the pyramid, each level half the one before; RGB as JPEG 4:4:4 in square tiles, resolution
   tags in um per pixel. Level 0 is the raster. QuPath and OpenSlide open it as a generic tiled TIFF.
@@ -34,7 +34,8 @@ from holoslide.slides.facts import DAMAGE, ForkLock, one_line, shown
 from holoslide.slides.reader import area_average
 
 FORMAT = "holoslide raster"
-VERSION = 1
+VERSION = 2
+READABLE = (1, 2)
 TILE_PX = 256
 CACHE_BYTES = 2**26  # decoded tiles kept per open raster
 MASK_TAG = 65_108
@@ -49,7 +50,8 @@ _cache_lock = (
 class Recipe:
     """All that decides a raster's bytes: equal recipes give equal files.
 
-    `settings` is the whole `PrepareConfig`; `slide_sha256` is of the slide's file, or of all its files.
+    `settings` is the whole `PrepareConfig`; `slide_sha256` is of the slide's file, or of all its files,
+    `mask_sha256` of the user's own tissue mask, None where the tissue was looked for.
     """
 
     slide_id: str
@@ -58,6 +60,7 @@ class Recipe:
     slide_mpp_source: str
     settings: dict[str, Any]
     software: str
+    mask_sha256: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +101,7 @@ class RasterRecord:
             remedy = "prepare it with `holoslide prepare` first"
             raise SlideError(shown(path), "is an image, but no prepared slide", remedy)
         version = facts.pop("version", None)
-        if version != VERSION:
+        if version not in READABLE:
             what = f"is a prepared slide of format {version}, and this holoslide reads format {VERSION}"
             raise SlideError(shown(path), what, "prepare it again, or use the holoslide that made it")
         try:

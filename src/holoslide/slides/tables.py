@@ -2,7 +2,7 @@
 
 | tool | columns |
 | --- | --- |
-| holoslide | `slide_id,patient_id,label[,split][,mpp][,path]` |
+| holoslide | `slide_id,patient_id,label[,split][,mpp][,path][,mask][,site]` |
 | the paper's code | `slide_id,label,type`: file names with extension, type is the split |
 | CLAM | `case_id,slide_id,label` |
 | STAMP | a slide table `PATIENT,FILENAME`, and a clini table `PATIENT` + label column |
@@ -26,7 +26,7 @@ from holoslide.errors import CohortError
 from holoslide.slides.facts import shown
 from holoslide.slides.findings import Finding, some
 
-Role = Literal["slide", "patient", "label", "split", "mpp", "path"]
+Role = Literal["slide", "patient", "label", "split", "mpp", "path", "mask", "site"]
 Split = Literal["train", "valid", "test"]
 
 SPLITS: tuple[Split, ...] = ("train", "valid", "test")
@@ -38,6 +38,8 @@ NAMES: dict[Role, tuple[str, ...]] = {
     "split": ("split", "type"),
     "mpp": ("mpp",),
     "path": ("path",),
+    "mask": ("mask", "mask_path"),
+    "site": ("site", "center", "centre", "hospital", "institution"),
 }
 KNOWN = {name for names in NAMES.values() for name in names}
 SPLIT_WORDS: dict[str, Split] = {

@@ -19,9 +19,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from holoslide.errors import ConfigError
+from holoslide.slides import marks
+from holoslide.slides.morphology import Mask, close, drop_specks, fill_holes, grow, odd, shrink
 
-Mask = NDArray[np.bool_]
+__all__ = ["Mask", "Segmented", "TissueConfig", "find_tissue", "segment"]
+
+SWITCHES = ("skip_pen", "skip_debris", "skip_blur")
 WHITE_RGB = (245, 245, 245)  # what the lamp is taken to be where a slide shows no glass at all
+NET_UM = 40.0  # gaps in what has structure: the meshes of fat
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,35 +39,50 @@ class TissueConfig:
     tissue. `texture_um`: side of the neighbourhood whose unrest counts as texture, which is tissue from
     `least_texture` (Lab units) on. `close_um`: gaps up to this wide are closed. `hole_um2`, `speck_um2`: smaller
     holes are filled, smaller pieces dropped. `margin_um`: the mask is grown by this, so that pale edges are in.
-    `skip_ink`: leave out coloured pen.
+    `skip_pen`: leave out felt pen, black, blue, green and red. `skip_debris`: leave out coverslip edges, rims of
+    bubbles and dirt. `skip_blur`: leave out what is out of focus at `focus_mpp`: where the finest structures have
+    less than `least_sharpness` of the contrast of the coarser ones (sharp slides: 0.5 and more; after a blur with a
+    sigma of 2 pixels: under 0.25).
     """
 
     thumbnail_mpp: float = 8.0
-    smooth_um: float = 8.0
+    smooth_um: float = 6.0
     least_contrast: float = 4.0
     most_contrast: float = 8.0
     texture_um: float = 56.0
-    least_texture: float = 1.5
+    least_texture: float = 1.0
     close_um: float = 64.0
     hole_um2: float = 60_000.0
     speck_um2: float = 20_000.0
     margin_um: float = 0.0
-    skip_ink: bool = True
+    skip_pen: bool = True
+    skip_debris: bool = True
+    skip_blur: bool = True
+    focus_mpp: float = 2.0
+    least_sharpness: float = 0.28
 
     def __post_init__(self) -> None:
         """Raise ConfigError for a length or area that cannot be."""
-        for name in (each.name for each in fields(self) if each.name != "skip_ink"):
+        for name in (each.name for each in fields(self) if each.name not in SWITCHES):
             value = getattr(self, name)
             if not (math.isfinite(value) and value >= 0):
                 where, what = f"prepare.tissue.{name}", f"{value} is not a number of at least 0"
                 raise ConfigError(where, what, "give a length in um, an area in um2 or a contrast")
             object.__setattr__(self, name, float(value))  # 8 and 8.0 are written alike
-        if self.thumbnail_mpp == 0:
-            where, what = "prepare.tissue.thumbnail_mpp", "0 um per pixel is no thumbnail"
-            raise ConfigError(where, what, "give 4 to 16")
+        for name, remedy in (("thumbnail_mpp", "give 4 to 16"), ("focus_mpp", "give 1 to 4")):
+            if getattr(self, name) == 0:
+                raise ConfigError(f"prepare.tissue.{name}", "0 um per pixel is no picture", remedy)
         if self.least_contrast > self.most_contrast:
             where, what = "prepare.tissue.least_contrast", f"{self.least_contrast} is above most_contrast"
             raise ConfigError(where, what, f"give at most {self.most_contrast}")
+
+
+@dataclass(frozen=True, slots=True)
+class Segmented:
+    """What a thumbnail shows: `tissue`, and the `pen` that was left out, as masks of its size."""
+
+    tissue: Mask
+    pen: Mask
 
 
 def find_tissue(thumbnail: NDArray[np.uint8], um_per_px: float, config: TissueConfig) -> Mask:
@@ -70,23 +90,33 @@ def find_tissue(thumbnail: NDArray[np.uint8], um_per_px: float, config: TissueCo
 
     `um_per_px` is the thumbnail's own, which may be coarser than the one the configuration asks for.
     """
+    return segment(thumbnail, um_per_px, config).tissue
+
+
+def segment(thumbnail: NDArray[np.uint8], um_per_px: float, config: TissueConfig) -> Segmented:
+    """As `find_tissue`, with what was left out."""
     white = balance(thumbnail, glass_colour(thumbnail))
     smooth = np.asarray(cv2.GaussianBlur(white, (0, 0), max(config.smooth_um / um_per_px, 0.3)), np.float32)
-    pixel_um2 = um_per_px**2
-    excluded = beyond_scan(thumbnail)
-    if config.skip_ink:
-        excluded |= ink(smooth)
-    excluded = drop_specks(excluded, config.speck_um2 / pixel_um2)  # pigment, or dye on a margin, is small
-    excluded = grow(excluded, 2 * config.smooth_um / um_per_px)
-    score = contrast(smooth)
+    lab, pixel_um2 = _lab(smooth), um_per_px**2
+    score = contrast(lab)
+    side_px = odd(config.texture_um / um_per_px)
+    # a window sees an edge before it is there, a soft one a pixel earlier; inside a net of membranes there is none
+    unrest = close(texture(white, side_px) > config.least_texture, NET_UM / um_per_px)
+    structured = shrink(unrest, side_px // 2 + 1)
+    pen = np.zeros(score.shape, np.bool_)
+    if config.skip_pen:
+        plain = (score < config.least_contrast) & ~structured
+        pen = marks.pen(smooth, plain, um_per_px, least_um2=config.speck_um2)
+    dark = drop_specks(marks.beyond_scan(thumbnail), config.speck_um2 / pixel_um2)
+    excluded = pen | grow(dark, 2 * config.smooth_um / um_per_px)
     stained = score > threshold(score[~excluded], config.least_contrast, config.most_contrast)
-    side_px = _odd(config.texture_um / um_per_px)
-    structured = shrink(texture(white, side_px) > config.least_texture, side_px // 2)
     mask = close((stained | structured) & ~excluded, config.close_um / um_per_px) & ~excluded
+    if config.skip_debris:
+        mask &= ~marks.debris(mask, lab, um_per_px)
     smallest_um2 = min(config.speck_um2, 0.02 * mask.size * pixel_um2)  # a tiny slide has tiny pieces
     mask = drop_specks(mask, smallest_um2 / pixel_um2)
     mask = fill_holes(mask, config.hole_um2 / pixel_um2)
-    return grow(mask, config.margin_um / um_per_px) & ~excluded
+    return Segmented(grow(mask, config.margin_um / um_per_px) & ~excluded, pen)
 
 
 def glass_colour(rgb: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -132,9 +162,12 @@ def balance(rgb: NDArray[np.uint8], glass: NDArray[np.float32]) -> NDArray[np.fl
     return np.asarray(np.minimum(rgb.astype(np.float32) / glass, np.float32(1)), np.float32)
 
 
-def contrast(white: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Distance from white in Lab, (h, w); darkness counts half, as shadows are dark and stain is coloured."""
-    lab = cv2.cvtColor(np.ascontiguousarray(white), cv2.COLOR_RGB2LAB)
+def _lab(white: NDArray[np.float32]) -> NDArray[np.float32]:
+    return np.asarray(cv2.cvtColor(np.ascontiguousarray(white), cv2.COLOR_RGB2LAB), np.float32)
+
+
+def contrast(lab: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Distance from white, (h, w); darkness counts half, as shadows are dark and stain is coloured."""
     return np.asarray(
         np.sqrt((0.5 * (100 - lab[..., 0])) ** 2 + lab[..., 1] ** 2 + lab[..., 2] ** 2), np.float32
     )
@@ -142,7 +175,7 @@ def contrast(white: NDArray[np.float32]) -> NDArray[np.float32]:
 
 def texture(white: NDArray[np.float32], side_px: int) -> NDArray[np.float32]:
     """Standard deviation of lightness (Lab) around each pixel, (h, w), less what noise alone gives."""
-    light = cv2.cvtColor(np.ascontiguousarray(white), cv2.COLOR_RGB2LAB)[..., 0]
+    light = _lab(white)[..., 0]
     mean = cv2.blur(light, (side_px, side_px))
     variance = cv2.blur(light * light, (side_px, side_px)) - mean * mean
     deviation = np.sqrt(np.maximum(variance, 0))
@@ -157,64 +190,3 @@ def threshold(score: NDArray[np.float32], least: float, most: float) -> float:
     scaled = np.clip(score * (255 / 40), 0, 255).astype(np.uint8)
     otsu, _ = cv2.threshold(scaled.reshape(-1, 1), 0, 255, cv2.THRESH_BINARY | cv2.THRESH_OTSU)
     return float(np.clip(otsu * 40 / 255, least, most))
-
-
-def ink(white: NDArray[np.float32]) -> Mask:
-    """Green and blue pen: more saturated, at those hues, than haematoxylin or any common stain gets."""
-    hsv = cv2.cvtColor(np.ascontiguousarray(white), cv2.COLOR_RGB2HSV)
-    hue, saturation, value = hsv[..., 0], hsv[..., 1], hsv[..., 2]
-    green = (hue > 75) & (hue < 190) & (saturation > 0.25)
-    blue = (hue >= 190) & (hue < 245) & ((saturation > 0.5) | ((saturation > 0.35) & (value > 0.82)))
-    return np.asarray(green | blue)
-
-
-def beyond_scan(rgb: NDArray[np.uint8]) -> Mask:
-    """Neutral black: the dark beyond the scanned area, or black ink laid on thick."""
-    return np.asarray((rgb.max(axis=2) < 50) & (np.ptp(rgb, axis=2) < 15))
-
-
-def close(mask: Mask, width_px: float) -> Mask:
-    """Bridge gaps up to `width_px` wide; the picture's edge closes nothing by itself."""
-    side = _odd(width_px)
-    pad = side
-    kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (side, side))
-    padded = cv2.copyMakeBorder(mask.astype(np.uint8), pad, pad, pad, pad, cv2.BORDER_CONSTANT, value=0)
-    closed = cv2.morphologyEx(padded, cv2.MORPH_CLOSE, kernel)
-    return np.asarray(closed[pad:-pad, pad:-pad] > 0)
-
-
-def grow(mask: Mask, by_px: float) -> Mask:
-    """The mask and all within `by_px` of it."""
-    side = 2 * round(by_px) + 1
-    kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (side, side))
-    return np.asarray(cv2.dilate(mask.astype(np.uint8), kernel) > 0)
-
-
-def shrink(mask: Mask, by_px: int) -> Mask:
-    """The mask without what is within `by_px` of its border; the picture's edge is none."""
-    kernel = cv2.getStructuringElement(cv2.MORPH_RECT, (2 * by_px + 1, 2 * by_px + 1))
-    shrunk = cv2.erode(mask.astype(np.uint8), kernel, borderType=cv2.BORDER_CONSTANT, borderValue=1)
-    return np.asarray(shrunk > 0)
-
-
-def drop_specks(mask: Mask, area_px: float) -> Mask:
-    """The mask without pieces smaller than `area_px`."""
-    count, labels, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
-    keep = stats[:, cv2.CC_STAT_AREA] >= area_px
-    keep[0] = False
-    return np.asarray(keep[labels]) if count > 1 else mask
-
-
-def fill_holes(mask: Mask, area_px: float) -> Mask:
-    """The mask with holes smaller than `area_px` filled; what touches the picture's edge is no hole."""
-    count, labels, stats, _ = cv2.connectedComponentsWithStats((~mask).astype(np.uint8), connectivity=4)
-    edge = np.concatenate([labels[0], labels[-1], labels[:, 0], labels[:, -1]])
-    fill = stats[:, cv2.CC_STAT_AREA] < area_px
-    fill[np.unique(edge)] = False
-    fill[0] = False  # label 0 is the mask itself
-    return mask | np.asarray(fill[labels]) if count > 1 else mask
-
-
-def _odd(width_px: float) -> int:
-    """An odd number of pixels, at least 3."""
-    return max(3, 2 * int(width_px / 2) + 1)

@@ -1,0 +1,229 @@
+"""Users' own tissue masks, laid on a slide's thumbnail as they are: nothing is added, and nothing taken out.
+
+| file | what it is |
+| --- | --- |
+| `.geojson`, `.json` | polygons in level-0 pixels, with holes: QuPath's annotations, TRIDENT's `contours_geojson`. What QuPath classifies with a trailing asterisk (`Ignore*`) is taken out |
+| `.pkl` | CLAM's contours: `tissue` and `holes` in level-0 pixels. Read without running what a pickle may hold |
+| `.png` | a picture of the whole slide, of any size: what is not 0 is tissue, what is transparent is not |
+"""  # noqa: E501
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import math
+import pickle
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from holoslide.errors import SlideError
+from holoslide.slides.facts import DAMAGE, one_line, shown
+from holoslide.slides.morphology import Mask
+
+SUFFIXES = (".geojson", ".json", ".pkl", ".png")
+OVERHANG = 0.01  # of the slide's longer side: how far outlines may reach beyond it
+SKEW = 0.02  # how much a picture's sides may differ in scale
+
+FINE = 4  # polygons are drawn so much finer than the grid, as what an outline runs through is drawn with it
+STRIP_PX = 256  # and as many rows at a time
+
+Ring = NDArray[np.float64]  # (n, 2), x first, level-0 pixels
+Polygon = list[Ring]  # the outline, then its holes
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """A grid on a slide of `shape_l0`: (h, w) of its cells, where the first begins, and level-0 pixels per cell."""
+
+    shape: tuple[int, int]
+    origin_l0: tuple[int, int]
+    l0_per_px: tuple[float, float]
+    shape_l0: tuple[int, int]
+
+
+def outline_sha256(path: Path) -> str:
+    """The SHA-256 of a mask's file; SlideError where it cannot be read."""
+    return hashlib.sha256(_bytes(path)).hexdigest()
+
+
+def _bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise SlideError(shown(path), f"cannot be read ({error.strerror})", "mend the mask's path") from error
+
+
+def read_outline(path: Path, frame: Frame) -> Mask:
+    """A user's mask on a grid (h, w); SlideError for what is no mask of the slide."""
+    data, suffix = _bytes(path), path.suffix.lower()
+    if suffix == ".png":
+        return _picture(data, path, frame)
+    if suffix not in SUFFIXES:
+        raise SlideError(shown(path), "is no mask in a known format", f"give {', '.join(SUFFIXES)}")
+    kept, ignored = _contours(data, path) if suffix == ".pkl" else _geojson(data, path)
+    _refuse_strange(kept, path, frame)
+    return _fill(kept, frame) & ~_fill(ignored, frame)
+
+
+def find_outline(folder: Path, slide_id: str) -> Path:
+    """The mask of a slide in a folder, named by its id; SlideError if there is none, or more than one."""
+    found = [path for path in (folder / f"{slide_id}{suffix}" for suffix in SUFFIXES) if path.is_file()]
+    if len(found) == 1:
+        return found[0].absolute()
+    if not found:
+        remedy = (
+            "add it; or name the masks in the table's mask column, where an empty cell lets holoslide look"
+        )
+        raise SlideError(slide_id, f"has no mask in {shown(folder)}", remedy)
+    what = f"has {len(found)} masks: {', '.join(path.name for path in found)}"
+    raise SlideError(slide_id, what, "keep one of them")
+
+
+# --- Polygons -----------------------------------------------------------------------------------------------------
+
+
+def _geojson(data: bytes, path: Path) -> tuple[list[Polygon], list[Polygon]]:
+    """What is tissue, and what is to be ignored."""
+    kept: list[Polygon] = []
+    ignored: list[Polygon] = []
+    try:
+        found = json.loads(data)
+        for feature in _features(found):
+            polygons = _polygons(feature["geometry"] if feature.get("type") == "Feature" else feature)
+            (ignored if _is_ignored(feature) else kept).extend(polygons)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        what = f"is no GeoJSON of polygons ({one_line(error)})"
+        raise SlideError(shown(path), what, "export annotations with area as GeoJSON") from error
+    return kept, ignored
+
+
+def _features(found: Any) -> list[Any]:
+    if isinstance(found, list):
+        return [each for one in found for each in _features(one)]
+    if found["type"] == "FeatureCollection":
+        return list(found["features"])
+    return [found]
+
+
+def _is_ignored(feature: dict[str, Any]) -> bool:
+    classification = (feature.get("properties") or {}).get("classification") or {}
+    return isinstance(classification, dict) and str(classification.get("name", "")).endswith("*")
+
+
+def _polygons(geometry: dict[str, Any]) -> list[Polygon]:
+    kind = geometry["type"]
+    if kind == "GeometryCollection":
+        return [polygon for each in geometry["geometries"] for polygon in _polygons(each)]
+    if kind not in ("Polygon", "MultiPolygon"):
+        message = f"a {kind} has no area"
+        raise ValueError(message)
+    several = geometry["coordinates"] if kind == "MultiPolygon" else [geometry["coordinates"]]
+    return [[_ring([point[:2] for point in ring]) for ring in polygon] for polygon in several if polygon]
+
+
+def _ring(points: Any) -> Ring:
+    ring = np.asarray(points, np.float64)
+    if ring.ndim != 2 or ring.shape[1] != 2 or len(ring) < 3 or not np.isfinite(ring).all():
+        message = f"an outline of shape {ring.shape} is none"
+        raise ValueError(message)
+    return ring
+
+
+class _Arrays(pickle.Unpickler):
+    """A pickle that may hold numpy arrays and plain values, and runs nothing."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if name in ("ndarray", "dtype") and module == "numpy":
+            return getattr(np, name)
+        if name == "_reconstruct" and module in ("numpy.core.multiarray", "numpy._core.multiarray"):
+            from numpy._core import multiarray
+
+            return multiarray._reconstruct
+        message = f"it names {module}.{name}"
+        raise pickle.UnpicklingError(message)
+
+
+def _contours(data: bytes, path: Path) -> tuple[list[Polygon], list[Polygon]]:
+    """CLAM's segmentation: `tissue`, a list of contours (n, 1, 2), and `holes`, a list of such lists."""
+    try:
+        found = _Arrays(io.BytesIO(data)).load()
+        outlines = [np.asarray(contour).reshape(-1, 2) for contour in found["tissue"]]
+        holes = [[np.asarray(hole).reshape(-1, 2) for hole in some] for some in found["holes"]]
+        kept = [
+            [_ring(outline), *(_ring(hole) for hole in inside if len(hole) > 2)]
+            for outline, inside in zip(outlines, holes, strict=True)
+            if len(outline) > 2
+        ]
+    except (*DAMAGE, pickle.UnpicklingError, EOFError, ImportError, AttributeError) as error:
+        what = f"is no CLAM segmentation ({one_line(error)})"
+        raise SlideError(shown(path), what, "give the file that CLAM's saveSegmentation wrote") from error
+    return kept, []
+
+
+def _refuse_strange(polygons: list[Polygon], path: Path, frame: Frame) -> None:
+    """SlideError for outlines that hold nothing, or are not of this slide."""
+    if not polygons:
+        raise SlideError(shown(path), "holds no polygon", "draw the tissue, or leave the mask out")
+    points = np.concatenate([polygon[0] for polygon in polygons])
+    height, width = frame.shape_l0
+    slack = OVERHANG * max(height, width)
+    (left, top), (right, bottom) = points.min(axis=0), points.max(axis=0)
+    if left < -slack or top < -slack or right > width + slack or bottom > height + slack:
+        what = f"reaches x {left:.0f} to {right:.0f}, y {top:.0f} to {bottom:.0f}"
+        what += f" on a slide of {width} x {height} pixels"
+        raise SlideError(shown(path), what, "give a mask of this slide, in full-resolution pixels")
+
+
+def _fill(polygons: list[Polygon], frame: Frame) -> Mask:
+    """The cells most of which is in a polygon and in none of its holes."""
+    mask = np.zeros(frame.shape, np.bool_)
+    scale = 1 / np.array(frame.l0_per_px[::-1])
+    origin = np.array(frame.origin_l0[::-1])
+    for polygon in polygons:
+        rings = [(ring - origin) * scale for ring in polygon]
+        low, high = rings[0].min(axis=0), rings[0].max(axis=0)
+        left, top = (max(0, math.floor(value)) for value in low.tolist())
+        right, bottom = (
+            min(side, math.ceil(value)) for side, value in zip(frame.shape[::-1], high.tolist(), strict=True)
+        )
+        for row in range(top, bottom if right > left else top, STRIP_PX):
+            rows = min(STRIP_PX, bottom - row)
+            fine = np.zeros((rows * FINE, (right - left) * FINE), np.uint8)
+            drawn = [np.rint(((ring - (left, row)) * FINE - 0.5) * 256).astype(np.int32) for ring in rings]
+            cv2.fillPoly(fine, drawn, 255, shift=8)  # even-odd: a hole is outside
+            shares = cv2.resize(fine, (right - left, rows), interpolation=cv2.INTER_AREA)
+            mask[row : row + rows, left:right] |= shares > 127
+    return mask
+
+
+# --- Pictures -----------------------------------------------------------------------------------------------------
+
+
+def _picture(data: bytes, path: Path, frame: Frame) -> Mask:
+    """A PNG of the whole slide, read at the middle of each cell."""
+    picture = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED) if data else None
+    if picture is None:
+        raise SlideError(shown(path), "is no PNG, or a damaged one", "export the mask again")
+    if picture.ndim == 3 and picture.shape[2] == 4:
+        found = np.asarray((picture[..., :3] > 0).any(axis=2) & (picture[..., 3] > 0))
+    else:
+        found = np.asarray(picture > 0 if picture.ndim == 2 else (picture > 0).any(axis=2))
+    scales = [have / want for have, want in zip(found.shape, frame.shape_l0, strict=True)]
+    rounding = 1 / min(found.shape)  # a thumbnail's sides are whole numbers
+    if abs(scales[0] / scales[1] - 1) > SKEW + rounding:
+        height, width = frame.shape_l0
+        what = f"is a picture of {found.shape[1]} x {found.shape[0]} pixels, the slide has {width} x {height}"
+        raise SlideError(shown(path), what, "give a picture of the whole slide, of its proportions")
+    rows, columns = (
+        np.clip((origin + (np.arange(count) + 0.5) * per) * scale, 0, side - 1).astype(np.int64)
+        for origin, count, per, scale, side in zip(
+            frame.origin_l0, frame.shape, frame.l0_per_px, scales, found.shape, strict=True
+        )
+    )
+    return np.asarray(found[rows[:, None], columns[None, :]])
