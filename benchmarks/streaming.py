@@ -229,7 +229,8 @@ def measure(options: Options) -> Result:
             raise SystemExit(f"--only {name}: choose among {', '.join(runs)}")
         figures |= runs[name](options.quick)
     configuration = {"backbone": "resnet34", "dtype": "bfloat16 autocast", "parts": chosen}
-    return Result(figures=figures, configuration=configuration)
+    variant = "-".join(chosen) if options.values["only"] else ""
+    return Result(figures=figures, configuration=configuration, variant=variant)
 
 
 def _grad(quick: bool) -> dict[str, Figure]:  # noqa: FBT001
