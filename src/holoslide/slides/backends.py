@@ -115,6 +115,7 @@ class OpenSlideBackend:
         self.objective_power = number(properties.get("openslide.objective-power"))
         self.bounds_l0 = bounds_from_properties(properties, shapes[0])
         self._pages = aperio_pages(path, shapes) if self.vendor == "aperio" else []
+        self.icc_profile = self._find_profile()
 
     def in_strips(self, level: int) -> bool:
         """Never: all that OpenSlide opens is tiled, or as good as."""
@@ -142,6 +143,14 @@ class OpenSlideBackend:
                 self._slide = None
         for page in self._pages[:1]:
             page.file.close()
+
+    def _find_profile(self) -> bytes | None:
+        openslide = _import_openslide(self._path)
+        try:
+            profile: Any = self._handle().color_profile
+        except (openslide.OpenSlideError, *DAMAGE):  # of no use to those who do not ask for it
+            return None
+        return None if profile is None else bytes(profile.tobytes())
 
     def _region(self, level: int, box: Box) -> NDArray[np.uint8]:
         openslide, ratio = _import_openslide(self._path), self._ratios[level]
@@ -190,6 +199,7 @@ class ImageBackend:
                 f"is {width} x {height} px, too large for {self.vendor.upper()}, which must be decoded whole"
             )
             raise SlideError(shown(path), what, "save it as a tiled TIFF (vips tiffsave --tile --pyramid)")
+        self.icc_profile: bytes | None = image.info.get("icc_profile")
         self.pixels = "8-bit grey, shown as RGB" if mode in ("1", "L", "LA") else "8-bit RGB"
         self.levels = make_levels([(height, width)])
         self.bounds_l0 = Box(0, 0, height, width)
