@@ -175,6 +175,9 @@ def prepare_slide(
     """
     started = time.monotonic()
     target = raster_path(folder, job.slide_id)
+    if target.exists() and job.path.exists() and target.samefile(job.path):
+        what = "is a slide, and its raster would take its place"
+        raise SlideError(shown(target), what, "choose another folder for the rasters")
     with open_slide(job.path, mpp=job.mpp, fallback_mpp=job.fallback_mpp, icc=config.icc) as slide:
         slide.on_part = beat
         _refuse_coarse(slide, config.mpp)

@@ -64,14 +64,14 @@ def slide_files(path: Path) -> list[Path]:
     if path.suffix.lower() == ".mrxs":
         folder = path.with_suffix("")
         return [path, *sorted(p for p in folder.iterdir() if p.is_file())] if folder.is_dir() else [path]
-    series = _dicom_series(path)
+    series = dicom_series(path)
     if series is None:
         return [path]
-    siblings = {p for p in path.parent.iterdir() if p.is_file() and _dicom_series(p) == series}
+    siblings = {p for p in path.parent.iterdir() if p.is_file() and dicom_series(p) == series}
     return sorted(siblings | {path})
 
 
-def _dicom_series(path: Path) -> bytes | None:
+def dicom_series(path: Path) -> bytes | None:
     """The series instance UID (0020,000E) of a DICOM file; None for other files."""
     with path.open("rb") as file:
         head = file.read(132)
