@@ -14,6 +14,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Literal
@@ -23,7 +24,7 @@ from numpy.typing import NDArray
 
 from holoslide.errors import CohortError, ConfigError, HoloslideError, SlideError
 from holoslide.geometry import Box, ceil_div
-from holoslide.slides.claim import claimed, is_clean, part_of, unfinished
+from holoslide.slides.claim import LostClaim, claimed, is_clean, part_of, unfinished
 from holoslide.slides.crew import Beat, Died, run_all
 from holoslide.slides.facts import GLASS, Mpp, shown
 from holoslide.slides.outlines import outline_sha256
@@ -186,16 +187,16 @@ def prepare_slide(
         recipe = _recipe(job, slide, config, noted or slide_sha256(job.path, beat))
         status: Literal["made", "reused"] = "reused"
         try:
-            if noted is None or not (_is_made(target, recipe) and is_clean(target)):
-                with claimed(target, beat):
+            while noted is None or not (_is_made(target, recipe) and is_clean(target)):
+                with suppress(LostClaim), claimed(target, beat):
                     if not _is_made(target, recipe):  # nor by another process, meanwhile
-                        status = "made"
                         with unfinished(target) as file:
                             _make(slide, recipe, config, file, mask=job.mask)
                             _refuse_changed(job.path, stamp)
+                        status = "made"
                     part_of(target).unlink(missing_ok=True)
-                    if noted is None:
-                        write_note(target, stamp, recipe.slide_sha256)
+                    write_note(target, stamp, recipe.slide_sha256)
+                    noted = recipe.slide_sha256
         except OSError as error:
             what = f"cannot be written ({error.strerror or error})"
             raise SlideError(shown(target), what, "make room there, or choose another folder") from error
