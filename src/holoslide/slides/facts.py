@@ -66,6 +66,7 @@ class Backend(Protocol):
     mpp: Mpp | None
     objective_power: float | None
     bounds_l0: Box
+    icc_profile: bytes | None
 
     def in_strips(self, level: int) -> bool:
         """Whether reading a few columns costs as much as reading whole rows."""
