@@ -52,10 +52,14 @@ class Options:
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """What a benchmark found: flat `figures`, and the `configuration` that they hold for."""
+    """What a benchmark found: flat `figures`, and the `configuration` that they hold for.
+
+    `part` names the part of the benchmark that was run, where not all of it was; its file is named after it, too.
+    """
 
     figures: Mapping[str, Figure]
     configuration: Mapping[str, object]
+    part: str = ""
 
 
 def main(
@@ -78,7 +82,7 @@ def main(
     started = time.perf_counter()
     result = measure(options)
     record = {
-        "benchmark": name,
+        "benchmark": f"{name}-{result.part}" if result.part else name,
         "date": datetime.now().astimezone().date().isoformat(),
         "command": shlex.join(["python", "-m", f"benchmarks.{name}", *argv]),
         "seconds": round(time.perf_counter() - started, 1),
@@ -145,11 +149,18 @@ def versions() -> dict[str, str | None]:
     return {
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "torchvision": importlib.metadata.version("torchvision"),
+        "torchvision": _version("torchvision"),
         "cuda": torch.version.cuda if torch.cuda.is_available() else None,
-        "holoslide": importlib.metadata.version("holoslide"),
+        "holoslide": _version("holoslide"),
         "commit": _commit(),
     }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None  # run from its source, not installed
 
 
 def _cpu_model() -> str:
@@ -171,7 +182,7 @@ def _commit() -> str | None:
         dirty = git("status", "--porcelain", "--", ".", ":!benchmarks/results")
         return git("rev-parse", "--short=12", "HEAD") + ("+" if dirty else "")
     except (OSError, subprocess.CalledProcessError):
-        return None  # not a clone
+        return os.environ.get("HOLOSLIDE_COMMIT")  # not a clone: a copy on a machine lent for its GPU
 
 
 # --- Peak memory ------------------------------------------------------------------------------------------------
