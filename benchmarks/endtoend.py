@@ -68,7 +68,11 @@ def theirs(options: Options) -> Callable[[], object]:
     trunk = nn.Sequential(copy.deepcopy(model.stem), copy.deepcopy(model.parts[0])).requires_grad_(True)  # noqa: FBT003
     freeze(trunk)
     builder = make(
-        trunk, options.values["tile"], verbose=False, normalize_on_gpu=False, add_keep_modules=[nn.BatchNorm2d]
+        trunk,
+        options.values["tile"],
+        verbose=False,
+        normalize_on_gpu=False,
+        add_keep_modules=[nn.BatchNorm2d],
     )
     builder.statistics_on_cpu = False  # means: move nothing to "cuda" after measuring on the CPU
     streaming: Any = builder.prepare_streaming_model()
