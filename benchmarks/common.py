@@ -161,11 +161,18 @@ def versions() -> dict[str, str | None]:
     return {
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "torchvision": importlib.metadata.version("torchvision"),
+        "torchvision": _version("torchvision"),
         "cuda": torch.version.cuda if torch.cuda.is_available() else None,
-        "holoslide": importlib.metadata.version("holoslide"),
+        "holoslide": _version("holoslide"),
         "commit": _commit(),
     }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None  # run from its source, not installed
 
 
 def _cpu_model() -> str:
@@ -187,7 +194,7 @@ def _commit() -> str | None:
         dirty = git("status", "--porcelain", "--", ".", ":!benchmarks/results")
         return git("rev-parse", "--short=12", "HEAD") + ("+" if dirty else "")
     except (OSError, subprocess.CalledProcessError):
-        return None  # not a clone
+        return os.environ.get("HOLOSLIDE_COMMIT")  # not a clone: a copy on a machine lent for its GPU
 
 
 # --- Peak memory ------------------------------------------------------------------------------------------------
