@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 import resource
 import tempfile
@@ -68,10 +67,9 @@ def made_sources() -> dict[str, bytes]:
     return sources
 
 
-def real_sources(largest_bytes: int = 2**23) -> dict[str, bytes]:
-    """The real slides that are at hand."""
-    data = Path(os.environ.get("HOLOSLIDE_TEST_DATA", REPO.parent / "shared" / "data"))
-    files = sorted(p for p in data.glob("wsi/**/*") if p.is_file())
+def real_sources(folder: Path, *, largest_bytes: int) -> dict[str, bytes]:
+    """The real slides below a folder."""
+    files = sorted(p for p in folder.rglob("*") if p.is_file())
     return {p.name: p.read_bytes() for p in files if p.stat().st_size <= largest_bytes}
 
 
@@ -116,11 +114,11 @@ def _place(data: bytearray, rng: random.Random) -> int:
     return rng.randrange(min(len(data), rng.choice((16, 400, 4000))))
 
 
-def probe(work: tuple[Path, Path], beat: Callable[[], None]) -> tuple[str, str]:
+def probe(work: tuple[Path, Path], beat: Callable[[], None], *, limit_memory: bool = True) -> tuple[str, str]:
     """What becomes of one file, in a worker: the kind of outcome, and its text."""
     path, scratch = work
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-    if soft != MEMORY_BYTES:
+    if limit_memory and soft != MEMORY_BYTES:
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, hard))
     try:
         if path.name.startswith("raster"):

@@ -9,18 +9,21 @@ goes on; `tracebacks`, `hangs` and `odd_messages` must be 0.
 from __future__ import annotations
 
 import argparse
+import os
 import random
+import shutil
 import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from benchmarks.common import Figure, Options, Result, main
+from benchmarks.common import REPO, Figure, Options, Result, main
 from benchmarks.damage import RASTER, made_sources, mutated, probe, real_sources
 from holoslide.slides.crew import Died, run_all
 
 LIMIT_S = 30.0
+BATCH = 200  # files on the disk at a time
 
 
 def cases(sources: Mapping[str, bytes], count: int, seed: int) -> Iterator[tuple[str, bytes]]:
@@ -36,7 +39,7 @@ def cases(sources: Mapping[str, bytes], count: int, seed: int) -> Iterator[tuple
 
 
 def fuzz(
-    sources: Mapping[str, bytes], count: int, *, seed: int, keep: Path | None = None, batch: int = 200
+    sources: Mapping[str, bytes], count: int, *, seed: int, keep: Path | None = None, limit_s: float = LIMIT_S
 ) -> tuple[Counter[str], list[str], float]:
     """How often each outcome came, the texts of the bad ones, and the longest case in seconds."""
     found: Counter[str] = Counter()
@@ -44,14 +47,15 @@ def fuzz(
     longest = 0.0
     with tempfile.TemporaryDirectory() as folder:
         everything = list(cases(sources, count, seed))
-        for start in range(0, count, batch):
+        for start in range(0, count, BATCH):
             paths = []
-            for name, data in everything[start : start + batch]:
-                paths.append(Path(folder) / name)
+            for name, data in everything[start : start + BATCH]:
+                paths.append(Path(folder) / Path(name).stem / name)  # DICOM looks for parts beside it
+                paths[-1].parent.mkdir()
                 paths[-1].write_bytes(data)
             clock = time.monotonic()
             for index, outcome in run_all(
-                probe, [(path, Path(folder)) for path in paths], workers=1, limit_s=LIMIT_S
+                probe, [(path, Path(folder)) for path in paths], workers=1, limit_s=limit_s
             ):
                 longest, clock = max(longest, time.monotonic() - clock), time.monotonic()
                 kind, text = _kind(outcome)
@@ -61,7 +65,7 @@ def fuzz(
                     if keep is not None:
                         (keep / paths[index].name).write_bytes(paths[index].read_bytes())
             for path in Path(folder).iterdir():
-                path.unlink()
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
     return found, bad, longest
 
 
@@ -77,7 +81,8 @@ def measure(options: Options) -> Result:
     keep = options.values["keep"]
     if keep is not None:
         keep.mkdir(parents=True, exist_ok=True)
-    real = real_sources(2**15 if options.quick else 2**23)
+    data = Path(os.environ.get("HOLOSLIDE_TEST_DATA", REPO.parent / "shared" / "data")) / "wsi"
+    real = real_sources(data, largest_bytes=2**15 if options.quick else 2**23)
     sources = {**made_sources(), **real, "raster.tif": RASTER.read_bytes()}
     found, bad, longest = fuzz(sources, count, seed=options.values["seed"], keep=keep)
     for text in bad:
