@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import warnings
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from holoslide.slides.facts import (
     make_levels,
     number,
     one_line,
+    quiet,
     shown,
     unreadable,
 )
@@ -87,8 +87,7 @@ class WsidicomBackend:
         self._slide.close()
 
     def _open(self) -> Any:
-        for library in ("wsidicom", "pydicom"):  # else they print tracebacks of what they then raise
-            logging.getLogger(library).addHandler(logging.NullHandler())
+        quiet("wsidicom", "pydicom")
         try:
             from wsidicom import WsiDicom
         except ImportError as error:

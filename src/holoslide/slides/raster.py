@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 
 from holoslide.errors import SlideError
 from holoslide.geometry import Box, ceil_div
-from holoslide.slides.facts import DAMAGE, ForkLock, one_line, shown
+from holoslide.slides.facts import DAMAGE, ForkLock, one_line, quiet, shown
 from holoslide.slides.reader import area_average
 
 FORMAT = "holoslide raster"
@@ -291,6 +291,7 @@ def _parse(path: Path) -> tuple[RasterRecord, tuple[_Level, ...], NDArray[np.boo
     """Record, levels and mask of a file, checked against each other and against the file's length."""
     import tifffile
 
+    quiet("tifffile")
     try:
         size_bytes = path.stat().st_size
         if size_bytes == 0:

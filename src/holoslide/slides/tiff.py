@@ -32,6 +32,7 @@ from holoslide.slides.facts import (
     number,
     one_line,
     over_glass,
+    quiet,
     shown,
     unreadable,
 )
@@ -50,6 +51,7 @@ def aperio_pages(path: Path, shapes: Sequence[tuple[int, int]]) -> list[TiffPixe
     """
     import tifffile
 
+    quiet("tifffile")
     file = TiffFileBytes(path)
     try:
         with tifffile.TiffFile(path) as tiff:
@@ -228,6 +230,7 @@ class TiffBackend:
     def __init__(self, path: Path) -> None:
         import tifffile
 
+        quiet("tifffile")
         self._file = TiffFileBytes(path)
         try:
             with tifffile.TiffFile(path) as tiff:
