@@ -3,8 +3,12 @@
 The names below are the public interface; each is imported when it is first used, so that this is cheap.
 """
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
+
+# PyTorch reads this once, at the first tensor; see `streaming/host.py`. Set it to 0 to have small pages.
+os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 if TYPE_CHECKING:
     from holoslide.api import evaluate, fit, heatmap, predict

@@ -19,11 +19,11 @@ SETTINGS = {
     "model": {
         "backbone": {"name": "resnet18", "weights": "none", "truncate": "layer2"},
         "modules": 2,
-        "heads": {"kernel": 3, "norm": "none"},
+        "heads": {"kernel": 3, "norm": "cohort"},
         "reconstruction": {"alpha": 0.1, "side": 32},
     },
     "train": {
-        "epochs": 10,
+        "epochs": 8,
         "lr": 1e-3,
         "backbone_lr_ratio": 0.05,
         "schedule": "cosine",

@@ -29,7 +29,7 @@ import torch
 from holoslide.config import RunConfig
 from holoslide.errors import CohortError, ConfigError
 from holoslide.geometry import Box
-from holoslide.models.calibration import calibrate
+from holoslide.models.calibration import calibrate, needs_statistics
 from holoslide.models.classifier import InputConfig, LocalClassifier
 from holoslide.models.streamed import StreamedClassifier
 from holoslide.slides.cluster import prepare_on_cluster
@@ -117,7 +117,7 @@ def train(
         model = LocalClassifier.from_config(
             config.model, classes=cohort.classes, inputs=inputs, generator=generator
         )
-        if config.model.backbone.weights == "none":
+        if needs_statistics(model):
             calibrate(model, _windows(model, [s.raster for s in parts["train"]], seed=config.train.seed))
     model.set_input(inputs)
     out.mkdir(parents=True, exist_ok=True)

@@ -105,8 +105,8 @@ def plain_without_norm(readout: Readout, cells_NC: Tensor) -> Tensor:
     return readout.output(F.relu(readout.hidden(pooled_C)))
 
 
-def test_without_a_norm_a_cell_speaks_for_itself() -> None:
-    readout = randomised(readout_of(6, 3, norm="none"))
+def test_with_the_norm_of_a_cohort_a_cell_speaks_for_itself() -> None:
+    readout = randomised(readout_of(6, 3, norm="cohort"))
     cells_NC = torch.randn(40, 6, dtype=torch.float64)
     torch.testing.assert_close(
         readout(cells_NC), plain_without_norm(readout, cells_NC), rtol=1e-12, atol=1e-12

@@ -377,12 +377,17 @@ for result in prepare(jobs, Path(sys.argv[1]), PrepareConfig(mpp=1.0), workers=2
 """
 
 
-def names(folder: Path) -> set[str]:
-    return {path.name for path in folder.iterdir()} if folder.exists() else set()
+def traces(folder: Path) -> dict[str, tuple[int, int]]:
+    """Each file's name, and what tells a newly written one of that name from the last."""
+    found = {}
+    for path in folder.iterdir() if folder.exists() else ():
+        with contextlib.suppress(FileNotFoundError):  # renamed in between
+            found[path.name] = (path.stat().st_ino, path.stat().st_mtime_ns)
+    return found
 
 
 def test_killed_at_any_moment_a_last_run_ends_with_the_same_files(tmp_path: Path) -> None:
-    """Struck at random moments after a slide's first trace; `benchmarks/kill.py` does it 50 times."""
+    """Struck at a slide's first trace, or some moment after; `benchmarks/kill.py` does it 50 times."""
     rgb = paint(blobs((1300, 1500), reach=0.4))
     slides = [write_slide(tmp_path / f"s{n}.tif", rgb[:, 40 * n :], 1.0) for n in range(3)]
     for path in slides:
@@ -392,21 +397,21 @@ def test_killed_at_any_moment_a_last_run_ends_with_the_same_files(tmp_path: Path
     command = [sys.executable, "-c", RUN]
     subprocess.run([*command, undisturbed, *slides], check=True, stdout=subprocess.DEVNULL)
     torn = 0
-    for _ in range(4):
-        before = names(disturbed)
+    for wait_s in (0, 0, rng.uniform(0, 0.3), rng.uniform(0, 0.3)):
+        before = traces(disturbed)
         process = subprocess.Popen(
             [*command, disturbed, *slides],
             start_new_session=True,
             stderr=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
         )
-        while process.poll() is None and not names(disturbed) > before:
+        while process.poll() is None and not traces(disturbed).items() - before.items():
             time.sleep(0.002)
-        time.sleep(rng.uniform(0, 0.3))
+        time.sleep(wait_s)
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)  # the workers, too: they share the session we made
         process.wait()
-        torn += any(name.endswith((".part", ".lock")) for name in names(disturbed))
+        torn += any(name.endswith((".part", ".lock")) for name in traces(disturbed))
         for finished in list(disturbed.glob("s*.tif"))[:1]:
             finished.unlink()  # so that the next run has something to do
     assert torn >= 2

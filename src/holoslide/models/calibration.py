@@ -1,9 +1,7 @@
-"""BatchNorm statistics for a network without pretrained weights.
+"""Statistics that are measured once, on windows of the training slides, and then frozen.
 
-The method keeps the pretrained statistics for good. A network that starts from nothing has none, and frozen at
-mean 0 and variance 1 its BatchNorms would normalise nothing. So they are measured once, on windows of the training
-slides, and then frozen like pretrained ones. Heads without a norm over the slide get a scale and a shift to begin
-with that normalise their cells on the same windows.
+The method keeps the pretrained BatchNorm statistics for good. A network that starts from nothing has none, and at
+mean 0 and variance 1 its BatchNorms would normalise nothing; heads of norm "cohort" begin with none, either.
 """
 
 from __future__ import annotations
@@ -15,14 +13,20 @@ from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from holoslide.models.classifier import LocalClassifier
-from holoslide.models.heads import Head
-from holoslide.models.readout import CellScale
+from holoslide.models.heads import Head, StandardConv
+
+
+def needs_statistics(model: LocalClassifier) -> bool:
+    """Whether something of a fresh model is to be measured."""
+    return model.config.backbone.weights == "none" or model.config.heads.norm == "cohort"
 
 
 @torch.no_grad()
 def calibrate(model: LocalClassifier, windows_BCHW: Tensor) -> None:
-    """Set BatchNorm statistics, and the heads' first scales, by a batch of normalised windows, (B, 3, H, W)."""
-    norms = [m for m in (*model.stem.modules(), *model.parts.modules()) if isinstance(m, _BatchNorm)]
+    """Set what has no statistics to those of a batch of normalised windows, (B, 3, H, W)."""
+    norms = []
+    if model.config.backbone.weights == "none":
+        norms = [m for m in (*model.stem.modules(), *model.parts.modules()) if isinstance(m, _BatchNorm)]
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
         norm.reset_running_stats()
@@ -31,11 +35,8 @@ def calibrate(model: LocalClassifier, windows_BCHW: Tensor) -> None:
     features_BCHW = model.stem(windows_BCHW)
     for part, head in zip(model.parts, cast("list[Head]", model.heads), strict=True):
         features_BCHW = part(features_BCHW)
-        scale = head.readout.norm
-        if isinstance(scale, CellScale):
-            variance_C, mean_C = torch.var_mean(head.stem(features_BCHW), dim=(0, 2, 3))
-            scale.weight.copy_(torch.rsqrt(variance_C + 1e-5))
-            scale.bias.copy_(-mean_C * scale.weight)
+        if isinstance(head.stem, StandardConv):
+            head.stem.measure(features_BCHW)
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
     model.train(model.training)  # puts the backbone back into evaluation mode

@@ -7,7 +7,7 @@ small map, as the list of those of its cells that vote. Axes: N cells, C channel
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import get_args
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +27,8 @@ class HeadConfig:
     """All heads of a model.
 
     `norm` "slide" is the paper's GroupNorm over all cells of a slide. It lets each cell know of all others, so
-    that evidence may stand beside what it is about; with "none" a cell speaks for what it sees. `kernel` is the
+    that evidence may stand beside what it is about. With "cohort" the stem's input is normalised by statistics
+    measured once on the training slides, and a cell speaks for what it sees alone. `kernel` is the
     side of the stem's convolution, in cells; None takes the paper's for the map's depth (see `kernel_for`). A head
     keeps its map's channels, but at most `max_channels`: the paper's networks end in 512, and a 5 x 5 convolution
     from 2,048 channels to as many would alone outweigh the backbone. `dropout` falls on the attention weights, in
@@ -68,6 +69,32 @@ def kernel_for(depth: int) -> int:
     return 7 if depth <= 4 else 5
 
 
+class StandardConv(nn.Conv2d):
+    """A convolution of its input less its mean, by its standard deviation: channels' values over a cohort.
+
+    Without this, features behind a ReLU, whose means are far from 0, hardly train a convolution that no norm
+    follows: each step moves all cells alike.
+    """
+
+    mean: Tensor
+    scale: Tensor
+
+    def __init__(self, in_channels: int, *args: Any, **options: Any) -> None:
+        super().__init__(in_channels, *args, **options)
+        self.register_buffer("mean", torch.zeros(in_channels, 1, 1))
+        self.register_buffer("scale", torch.ones(in_channels, 1, 1))
+
+    def measure(self, features_BCHW: Tensor) -> None:
+        """Take mean and standard deviation from features of the cohort."""
+        variance_C, mean_C = torch.var_mean(features_BCHW, dim=(0, 2, 3))
+        self.mean.copy_(mean_C[:, None, None])
+        self.scale.copy_(torch.rsqrt(variance_C + 1e-5)[:, None, None])
+
+    def forward(self, features_BCHW: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C', h, w)."""
+        return super().forward((features_BCHW - self.mean) * self.scale)
+
+
 class Head(nn.Module):
     """Auxiliary classifier of one module, or, if `final`, the classifier whose answer is the prediction."""
 
@@ -77,7 +104,8 @@ class Head(nn.Module):
         super().__init__()
         kernel = config.kernel or kernel_for(depth)
         width = min(channels, config.max_channels)
-        self.stem = nn.Conv2d(channels, width, kernel, stride=kernel, bias=False)
+        stem = StandardConv if config.norm == "cohort" else nn.Conv2d
+        self.stem = stem(channels, width, kernel, stride=kernel, bias=False)
         attention = _FINAL_ATTENTION if final else max(1, width // 2)
         self.readout = Readout(
             width,

@@ -47,7 +47,7 @@ class CellNorm(nn.Module):
 
 
 class CellScale(nn.Module):
-    """A scale and a shift per channel instead of a norm: what a cell says does not depend on other cells."""
+    """A scale and a shift per channel alone: what a cell says does not depend on the slide's other cells."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -59,8 +59,8 @@ class CellScale(nn.Module):
         return cells_NC * self.weight + self.bias
 
 
-Norm = Literal["slide", "none"]
-NORMS: dict[Norm, type[CellNorm] | type[CellScale]] = {"slide": CellNorm, "none": CellScale}
+Norm = Literal["slide", "cohort"]
+NORMS: dict[Norm, type[CellNorm] | type[CellScale]] = {"slide": CellNorm, "cohort": CellScale}
 
 
 class Readout(nn.Module):

@@ -22,6 +22,7 @@ from holoslide.models.readout import CHUNK_VALUES
 from holoslide.models.reconstruction import Decoder
 from holoslide.streaming.chain import Chain
 from holoslide.streaming.features import Batch, FeatureMap, Pixels, PixelSource
+from holoslide.streaming.host import free_bytes
 from holoslide.streaming.plan import (
     SLACK,
     Cost,
@@ -34,7 +35,7 @@ from holoslide.streaming.plan import (
     parameter_bytes,
 )
 from holoslide.streaming.receptive import Receptive
-from holoslide.streaming.storage import Storage, StorageConfig, free_bytes
+from holoslide.streaming.storage import Storage, StorageConfig
 from holoslide.streaming.tiled import Border, Segment, Tiling
 
 Pool = Literal["tissue", "all"]

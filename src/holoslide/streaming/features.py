@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from holoslide.geometry import Box, ceil_div
+from holoslide.streaming.host import hand_back_freed
 from holoslide.streaming.receptive import Receptive
-from holoslide.streaming.storage import Storage, hand_back_freed
+from holoslide.streaming.storage import Storage
 from holoslide.streaming.tissue import Tissue
 
 Tile = tuple[int, int]  # (row, column) of a tile in its grid

@@ -18,7 +18,7 @@ from holoslide.models.heads import Head
 from holoslide.models.reconstruction import draw_patches
 from holoslide.models.streamed import HeadCells, StreamedClassifier, head_map
 from holoslide.streaming.features import Batch, FeatureMap
-from holoslide.streaming.storage import hand_back_freed
+from holoslide.streaming.host import hand_back_freed
 from holoslide.streaming.tiled import Pull
 
 
