@@ -22,6 +22,7 @@ from holoslide.streaming.storage import Storage
 from holoslide.streaming.tissue import Tissue
 
 Tile = tuple[int, int]  # (row, column) of a tile in its grid
+_STEP_CELLS = 8  # parts of tiles are cut in such steps, so that windows have few shapes
 
 
 class Source(Protocol):
@@ -111,14 +112,22 @@ class TensorSource:
 
 @dataclass(frozen=True, slots=True)
 class Grid:
-    """Tiles of one size (height, width in cells), the first at cell `origin`, and those that are computed."""
+    """Tiles of at most one size (height, width in cells), the first at cell `origin`, and those that are computed.
+
+    A tile that is wanted in part is the box of that part alone: a slide's tissue is ragged.
+    """
 
     origin: tuple[int, int]
     size: tuple[int, int]
     index: dict[Tile, int]  # tile -> its number, in row-major order
+    boxes: dict[Tile, Box]  # tile -> its cells
 
     def box(self, tile: Tile) -> Box:
-        """The cells of a tile."""
+        """The cells of a tile that is computed."""
+        return self.boxes[tile]
+
+    def place(self, tile: Tile) -> Box:
+        """The cells a tile has at most."""
         return Box.at(
             self.origin[0] + tile[0] * self.size[0], self.origin[1] + tile[1] * self.size[1], *self.size
         )
@@ -129,8 +138,8 @@ class Grid:
         for row in range((box.top - y0) // h, (box.bottom - 1 - y0) // h + 1):
             for column in range((box.left - x0) // w, (box.right - 1 - x0) // w + 1):
                 number = self.index.get((row, column))
-                if number is not None:
-                    yield number, self.box((row, column))
+                if number is not None and self.boxes[row, column].intersect(box).area:
+                    yield number, self.boxes[row, column]
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +159,7 @@ class GridSpec:
 def make_grid(spec: GridSpec, tissue: Tissue, field: Receptive, frame: Box, *, clip: bool) -> Grid:
     """Tiles over the cells that see tissue, evened out over the extent; `clip` keeps them inside the frame.
 
-    A tile is computed if any of its cells sees tissue and is wanted.
+    Of each tile the box of those cells is computed that see tissue and are wanted.
     """
     block = spec.block
     extent = tissue.extent(field)
@@ -168,21 +177,30 @@ def make_grid(spec: GridSpec, tissue: Tissue, field: Receptive, frame: Box, *, c
     blocks = extent.cover(block)
     size = tuple(_even_side(n, max(1, spec.side // block)) * block for n in blocks.shape)
     origin = (blocks.top * block, blocks.left * block)
-    grid = Grid(origin, (size[0], size[1]), {})
+    grid = Grid(origin, (size[0], size[1]), {}, {})
     rows, columns = ceil_div(blocks.height * block, size[0]), ceil_div(blocks.width * block, size[1])
     for row in range(rows):
         for column in range(columns):
-            box = grid.box((row, column))
-            if spec.everywhere or clip or _is_wanted(spec, tissue, field, box):
+            box = grid.place((row, column))
+            if not (spec.everywhere or clip):
+                box = _wanted_part(spec, tissue, field, box)
+            if box.area:
                 grid.index[row, column] = len(grid.index)
+                grid.boxes[row, column] = box
     return grid
 
 
-def _is_wanted(spec: GridSpec, tissue: Tissue, field: Receptive, box: Box) -> bool:
+def _wanted_part(spec: GridSpec, tissue: Tissue, field: Receptive, box: Box) -> Box:
+    """The smallest part of a tile that holds its wanted cells, in steps of some cells; empty if there are none."""
     cells = tissue.seen_by(box, field)
     if spec.wanted is not None:
         cells &= tissue.seen_by(box, spec.wanted)
-    return bool(cells.any())
+    rows, columns = np.flatnonzero(cells.any(axis=1)), np.flatnonzero(cells.any(axis=0))
+    if len(rows) == 0:
+        return Box(0, 0, 0, 0)
+    step = spec.block * ceil_div(_STEP_CELLS, spec.block)
+    part = Box(int(rows[0]), int(columns[0]), int(rows[-1]) + 1, int(columns[-1]) + 1).cover(step).times(step)
+    return part.shifted(box.top, box.left).intersect(box)
 
 
 def _even_side(length: int, largest: int) -> int:
@@ -215,7 +233,7 @@ class FeatureMap:
         self._storage = storage
 
     def put(self, tile: Tile, values_CHW: Tensor) -> None:
-        """Store a tile, or the first rows and columns of one that the frame cuts short."""
+        """Store a tile's cells; a tile smaller than the others takes the first rows and columns of its place."""
         self.tiles.put(self.grid.index[tile], values_CHW.permute(1, 2, 0))
 
     def windows(self, boxes: Sequence[Box]) -> Tensor:

@@ -7,8 +7,10 @@ inside one operation is not seen; `SLACK` allows for it.
 
 from __future__ import annotations
 
+import math
 import time
 import weakref
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
@@ -255,20 +257,21 @@ def _options(stage: Stage, tissue: Tissue, field: Receptive, frame: Box) -> list
     for side in _SIDES:
         spec = GridSpec(max(side, stage.block), stage.block, stage.everywhere, stage.wanted)
         grid = make_grid(spec, tissue, field, frame, clip=segment.border == "zeros")
-        height, width = ((n + before + after) * stride for n in grid.size)
-        area = height * width
-        count = len(grid.index)
+        areas = Counter(
+            math.prod((n + before + after) * stride for n in box.shape) for box in grid.boxes.values()
+        )
+        area, count = max(areas, default=0), len(grid.index)
+        cells = sum(size * number for size, number in areas.items())
         work = cost.backward_bytes.at(area) if stage.trains else cost.forward_bytes.at(area)
-        seconds = count * cost.forward_s.at(area)
-        if stage.trains:
-            seconds += count * cost.backward_s.at(area)
+        passes = [cost.forward_s, *([cost.backward_s] if stage.trains else [])]
+        seconds = sum(count * line.fixed + line.per_cell * cells for line in passes)
         graph_bytes = int(cost.graph_bytes.at(area)) if stage.trains else 0
         tiling = Tiling(spec.side, keep=count if stage.trains else 0, graph_bytes=graph_bytes)
         tile_bytes = grid.size[0] * grid.size[1] * segment.out_channels * segment.dtype.itemsize
         ahead = area * segment.channels * segment.dtype.itemsize  # the next window, read meanwhile
         work_bytes = max(int(SLACK * work) + ahead, stage.decoder_bytes) + stage.head_bytes
         plan = StagePlan(stage.name, tiling, count, count * tile_bytes, work_bytes, seconds)
-        result.append(_Option(plan, count * (area + start)))
+        result.append(_Option(plan, cells + count * start))
     return result
 
 
