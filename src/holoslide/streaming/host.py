@@ -1,9 +1,9 @@
 """The host's memory: how much is free, how the C library is to ask for it, and how it gives it back.
 
 Tensors of many sizes follow each other here, and glibc keeps the pieces of each size: a training step of 600 MB of
-tensors grew to 1 GB of resident memory. So blocks of `_APART_BYTES` and more are each asked of the system and
-handed back at once. What that costs, the zeroing of new pages, large pages make cheap (`holoslide/__init__.py` asks
-PyTorch for them): without them a step took 20 to 40 % longer.
+tensors grew to 1 GB of resident memory. So where memory is what counts, blocks of `_APART_BYTES` and more are each
+asked of the system and handed back at once. That costs the zeroing of new pages; large pages, which
+`holoslide/__init__.py` asks PyTorch for, make it 8 % of a step instead of 20 to 40 %.
 """
 
 from __future__ import annotations
@@ -36,6 +36,12 @@ def free_bytes(device: torch.device) -> int:
     return min([free, *(_room(*files) for files in _CGROUPS)])
 
 
+def hand_back_at_once() -> None:
+    """From now on return large blocks to the machine when they are freed; for good, and only where glibc allows."""
+    if _LIBC is not None:
+        _LIBC.mallopt(_M_MMAP_THRESHOLD, _APART_BYTES)
+
+
 def hand_back_freed(after_bytes: int) -> None:
     """After work of that size on a CPU, return freed memory to the machine, so that the peak stays what it was.
 
@@ -49,11 +55,7 @@ def _glibc() -> ctypes.CDLL | None:
     if not sys.platform.startswith("linux"):
         return None
     library = ctypes.CDLL(None)
-    if not hasattr(library, "malloc_trim"):
-        return None
-    if os.environ.get("THP_MEM_ALLOC_ENABLE") == "1":
-        library.mallopt(_M_MMAP_THRESHOLD, _APART_BYTES)
-    return library
+    return library if hasattr(library, "malloc_trim") else None
 
 
 def _room(limit: Path, used: Path) -> int:

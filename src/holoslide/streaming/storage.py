@@ -11,6 +11,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from holoslide.streaming.host import hand_back_at_once
+
 
 @dataclass(frozen=True, slots=True)
 class StorageConfig:
@@ -84,6 +86,7 @@ class TileArray:
         )
         self._file = -1
         if in_file:
+            hand_back_at_once()  # memory is short: the resident set must be what tensors take
             self._file = _unlinked_file(storage.config.folder)
             os.ftruncate(self._file, in_file * self._tile_bytes)  # a sparse file reads as zeros
 
