@@ -63,9 +63,10 @@ class TrainingBar:
     def started(self, facts: Any) -> None:
         """As `holoslide.training.progress.Progress`."""
         self._epochs = facts.epochs
+        memory = f", at most {facts.peak_bytes / 2**30:.2f} GiB for slides" if facts.peak_bytes else ""
         self._console.print(
             f"{facts.modules} modules on {facts.device}, precision {facts.precision}, "
-            f"{facts.ranks} process(es), epochs {facts.epoch + 1} to {facts.epochs}"
+            f"{facts.ranks} process(es), epochs {facts.epoch + 1} to {facts.epochs}{memory}"
         )
 
     def slide_done(self, slide: Any) -> None:

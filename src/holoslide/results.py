@@ -95,6 +95,7 @@ class Predictor:
                     f"is at {raster.mpp} um/px and the model at {self.model.mpp}",
                     f"prepare it with --mpp {self.model.mpp}",
                 )
+            self.network.follow(self.network.plan_for(raster, training=False))
             scores = score_slide(self.network, raster, explain=[last])
             heatmap = make_heatmap(scores.cells[last], raster, self.model.classes)
         return Scored(row, raster_path, scores, heatmap)

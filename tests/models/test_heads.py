@@ -6,8 +6,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from holoslide.errors import ConfigError, SlideError
-from holoslide.models.heads import CellNorm, Head, HeadConfig, Readout, kernel_for
+from holoslide.models import readout as readouts
+from holoslide.models.heads import Head, HeadConfig, kernel_for
 from holoslide.models.pooling import dropout
+from holoslide.models.readout import Readout
+from holoslide.streaming.plan import PeakBytes
 
 
 def randomised(module: nn.Module) -> nn.Module:
@@ -17,6 +20,10 @@ def randomised(module: nn.Module) -> nn.Module:
     for parameter in module.parameters():
         parameter.data = torch.randn(parameter.shape, dtype=torch.float64, generator=generator) / 3
     return module
+
+
+def readout_of(channels: int, classes: int, *, final: bool = False, **config: object) -> Readout:
+    return Head(channels, classes, HeadConfig(**config), depth=1, final=final).readout
 
 
 def plain_logits(head: Head, features_BCHW: Tensor) -> Tensor:
@@ -70,7 +77,7 @@ def test_options_change_the_head() -> None:
 @pytest.mark.parametrize("pooling", ["gated", "attention", "mean"])
 @pytest.mark.parametrize("cells", [1, 2, 57])
 def test_evidence_adds_up_to_the_logits(pooling: str, cells: int) -> None:
-    readout = randomised(Readout(8, 3, HeadConfig(pooling=pooling), final=True))
+    readout = randomised(readout_of(8, 3, pooling=pooling, final=True))
     cells_NC = torch.randn(cells, 8, dtype=torch.float64)
     explained = readout.explain(cells_NC)
     torch.testing.assert_close(explained.logits_L, readout(cells_NC), rtol=0, atol=0)
@@ -83,7 +90,7 @@ def test_evidence_adds_up_to_the_logits(pooling: str, cells: int) -> None:
 
 
 def test_one_cell_is_enough_and_has_gradients() -> None:
-    readout = Readout(4, 2, HeadConfig(), final=False)
+    readout = readout_of(4, 2)
     cell = torch.rand(1, 4, requires_grad=True)
     readout(cell).sum().backward()
     assert cell.grad is not None
@@ -92,16 +99,61 @@ def test_one_cell_is_enough_and_has_gradients() -> None:
         readout(cell[:0])
 
 
-@pytest.mark.parametrize("cells", [2, 300])
-def test_the_norm_is_groupnorm(cells: int) -> None:
-    ours, plain = randomised(CellNorm(5)), nn.GroupNorm(5, 5).double()
-    plain.load_state_dict(ours.state_dict())
-    cells_NC = torch.randn(cells, 5, dtype=torch.float64) * 4 + 9
-    torch.testing.assert_close(ours(cells_NC), plain(cells_NC.T[None])[0].T, rtol=1e-12, atol=1e-12)
+def plain_without_norm(readout: Readout, cells_NC: Tensor) -> Tensor:
+    values_NC = F.relu(cells_NC * readout.norm.weight + readout.norm.bias)
+    pooled_C = torch.softmax(readout.pooling(values_NC), 0) @ values_NC
+    return readout.output(F.relu(readout.hidden(pooled_C)))
+
+
+def test_without_a_norm_a_cell_speaks_for_itself() -> None:
+    readout = randomised(readout_of(6, 3, norm="none"))
+    cells_NC = torch.randn(40, 6, dtype=torch.float64)
+    torch.testing.assert_close(
+        readout(cells_NC), plain_without_norm(readout, cells_NC), rtol=1e-12, atol=1e-12
+    )
+    leaf_NC = cells_NC.clone().requires_grad_()
+    (plain_NC,) = torch.autograd.grad(plain_without_norm(readout, leaf_NC)[0], leaf_NC)
+    (ours_NC,) = torch.autograd.grad(readout(leaf_NC)[0], leaf_NC)
+    torch.testing.assert_close(ours_NC, plain_NC, rtol=1e-10, atol=1e-13)
+
+
+@pytest.mark.parametrize("pooling", ["gated", "attention", "mean"])
+@pytest.mark.parametrize("chunk_cells", [1, 7, 40, 1000])
+def test_chunks_change_nothing(pooling: str, chunk_cells: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    readout = randomised(readout_of(6, 3, pooling=pooling))
+    cells_NC = torch.randn(40, 6, dtype=torch.float64) * 4 + 9
+
+    def run(values: int) -> list[Tensor]:
+        monkeypatch.setattr(readouts, "CHUNK_VALUES", values)
+        leaf_NC = cells_NC.clone().requires_grad_()
+        logits = readout(leaf_NC, generator=torch.Generator().manual_seed(0))
+        readout.zero_grad()
+        logits.logsumexp(0).backward()
+        explained = readout.explain(cells_NC)
+        grads = [p.grad for p in readout.parameters() if p.grad is not None]
+        return [logits, leaf_NC.grad, *grads, explained.evidence_NL, explained.bias_L]
+
+    whole, chunked = run(2**20), run(6 * chunk_cells)
+    assert len(whole) == len(chunked) >= 9
+    for one, other in zip(whole, chunked, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-13)
+
+
+def test_a_cell_costs_its_gradient_and_a_few_numbers() -> None:
+    readout = readout_of(32, 2)
+
+    def peak(cells: int) -> int:
+        leaf_NC = torch.rand(cells, 32, requires_grad=True)
+        with PeakBytes() as counted:
+            readout(leaf_NC).sum().backward()
+        return counted.peak
+
+    numbers = (peak(200_000) - peak(50_000)) / 150_000 / 4
+    assert numbers <= 2 * 32 + 8  # autograd keeps a copy of the gradient
 
 
 def test_the_readout_is_exact_under_autocast() -> None:
-    readout = Readout(16, 2, HeadConfig(), final=True)
+    readout = readout_of(16, 2, final=True)
     cells = torch.rand(50, 16)
     plain = readout(cells)
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -113,7 +165,7 @@ def test_the_readout_is_exact_under_autocast() -> None:
 
 
 def test_dropout_comes_from_its_generator_alone() -> None:
-    readout = Readout(16, 2, HeadConfig(dropout=0.5), final=False)
+    readout = readout_of(16, 2, dropout=0.5)
     cells = torch.rand(50, 16)
 
     def draw(seed: int) -> Tensor:

@@ -73,6 +73,11 @@ class Decoder(nn.Module):
         rebuilt_BCHW: Tensor = self.layers(fine_BCHW)
         return rebuilt_BCHW
 
+    def loss(self, patches_BCHW: Tensor, target_BCHW: Tensor, *, scale: int) -> Tensor:
+        """The mean absolute difference between what `forward` gives and what was there."""
+        rebuilt_BCHW = self(patches_BCHW, scale=scale)
+        return F.l1_loss(rebuilt_BCHW, target_BCHW.to(rebuilt_BCHW.dtype))
+
 
 def draw_patches(
     mask: NDArray[np.bool_],

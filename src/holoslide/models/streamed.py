@@ -18,15 +18,28 @@ from holoslide.errors import ConfigError
 from holoslide.geometry import Box
 from holoslide.models.classifier import LocalClassifier
 from holoslide.models.heads import Head
+from holoslide.models.readout import CHUNK_VALUES
 from holoslide.models.reconstruction import Decoder
 from holoslide.streaming.chain import Chain
 from holoslide.streaming.features import Batch, FeatureMap, Pixels, PixelSource
-from holoslide.streaming.plan import Cost, Plan, Stage, make_plan, measure, parameter_bytes
+from holoslide.streaming.plan import (
+    SLACK,
+    Cost,
+    Linear,
+    PeakBytes,
+    Plan,
+    Stage,
+    make_plan,
+    measure,
+    parameter_bytes,
+)
 from holoslide.streaming.receptive import Receptive
 from holoslide.streaming.storage import Storage, StorageConfig, free_bytes
 from holoslide.streaming.tiled import Border, Segment, Tiling
 
 Pool = Literal["tissue", "all"]
+_TRIAL_SIDES = (4, 12)  # of patches
+_TAKEN = 0.7  # of free memory, where no budget is given
 
 
 @dataclass(frozen=True)
@@ -144,32 +157,41 @@ class StreamedClassifier:
     def _tiling(self) -> Tiling:
         return Tiling(side=self.config.tile_cells or 128, batch=self.config.batch, keep=self.config.keep)
 
-    def plan_for(self, slide: Pixels, *, training: bool) -> Plan | None:
-        """Choose tiles and storage for a slide, and for all that have less tissue; None if tiles were given.
+    def plan_for(self, slide: Pixels, *, training: bool, share: float = 1.0) -> Plan | None:
+        """Tiles and storage for a slide, and for all that have less tissue; None if the tiles were given.
 
-        Raises `MemoryPlanError` if the budget is too small.
+        `share` is this process's part of what memory is free. Raises `MemoryPlanError` if that is too little.
         """
         if self.config.tile_cells is not None:
             return None
         source = self.source(slide)
-        budget = int((self.config.memory_gib or 0) * 2**30) or int(0.7 * free_bytes(self.device))
-        weights = parameter_bytes(self.model)
-        # Training holds the weights, their folded twin, gradients of both, and AdamW's two moments.
-        fixed = (6 if training else 2) * weights
-        plan = make_plan(
+        given = self.config.memory_gib
+        budget = int(given * 2**30) if given else int(_TAKEN * share * free_bytes(self.device))
+        host = 0
+        if self.device.type != "cpu":
+            host = int(_TAKEN * share * free_bytes(torch.device("cpu")))
+        weights, twins = parameter_bytes(self.model), parameter_bytes(self.model.parts)
+        # Training holds gradients of both, and AdamW's two moments of the weights, too.
+        fixed_bytes = 4 * weights + 2 * twins if training else weights + twins
+        return make_plan(
             self._stages(source, training=training),
             source.tissue,
             source.frame,
             budget_bytes=budget,
-            fixed_bytes=fixed,
+            fixed_bytes=fixed_bytes,
+            host_bytes=host,
             folder=self.config.folder,
         )
+
+    def follow(self, plan: Plan | None) -> None:
+        """Run slides by a plan from now on; None leaves the tiles that were given."""
+        if plan is None:
+            return
         self.storage = Storage(plan.storage, self.device)
         planned = iter(plan.stages)
         for chain in (self.stem, *self.parts):
             chain.storage = self.storage
             chain.tilings = [next(planned).tiling for _ in chain.segments]
-        return plan
 
     def _stages(self, source: PixelSource, *, training: bool) -> list[Stage]:
         stages = []
@@ -188,7 +210,8 @@ class StreamedClassifier:
                         wanted=wanted[i] if wanted else None,
                         trains=trains,
                         barrier=i == last,
-                        extra_bytes=self._head_bytes(k, source, training=training) if i == last else 0,
+                        head_bytes=self._head_bytes(k, source, training=training) if i == last else 0,
+                        decoder_bytes=self._decoder_bytes(k) if trains and i == last else 0,
                     )
                 )
         return stages
@@ -200,18 +223,40 @@ class StreamedClassifier:
         return self._costs[key]
 
     def _head_bytes(self, k: int, source: PixelSource, *, training: bool) -> int:
-        """What head k's readout and its decoder hold at once, from the tissue's area and the patches'."""
+        """What head k holds while windows are worked on: its cells, and dL/d(output) of the patches."""
         if k < 0:
             return 0
-        head, exact = self.heads[k], 4 if self.dtype != torch.float64 else 8
+        head, exact = self.heads[k], torch.promote_types(self.dtype, torch.float32).itemsize
         unit = math.prod(s.field.stride for c in (self.stem, *self.parts[: k + 1]) for s in c.segments)
         cells = source.tissue.area_px / (unit * head_stride(head)) ** 2 + 1
-        values: float = cells * head.stem.out_channels * (12 if training else 6)
+        stored = self.parts[k].segments[-1].dtype.itemsize
+        values: float = cells * head.stem.out_channels * (2 * stored + (exact if training else 0))
+        values += 10 * exact * (CHUNK_VALUES + cells)
         if training and k < len(self.decoders):
-            side = self.decoders[k].side * self.model.strides[k]
-            channels = self.parts[k].segments[0].channels
-            values += self.model.config.reconstruction.patches * side * side * channels * 6
-        return int(values * exact)
+            values += self._patch_cells(k) * self.parts[k].segments[-1].out_channels * stored
+        return int(values)
+
+    def _decoder_bytes(self, k: int) -> int:
+        """What reconstructing module k's input takes, measured on small patches: it grows with their area."""
+        if k >= len(self.decoders):
+            return 0
+        decoder, stride = self.decoders[k], self.model.strides[k]
+        first, last = self.parts[k].segments[0], self.parts[k].segments[-1]
+        count, areas, peaks = self.model.config.reconstruction.patches, [], []
+        for side in _TRIAL_SIDES:
+            with PeakBytes() as counted, self.autocast():
+                seen = torch.rand(count, last.out_channels, side, side, device=self.device, dtype=last.dtype)
+                fine = side * stride
+                target = torch.rand(count, first.channels, fine, fine, device=self.device, dtype=first.dtype)
+                loss = decoder.loss(seen.requires_grad_(), target, scale=stride)
+                torch.autograd.grad(loss, [seen, *decoder.parameters()])
+                del loss
+            areas.append(side * side)
+            peaks.append(counted.peak)
+        return int(SLACK * Linear.through(areas, peaks).at(decoder.side**2))
+
+    def _patch_cells(self, k: int) -> int:
+        return self.model.config.reconstruction.patches * self.decoders[k].side ** 2
 
 
 def _segments(part: nn.Sequential, units: int) -> list[nn.Module]:

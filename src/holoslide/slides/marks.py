@@ -16,7 +16,16 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from holoslide.slides.morphology import Mask, close, fill_holes, grow, mean_over, pieces_of, thin_parts
+from holoslide.slides.morphology import (
+    Mask,
+    close,
+    drop_specks,
+    fill_holes,
+    grow,
+    mean_over,
+    pieces_of,
+    thin_parts,
+)
 
 ON_GLASS = 0.1  # share of a red or black piece's border that is glass, from which it is pen
 COLOURLESS = 3.0  # Lab units that the mean colour of a piece is from grey
@@ -25,6 +34,7 @@ THIN_UM = (
 )
 SMALL_UM2 = 250_000.0  # a colourless piece up to this large is dirt
 MESH_UM2 = 20_000.0  # of fat
+STROKE_UM = 160.0  # how far beside sure ink there may be ink over tissue
 SOFT_UM = 16.0  # how far a stroke fades out
 
 
@@ -34,7 +44,7 @@ def pen(white: NDArray[np.float32], plain: Mask, um_per_px: float, *, least_um2:
     `white` is the balanced thumbnail (h, w, 3), slightly smoothed. Pieces below `least_um2` are pigment, dye on a
     margin, or a vessel.
     """
-    strokes = close(_coloured(white) | _black_or_red(white, plain), SOFT_UM / um_per_px)
+    strokes = close(_coloured(white, um_per_px, least_um2) | _black_or_red(white, plain), SOFT_UM / um_per_px)
     count, labels = pieces_of(strokes)
     sizes_um2 = np.bincount(labels.ravel(), minlength=count) * um_per_px**2
     keep = sizes_um2 >= least_um2
@@ -42,13 +52,22 @@ def pen(white: NDArray[np.float32], plain: Mask, um_per_px: float, *, least_um2:
     return grow(np.asarray(keep[labels]), SOFT_UM / um_per_px)
 
 
-def _coloured(white: NDArray[np.float32]) -> Mask:
-    """Green and blue: more saturated, at those hues, than haematoxylin or any common stain gets."""
+def _coloured(white: NDArray[np.float32], um_per_px: float, least_um2: float) -> Mask:
+    """Green and blue: more saturated, at those hues, than haematoxylin or any common stain gets.
+
+    Beside such strokes, what looks like ink over tissue: it takes less blue, or more red, for its green than stain.
+    """
     hsv = cv2.cvtColor(np.ascontiguousarray(white), cv2.COLOR_RGB2HSV)
     hue, saturation, value = hsv[..., 0], hsv[..., 1], hsv[..., 2]
     green = (hue > 75) & (hue < 190) & (saturation > 0.25)
     blue = (hue >= 190) & (hue < 245) & ((saturation > 0.5) | ((saturation > 0.35) & (value > 0.82)))
-    return np.asarray(green | blue)
+    sure = drop_specks(np.asarray(green | blue), 0.5 * least_um2 / um_per_px**2)
+    if not sure.any():
+        return sure
+    density = -np.log(np.maximum(white, 1 / 255))
+    bluish = (hue >= 190) & (hue < 265) & (saturation > 0.4) & (density[..., 2] < 0.46 * density[..., 1])
+    greenish = (density[..., 0] > 1.05 * density[..., 1]) & (density[..., 1] > 0.3)
+    return sure | (np.asarray(bluish | greenish) & grow(sure, STROKE_UM / um_per_px))
 
 
 def _black_or_red(white: NDArray[np.float32], plain: Mask) -> Mask:

@@ -26,6 +26,7 @@ __all__ = ["Mask", "Segmented", "TissueConfig", "find_tissue", "segment"]
 
 SWITCHES = ("skip_pen", "skip_debris", "skip_blur")
 WHITE_RGB = (245, 245, 245)  # what the lamp is taken to be where a slide shows no glass at all
+NET_UM = 40.0  # gaps in what has structure: the meshes of fat
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,11 +46,11 @@ class TissueConfig:
     """
 
     thumbnail_mpp: float = 8.0
-    smooth_um: float = 8.0
+    smooth_um: float = 6.0
     least_contrast: float = 4.0
     most_contrast: float = 8.0
     texture_um: float = 56.0
-    least_texture: float = 1.5
+    least_texture: float = 1.0
     close_um: float = 64.0
     hole_um2: float = 60_000.0
     speck_um2: float = 20_000.0
@@ -99,7 +100,9 @@ def segment(thumbnail: NDArray[np.uint8], um_per_px: float, config: TissueConfig
     lab, pixel_um2 = _lab(smooth), um_per_px**2
     score = contrast(lab)
     side_px = odd(config.texture_um / um_per_px)
-    structured = shrink(texture(white, side_px) > config.least_texture, side_px // 2)
+    # a window sees an edge before it is there, a soft one a pixel earlier; inside a net of membranes there is none
+    unrest = close(texture(white, side_px) > config.least_texture, NET_UM / um_per_px)
+    structured = shrink(unrest, side_px // 2 + 1)
     pen = np.zeros(score.shape, np.bool_)
     if config.skip_pen:
         plain = (score < config.least_contrast) & ~structured

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from holoslide.geometry import Box, ceil_div
 from holoslide.streaming.receptive import Receptive
-from holoslide.streaming.storage import Storage
+from holoslide.streaming.storage import Storage, hand_back_freed
 from holoslide.streaming.tissue import Tissue
 
 Tile = tuple[int, int]  # (row, column) of a tile in its grid
@@ -238,6 +238,8 @@ class FeatureMap:
         """Give the tiles' room back."""
         self.tiles.free()
         self.drop_graphs()
+        if self.device.type == "cpu":
+            hand_back_freed(self.tiles.size_bytes)
 
     def drop_graphs(self) -> None:
         """Give the kept graphs' room back."""

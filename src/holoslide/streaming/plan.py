@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
@@ -21,7 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from holoslide.errors import MemoryPlanError
 from holoslide.geometry import Box
-from holoslide.streaming.features import Grid, GridSpec, make_grid
+from holoslide.streaming.features import GridSpec, make_grid
 from holoslide.streaming.receptive import Receptive
 from holoslide.streaming.storage import StorageConfig
 from holoslide.streaming.tiled import Segment, Tiling
@@ -30,6 +30,9 @@ from holoslide.streaming.tissue import Tissue
 SLACK = 1.1
 _SIDES = (24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
 _TRIAL_SIDES = (8, 24)
+# What starting on a window costs, as the side of a square of input cells that takes as long.
+_START_CELLS = {"cpu": 40, "cuda": 400}
+_NEAR_BEST = 1.05
 
 
 class PeakBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's own class hook has no types
@@ -141,8 +144,8 @@ def _trial(
 class Stage:
     """A segment in its place: what the plan must know of it.
 
-    `barrier`: whether a gradient barrier follows, so that maps before it can go. `extra_bytes`: what its head
-    and decoder need besides.
+    `barrier`: whether a gradient barrier follows, so that maps before it can go. `head_bytes`: what its head holds
+    beside the windows. `decoder_bytes`: what its decoder takes, when no window is being worked on.
     """
 
     name: str
@@ -153,7 +156,8 @@ class Stage:
     wanted: Receptive | None
     trains: bool
     barrier: bool
-    extra_bytes: int = 0
+    head_bytes: int = 0
+    decoder_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,56 +174,83 @@ class StagePlan:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Tilings and storage under a budget; `peak_bytes` is what to expect of the device, at most."""
+    """Tilings and storage under a budget; `peak_bytes` is what to expect of the device, at most.
+
+    Maps that do not fit there go to `host_bytes` of pinned host memory (a GPU's alone), then to a file.
+    """
 
     stages: tuple[StagePlan, ...]
     storage: StorageConfig
+    budget_bytes: int
     fixed_bytes: int
     peak_bytes: int
+    host_bytes: int
     file_bytes: int
     seconds: float
 
 
 def make_plan(
     stages: Sequence[Stage], tissue: Tissue, frame: Box, *, budget_bytes: int, fixed_bytes: int,
-    folder: str | None = None,
+    host_bytes: int = 0, folder: str | None = None,
 ) -> Plan:  # fmt: skip
-    """The fastest tilings that fit. Raises `MemoryPlanError` that names the smallest budget that would do."""
+    """Tilings that fit and waste little; `host_bytes` of host memory take maps that do not fit on the device.
+
+    A function of its arguments, up to the seconds that were measured, which are told and decide nothing. Raises
+    `MemoryPlanError` that names the smallest budget that would do.
+    """
     room = budget_bytes - fixed_bytes
-    field, planned, grids = Receptive(), [], []
+    field, choices = Receptive(), []
     for stage in stages:
         field, frame = field.then(stage.segment.field), stage.segment.frame(frame)
-        options = list(_options(stage, tissue, field, frame))
-        fitting = [option for option in options if option[0].work_bytes <= room // 2]
-        if not fitting:
-            smallest = min(option[0].work_bytes for option in options)
-            needed = fixed_bytes + 2 * smallest
-            raise MemoryPlanError(
-                stage.name, f"needs {needed / 2**30:.2f} GiB at its smallest tiles", "give it a larger budget"
-            )
-        best, grid = min(fitting, key=lambda option: option[0].seconds)
-        planned.append(best)
-        grids.append(grid)
+        choices.append(_options(stage, tissue, field, frame))
+    _refuse_too_little(choices, room=room, fixed_bytes=fixed_bytes)
+    planned = [_choose(options, room) for options in choices]
     work = max(p.work_bytes for p in planned)
-    maps = _live_maps(stages, planned)
     pool = max(0, room - work)
-    storage = StorageConfig(device_bytes=pool, folder=folder)
-    graphs = max(
-        (
-            len(g.index) * p.tiling.graph_bytes
-            for g, p, s in zip(grids, planned, stages, strict=True)
-            if s.trains
-        ),
-        default=0,
+    peak, maps = _peaks(stages, planned, pool)
+    below = max(0, maps - pool)
+    return Plan(
+        tuple(planned),
+        StorageConfig(device_bytes=pool, host_bytes=host_bytes, folder=folder),
+        budget_bytes,
+        fixed_bytes,
+        peak_bytes=fixed_bytes + peak,
+        host_bytes=min(below, host_bytes),
+        file_bytes=max(0, below - host_bytes),
+        seconds=sum(p.seconds for p in planned),
     )
-    peak = fixed_bytes + work + min(pool, maps + graphs)
-    seconds = sum(p.seconds for p in planned)
-    return Plan(tuple(planned), storage, fixed_bytes, int(peak), max(0, maps - pool), seconds)
 
 
-def _options(stage: Stage, tissue: Tissue, field: Receptive, frame: Box) -> list[tuple[StagePlan, Grid]]:
+@dataclass(frozen=True, slots=True)
+class _Option:
+    """A tile side for a stage, and how much work it makes: cells of all windows, with what starting them costs."""
+
+    plan: StagePlan
+    effort: int
+
+
+def _refuse_too_little(choices: Sequence[Sequence[_Option]], *, room: int, fixed_bytes: int) -> None:
+    smallest = [min((option.plan for option in options), key=lambda p: p.work_bytes) for options in choices]
+    most = max(smallest, key=lambda plan: plan.work_bytes)
+    if most.work_bytes > room:
+        needed = (fixed_bytes + most.work_bytes) / 2**30 + 0.005  # told in hundredths, and enough
+        raise MemoryPlanError(
+            most.name, f"needs {needed:.2f} GiB at its smallest tiles", "give stream.memory_gib more"
+        )
+
+
+def _choose(options: Sequence[_Option], room: int) -> StagePlan:
+    """The least memory among those that fit and take hardly more work than the best of them."""
+    fitting = [option for option in options if option.plan.work_bytes <= room]
+    least = min(option.effort for option in fitting)
+    near_best = [option.plan for option in fitting if option.effort <= _NEAR_BEST * least]
+    return min(near_best, key=lambda plan: plan.work_bytes)
+
+
+def _options(stage: Stage, tissue: Tissue, field: Receptive, frame: Box) -> list[_Option]:
     segment, cost = stage.segment, stage.cost
     before, after, stride = segment.field.margin_before, segment.field.margin_after, segment.field.stride
+    start = _START_CELLS[segment.device.type] ** 2
     result = []
     for side in _SIDES:
         spec = GridSpec(max(side, stage.block), stage.block, stage.everywhere, stage.wanted)
@@ -231,24 +262,45 @@ def _options(stage: Stage, tissue: Tissue, field: Receptive, frame: Box) -> list
         seconds = count * cost.forward_s.at(area)
         if stage.trains:
             seconds += count * cost.backward_s.at(area)
-        tiling = Tiling(
-            spec.side, keep=count if stage.trains else 0, graph_bytes=int(cost.graph_bytes.at(area))
-        )
+        graph_bytes = int(cost.graph_bytes.at(area)) if stage.trains else 0
+        tiling = Tiling(spec.side, keep=count if stage.trains else 0, graph_bytes=graph_bytes)
         tile_bytes = grid.size[0] * grid.size[1] * segment.out_channels * segment.dtype.itemsize
-        work_bytes = int(SLACK * work) + stage.extra_bytes
-        result.append((StagePlan(stage.name, tiling, count, count * tile_bytes, work_bytes, seconds), grid))
+        ahead = area * segment.channels * segment.dtype.itemsize  # the next window, read meanwhile
+        work_bytes = max(int(SLACK * work) + ahead, stage.decoder_bytes) + stage.head_bytes
+        plan = StagePlan(stage.name, tiling, count, count * tile_bytes, work_bytes, seconds)
+        result.append(_Option(plan, count * (area + start)))
     return result
 
 
-def _live_maps(stages: Sequence[Stage], planned: Sequence[StagePlan]) -> int:
-    """The most bytes of maps alive at once: a module's input, its inner maps with their gradients, its output."""
-    most, alive = 0, 0
-    for stage, plan in zip(stages, planned, strict=True):
-        alive += plan.map_bytes * (1 if stage.barrier else 2)
-        most = max(most, alive)
-        if stage.barrier:
-            alive = plan.map_bytes
-    return most
+def _peaks(stages: Sequence[Stage], planned: Sequence[StagePlan], pool: int) -> tuple[int, int]:
+    """The most bytes held on the device at any moment, and the most of maps alive at once, wherever they are.
+
+    Alive are a module's input, its inner maps with their gradients, and its output; then what is left of the pool
+    takes graphs. While the graph of a window is at hand, its backward pass needs only the rest.
+    """
+    most_bytes = most_maps = before = 0
+    for group in _modules(stages, planned):
+        inner, last = group[:-1], group[-1][1]
+        maps = before + sum(2 * plan.map_bytes for _, plan in inner) + last.map_bytes
+        graphs = sum(plan.tiles * plan.tiling.graph_bytes for _, plan in group)
+        kept = min(graphs, max(0, pool - maps))
+        work = max(plan.work_bytes - (plan.tiling.graph_bytes if kept == graphs else 0) for _, plan in group)
+        decoder = max(stage.decoder_bytes + stage.head_bytes for stage, _ in group)
+        most_bytes = max(most_bytes, min(maps, pool) + kept + max(work, decoder))
+        most_maps, before = max(most_maps, maps), last.map_bytes
+    return most_bytes, most_maps
+
+
+def _modules(
+    stages: Sequence[Stage], planned: Sequence[StagePlan]
+) -> Iterator[list[tuple[Stage, StagePlan]]]:
+    """Stages up to each gradient barrier."""
+    group = []
+    for pair in zip(stages, planned, strict=True):
+        group.append(pair)
+        if pair[0].barrier:
+            yield group
+            group = []
 
 
 def parameter_bytes(module: nn.Module) -> int:

@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
 import os
+import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
+
+_MEMINFO = Path("/proc/meminfo")
+_CGROUP = Path("/sys/fs/cgroup")
+_CGROUPS = (  # limit and use: version 2, version 1
+    (_CGROUP / "memory.max", _CGROUP / "memory.current"),
+    (_CGROUP / "memory/memory.limit_in_bytes", _CGROUP / "memory/memory.usage_in_bytes"),
+)
+_WORTH_HANDING_BACK = 2**26
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +83,7 @@ class TileArray:
     ) -> None:
         self.shape, self.dtype = shape, dtype
         self._storage, self._counts = storage, counts
+        self._count = sum(counts.values()) + in_file
         self._tile_bytes = math.prod(shape) * dtype.itemsize
         make = torch.zeros if zero else torch.empty
         self._device = make((counts["device"], *shape), dtype=dtype, device=storage.device)
@@ -85,6 +96,11 @@ class TileArray:
         if in_file:
             self._file = _unlinked_file(storage.config.folder)
             os.ftruncate(self._file, in_file * self._tile_bytes)  # a sparse file reads as zeros
+
+    @property
+    def size_bytes(self) -> int:
+        """Of all tiles, wherever they are."""
+        return self._count * self._tile_bytes
 
     @property
     def in_file(self) -> bool:
@@ -146,10 +162,40 @@ class TileArray:
 
 
 def free_bytes(device: torch.device) -> int:
-    """Memory that is free on a device now; a CPU's is the machine's available memory."""
+    """Memory that is free on a device now; a CPU's is what the machine, or the job's container, can still give."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if _MEMINFO.exists():  # counts the cache that would make room, too
+        lines = _MEMINFO.read_text(encoding="ascii").splitlines()
+        free = next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")), free)
+    return min([free, *(_room(*files) for files in _CGROUPS)])
+
+
+def hand_back_freed(after_bytes: int) -> None:
+    """After work of that size on a CPU, return freed memory to the machine, so that the peak stays what it was.
+
+    The C library keeps what tensors of one size leave behind, and the next module's are of other sizes. Asking
+    costs milliseconds, so small work does not. Only glibc can be asked.
+    """
+    if after_bytes >= _WORTH_HANDING_BACK and _LIBC is not None:
+        _LIBC.malloc_trim(0)
+
+
+def _glibc() -> ctypes.CDLL | None:
+    if not sys.platform.startswith("linux"):
+        return None
+    library = ctypes.CDLL(None)
+    return library if hasattr(library, "malloc_trim") else None
+
+
+def _room(limit: Path, used: Path) -> int:
+    """What a control group may still take, without bound where there is none."""
+    try:
+        most, now = limit.read_text(encoding="ascii").strip(), used.read_text(encoding="ascii")
+    except OSError:
+        return sys.maxsize
+    return max(0, int(most) - int(now)) if most.isdigit() else sys.maxsize
 
 
 def _bytes(tensor: Tensor) -> memoryview:
@@ -162,3 +208,6 @@ def _unlinked_file(folder: str | None) -> int:
     handle, name = tempfile.mkstemp(prefix="holoslide-features-", dir=folder)
     Path(name).unlink()
     return handle
+
+
+_LIBC = _glibc()

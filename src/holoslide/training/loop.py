@@ -40,6 +40,7 @@ from holoslide.training.parallel import (
     sum_gradients,
     sum_over_ranks,
 )
+from holoslide.training.planning import plan_run
 from holoslide.training.progress import Progress, Reporter, RunFacts, Silent, SlideDone
 from holoslide.training.samples import OpenPixels, Sample, Slides
 
@@ -124,6 +125,7 @@ class _Run:
     def to_the_end(self, progress: Progress) -> FitResult:
         """All epochs that are left; an early stop is a function of the history alone."""
         self.out.mkdir(parents=True, exist_ok=True)
+        self.plan = plan_run(self.network, self.slides, self.fabric, self.out)
         self.logger = TensorBoardLogger(self.out, "tensorboard", "", purge_step=self._steps())
         reports_to = progress if self.fabric.is_global_zero else Silent()
         self.reporter = Reporter(reports_to, self.slides, self.position, facts=self._facts())
@@ -138,6 +140,7 @@ class _Run:
 
     def train_epoch(self) -> None:
         """The optimiser steps of an epoch that are left; the last group may be smaller, and is a step too."""
+        self.network.follow(self.plan.train)
         groups = self.slides.order(self.position.epoch, self.config.accumulate)
         for group in groups[self.position.group :]:
             started = time.monotonic()
@@ -183,6 +186,7 @@ class _Run:
     def validate(self) -> Row:
         """Losses and AUROC of all K heads on the validation slides, as they are and without gradients."""
         started, slides = time.monotonic(), self.slides
+        self.network.follow(self.plan.valid)
         targets = torch.tensor([sample.target for sample in slides.valid])
         logits_NKL = torch.zeros(len(targets), self.modules, len(self.model.classes), dtype=torch.float64)
         losses_NK = torch.zeros(len(targets), self.modules, dtype=torch.float64)
@@ -311,6 +315,7 @@ class _Run:
             epoch=self.position.epoch,
             epochs=self.config.epochs,
             modules=self.modules,
+            peak_bytes=self.plan.peak_bytes,
         )
 
 

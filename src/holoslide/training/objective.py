@@ -18,6 +18,7 @@ from holoslide.models.heads import Head
 from holoslide.models.reconstruction import draw_patches
 from holoslide.models.streamed import HeadCells, StreamedClassifier, head_map
 from holoslide.streaming.features import Batch, FeatureMap
+from holoslide.streaming.storage import hand_back_freed
 from holoslide.streaming.tiled import Pull
 
 
@@ -75,6 +76,8 @@ class Objective:
         assert leaf_NC.grad is not None
         boxes = self._draw(output, features, generator) if self.decoder is not None else []
         reconstruction, patches = self._reconstruct(output, features, boxes, scale=scale)
+        if output.device.type == "cpu":
+            hand_back_freed(output.tiles.size_bytes)  # the decoder took much, and is done
         pull = _Pull(self.head, cells, leaf_NC.grad, patches)
         return Loss(logits_L.detach(), float(classification.detach()), reconstruction, pull)
 
@@ -100,8 +103,7 @@ class Objective:
         seen_BCHW = output.windows(boxes).requires_grad_()
         target_BCHW = features.windows([box.times(stride) for box in boxes])
         with self.segment.autocast():
-            rebuilt_BCHW = self.decoder(seen_BCHW, scale=stride)
-        loss = F.l1_loss(rebuilt_BCHW, target_BCHW.to(rebuilt_BCHW.dtype))
+            loss = self.decoder.loss(seen_BCHW, target_BCHW, scale=stride)
         torch.autograd.backward([loss * (self.config.alpha * scale)])
         assert seen_BCHW.grad is not None
         return float(loss.detach()), Patches(boxes, seen_BCHW.grad)

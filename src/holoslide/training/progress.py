@@ -16,7 +16,10 @@ _VALID_WORK = 0.25  # of training's, per pixel: a forward pass, of forward, forw
 
 @dataclass(frozen=True, slots=True)
 class RunFacts:
-    """What was chosen when a run starts; `epoch` epochs were done before, if it resumes."""
+    """What was chosen when a run starts; `epoch` epochs were done before, if it resumes.
+
+    `peak_bytes` is the most that the plan takes on the device (0: no plan was made).
+    """
 
     device: str
     precision: str
@@ -24,6 +27,7 @@ class RunFacts:
     epoch: int
     epochs: int
     modules: int
+    peak_bytes: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -70,6 +71,13 @@ class Slides:
     def open_valid(self, index: int) -> Iterator[Pixels]:
         """A validation slide as it is; whatever fails inside is the slide's, by name."""
         with self._open(self.valid[index]) as pixels:
+            yield pixels
+
+    @contextmanager
+    def open_largest(self, part: Literal["train", "valid"]) -> Iterator[Pixels]:
+        """The slide of a part that has most tissue, as it is."""
+        samples, sizes = (self.train, self.train_px) if part == "train" else (self.valid, self.valid_px)
+        with self._open(samples[sizes.index(max(sizes))]) as pixels:
             yield pixels
 
     @contextmanager

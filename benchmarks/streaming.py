@@ -1,0 +1,281 @@
+"""Streaming: is it exact, is its memory flat, how fast is it beside plain execution, does its plan hold?
+
+ResNet-34 without pretrained weights, every module with its head and its reconstruction. Parts, each by `--only`:
+
+grad   `grad_rel_error`: the largest difference of any gradient from the plain step's, float64, over the largest.
+flat   `flat_ratio`: peak extra memory of a training step on the large raster over that on the small one, feature
+       maps in a file; in the full run for K = 8, 4 and 1 (each by flat8, flat4, flat1), 12,000 px over 3,000 px.
+time   `time_ratio_recompute`, `time_ratio_kept`: a streamed step's time over the plain local step's at the same K,
+       in turn, bf16, all tissue, borders of zeros; `time_ratio_tissue30`: one round piece of tissue, 30 % of the
+       raster, borders of glass, graphs kept, over the plain step on the whole raster.
+plan   `plan_error`: the plan's peak against the measured one, by the measured one.
+huge   one training step on 60,000 x 60,000 px with 20 % tissue inside 4 GiB; only when asked for.
+
+Extra memory is the resident set's peak in a process of its own, less what it held before the step.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import time
+from collections.abc import Callable
+
+import torch
+
+from benchmarks.common import (
+    Figure,
+    Options,
+    Paired,
+    Result,
+    give_back_freed,
+    main,
+    paired,
+    peak_memory,
+    resident_bytes,
+)
+from benchmarks.plain import plain_step
+from benchmarks.slides import GLASS, NoisePixels
+from holoslide.geometry import Box
+from holoslide.models.backbone import BackboneConfig
+from holoslide.models.classifier import InputConfig, LocalClassifier, ModelConfig
+from holoslide.models.streamed import StreamConfig, StreamedClassifier
+from holoslide.streaming.plan import Plan, parameter_bytes
+from holoslide.streaming.storage import StorageConfig
+from holoslide.training.local import LocalStep
+
+FLAT_MODULES = (8, 4, 1)
+PARTS = ("grad", "flat", "time", "plan")
+KEEPS_ALL_GIB, FLAT_GIB = 10.0, 1.2
+
+
+def resnet34(modules: int, *, dtype: torch.dtype = torch.float32) -> LocalClassifier:
+    """ResNet-34 in K modules, with weights that are the same each time."""
+    config = ModelConfig(backbone=BackboneConfig(name="resnet34", weights="none"), modules=modules)
+    generator = torch.Generator().manual_seed(0)
+    model = LocalClassifier.from_config(
+        config, classes=("no", "yes"), inputs=InputConfig(glass=GLASS), generator=generator
+    )
+    return model.to(dtype).to(memory_format=torch.channels_last)
+
+
+def _draws() -> torch.Generator:
+    return torch.Generator().manual_seed(0)
+
+
+# --- Exact ------------------------------------------------------------------------------------------------------
+
+
+def gradient_error(modules: int = 4, side_px: int = 352) -> float:
+    """The largest absolute difference of any gradient over the largest gradient of that parameter, float64."""
+    slide, model = NoisePixels(side_px), resnet34(modules, dtype=torch.float64)
+    plain_step(model, _whole(slide).double(), 1, generator=_draws())
+    plain = [p.grad.clone() for p in model.parameters() if p.grad is not None]
+    model.zero_grad()
+    network = StreamedClassifier(model, StreamConfig(border="zeros", pool="all", tile_cells=18))
+    LocalStep(network)(slide, 1, generator=_draws())
+    streamed = [p.grad for p in model.parameters() if p.grad is not None]
+    # A bias before a norm has no gradient but rounding: small ones are held against the largest.
+    tiny = 1e-2 * max(float(grad.abs().max()) for grad in plain)
+    pairs = zip(plain, streamed, strict=True)
+    return max(float((a - b).abs().max()) / max(float(a.abs().max()), tiny) for a, b in pairs)
+
+
+def _whole(slide: NoisePixels) -> torch.Tensor:
+    pixels = torch.from_numpy(slide.read(Box(0, 0, *slide.shape_px)))
+    return pixels.permute(2, 0, 1)[None].float().contiguous(memory_format=torch.channels_last)
+
+
+# --- Memory -----------------------------------------------------------------------------------------------------
+
+
+def plan_of(side_px: int, modules: int, *, tissue: float, memory_gib: float) -> tuple[Plan, int]:
+    """The plan of a training step, and what of it is there before: weights, their folded twins, AdamW's moments."""
+    model = resnet34(modules)
+    network = StreamedClassifier(model, StreamConfig(memory_gib=memory_gib), mixed=torch.bfloat16)
+    plan = network.plan_for(NoisePixels(side_px, tissue=tissue), training=True)
+    assert plan is not None
+    return plan, 3 * parameter_bytes(model) + parameter_bytes(model.parts)
+
+
+def training_step(side_px: int, modules: int, plan: Plan, *, tissue: float) -> tuple[int, float]:
+    """A step by a plan, and the optimiser's, after one on a small slide: bytes held before it, and seconds."""
+    model = resnet34(modules)
+    network = StreamedClassifier(model, StreamConfig(), mixed=torch.bfloat16)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)
+    slide = NoisePixels(side_px, tissue=tissue)
+    network.follow(plan)
+    step = LocalStep(network)
+
+    def train(slide: NoisePixels) -> None:
+        optimizer.zero_grad()
+        step(slide, 1, generator=_draws())
+        optimizer.step()
+
+    train(NoisePixels(256))
+    optimizer.zero_grad()
+    give_back_freed()
+    before, started = resident_bytes(), time.perf_counter()
+    train(slide)
+    return before, time.perf_counter() - started
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Extra:
+    """What one step took beyond what was there before it, and what its plan had said."""
+
+    measured_bytes: int
+    planned_bytes: int
+    measured_s: float
+    planned_s: float
+
+
+def extra_memory(
+    side_px: int, modules: int, *, tissue: float = 1.0, memory_gib: float, in_file: bool = False
+) -> Extra:
+    """Plan a training step and make it, each in a process of its own."""
+    plan, there = peak_memory(plan_of, side_px, modules, tissue=tissue, memory_gib=memory_gib).value
+    if in_file:
+        plan = dataclasses.replace(plan, storage=StorageConfig(device_bytes=0))
+    peak = peak_memory(training_step, side_px, modules, plan, tissue=tissue)
+    before, seconds = peak.value
+    return Extra(peak.most_bytes - before, plan.peak_bytes - there, seconds, plan.seconds)
+
+
+def flatness(sides_px: tuple[int, int], modules: int) -> dict[str, Figure]:
+    """Peak extra memory on two sides of a raster that is all tissue, maps in a file."""
+    small, large = (
+        extra_memory(side, modules, memory_gib=FLAT_GIB, in_file=True).measured_bytes for side in sides_px
+    )
+    return {"ratio": round(large / small, 3), "small_bytes": small, "large_bytes": large}
+
+
+def plan_error(side_px: int) -> dict[str, Figure]:
+    """How far a plan's peak is from the measured one."""
+    extra = extra_memory(side_px, 4, memory_gib=2.0)
+    error = abs(extra.planned_bytes - extra.measured_bytes) / extra.measured_bytes
+    return {"plan_error": round(error, 3), **_told(extra, "plan")}
+
+
+def huge(side_px: int, modules: int) -> dict[str, Figure]:
+    """One step on a raster that nothing could hold, 20 % of it tissue, in 4 GiB."""
+    extra = extra_memory(side_px, modules, tissue=0.2, memory_gib=4.0)
+    return {"huge_side_px": side_px, **_told(extra, "huge")}
+
+
+def _told(extra: Extra, prefix: str) -> dict[str, Figure]:
+    return {
+        f"{prefix}_planned_bytes": extra.planned_bytes,
+        f"{prefix}_measured_bytes": extra.measured_bytes,
+        f"{prefix}_planned_s": round(extra.planned_s, 1),
+        f"{prefix}_measured_s": round(extra.measured_s, 1),
+    }
+
+
+# --- Time -------------------------------------------------------------------------------------------------------
+
+
+def time_ratio(side_px: int, modules: int, *, kept: bool, tissue: float = 1.0, rounds: int) -> Paired:
+    """A plain local step and a streamed one, in turn, bf16."""
+    model, slide = resnet34(modules), NoisePixels(side_px, tissue=tissue)
+    config = StreamConfig(memory_gib=KEEPS_ALL_GIB)
+    if tissue == 1:
+        config = dataclasses.replace(config, border="zeros", pool="all")
+    network = StreamedClassifier(model, config, mixed=torch.bfloat16)
+    plan = network.plan_for(slide, training=True)
+    assert plan is not None
+    network.follow(plan if kept else _without_graphs(plan))
+    step, whole = LocalStep(network), _whole(NoisePixels(side_px))
+
+    def plain() -> None:
+        plain_step(model, whole, 1, mixed=torch.bfloat16, generator=_draws())
+
+    def streamed() -> None:
+        step(slide, 1, generator=_draws())
+
+    return paired(plain, streamed, rounds=rounds)
+
+
+def _without_graphs(plan: Plan) -> Plan:
+    stages = [
+        dataclasses.replace(stage, tiling=dataclasses.replace(stage.tiling, keep=0)) for stage in plan.stages
+    ]
+    return dataclasses.replace(plan, stages=tuple(stages))
+
+
+def _times(side_px: int, modules: int, suffix: str, *, rounds: int) -> dict[str, Figure]:
+    figures: dict[str, Figure] = {}
+    for name, how in (
+        ("recompute", {"kept": False}),
+        ("kept", {"kept": True}),
+        ("tissue30", {"kept": True, "tissue": 0.3}),
+    ):
+        times = time_ratio(side_px, modules, rounds=rounds, **how)
+        figures[f"time_ratio_{name}{suffix}"] = round(times.ratio, 3)
+        figures[f"time_range_{name}{suffix}"] = "{:.2f} to {:.2f}".format(*times.ratio_range)
+    return figures
+
+
+# --- The benchmark ----------------------------------------------------------------------------------------------
+
+
+def measure(options: Options) -> Result:
+    """The figures of the parts that were asked for."""
+    chosen = (options.values["only"] or ",".join(PARTS)).split(",")
+    runs: dict[str, Callable[[bool], dict[str, Figure]]] = {
+        "grad": _grad, "flat": _flat, "time": _time, "plan": _plan, "huge": _huge,
+        **{f"flat{k}": _flat_of(k) for k in FLAT_MODULES},
+    }  # fmt: skip
+    figures: dict[str, Figure] = {}
+    for name in chosen:
+        if name not in runs:
+            raise SystemExit(f"--only {name}: choose among {', '.join(runs)}")
+        figures |= runs[name](options.quick)
+    configuration = {"backbone": "resnet34", "dtype": "bfloat16 autocast", "parts": chosen}
+    variant = "-".join(chosen) if options.values["only"] else ""
+    return Result(figures=figures, configuration=configuration, variant=variant)
+
+
+def _grad(quick: bool) -> dict[str, Figure]:  # noqa: FBT001
+    return {"grad_rel_error": gradient_error()}
+
+
+def _flat_of(modules: int) -> Callable[[bool], dict[str, Figure]]:
+    def run(quick: bool) -> dict[str, Figure]:  # noqa: FBT001
+        found = flatness((1500, 6000) if quick else (3000, 12000), modules)
+        return {f"flat_{key}_k{modules}": value for key, value in found.items()}
+
+    return run
+
+
+def _flat(quick: bool) -> dict[str, Figure]:  # noqa: FBT001
+    if quick:
+        return {f"flat_{key}": value for key, value in flatness((1500, 6000), 4).items()}
+    figures: dict[str, Figure] = {}
+    for modules in FLAT_MODULES:
+        figures |= _flat_of(modules)(quick)
+    return figures
+
+
+def _time(quick: bool) -> dict[str, Figure]:  # noqa: FBT001
+    if quick:
+        return _times(1536, 4, "", rounds=3)
+    figures = _times(3072, 4, "", rounds=5) | _times(3072, 8, "_k8", rounds=5)
+    alone = time_ratio(2048, 1, kept=False, rounds=3)
+    return figures | {"time_ratio_recompute_k1": round(alone.ratio, 3)}
+
+
+def _plan(quick: bool) -> dict[str, Figure]:  # noqa: FBT001
+    return plan_error(1500 if quick else 4000)
+
+
+def _huge(quick: bool) -> dict[str, Figure]:  # noqa: FBT001
+    return huge(10000 if quick else 60000, 4)
+
+
+def _arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--only", metavar="PARTS", help=f"some of {','.join(PARTS)},huge")
+
+
+if __name__ == "__main__":
+    main("streaming", __doc__, measure, add_arguments=_arguments)

@@ -1,0 +1,214 @@
+"""The readout of a head: it sees all voting cells of a slide, some thousands at a time.
+
+On a slide of 40x even the small map that a head's stem makes has a million cells. So the readout streams, too: it
+keeps the cells and their gradient, and makes everything in between chunk by chunk, once more in the backward pass.
+Axes: N cells, C channels, L classes, H hidden.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+from holoslide.errors import SlideError
+from holoslide.models.pooling import dropout
+
+CHUNK_VALUES = 2**18  # numbers of one chunk: a few MB with all that is made of them
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """A readout's logits, and what each cell contributed: `evidence_NL.sum(0) + bias_L == logits_L`."""
+
+    logits_L: Tensor
+    attention_N: Tensor
+    evidence_NL: Tensor
+    bias_L: Tensor
+
+
+class CellNorm(nn.Module):
+    """GroupNorm with as many groups as channels over a map of N cells; defined for one cell, too."""
+
+    def __init__(self, channels: int, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+        self.eps = eps
+
+    def forward(self, cells_NC: Tensor, mean_C: Tensor, variance_C: Tensor) -> Tensor:
+        """Some cells (n, C), by the mean and variance of all, -> (n, C)."""
+        return (cells_NC - mean_C) * (torch.rsqrt(variance_C + self.eps) * self.weight) + self.bias
+
+
+class CellScale(nn.Module):
+    """A scale and a shift per channel instead of a norm: what a cell says does not depend on other cells."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+
+    def forward(self, cells_NC: Tensor, mean_C: Tensor, variance_C: Tensor) -> Tensor:
+        """As `CellNorm`, whatever the statistics."""
+        return cells_NC * self.weight + self.bias
+
+
+Norm = Literal["slide", "none"]
+NORMS: dict[Norm, type[CellNorm] | type[CellScale]] = {"slide": CellNorm, "none": CellScale}
+
+
+class Readout(nn.Module):
+    """Normalise the voting cells, pool them, classify; in the parameters' own precision, also under autocast."""
+
+    def __init__(
+        self, channels: int, classes: int, pooling: nn.Module, *, norm: Norm, hidden: int, rate: float
+    ) -> None:
+        """`rate` is that of the dropout on the attention weights."""
+        super().__init__()
+        self.norm = NORMS[norm](channels)
+        self.pooling = pooling
+        self.hidden = nn.Linear(channels, hidden)
+        self.output = nn.Linear(hidden, classes)
+        self.rate = rate
+
+    def forward(self, cells_NC: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
+        """Logits (L,). `generator` draws the dropout; without one there is none."""
+        _refuse_none(cells_NC)
+        kept_N = dropout(self._like(cells_NC).new_ones(len(cells_NC)), self.rate, generator)
+        with torch.autocast(cells_NC.device.type, enabled=False):
+            trained = [*self.norm.parameters(), *self.pooling.parameters()]
+            pooled_C: Tensor = _Pool.apply(self, kept_N, cells_NC, *trained)
+            logits_L: Tensor = self.output(F.relu(self.hidden(pooled_C)))
+            return logits_L
+
+    @torch.no_grad()
+    def explain(self, cells_NC: Tensor) -> Explanation:
+        """The logits, the attention, and each cell's exact share of each logit.
+
+        With the pattern of the ReLU before the last layer held fixed, the logits are linear in the pooled
+        vector, which is a weighted sum over cells. So the logits are a sum over cells, plus a constant.
+        """
+        _refuse_none(cells_NC)
+        with torch.autocast(cells_NC.device.type, enabled=False):
+            cells = _Cells(self, cells_NC)
+            attention_N = torch.softmax(cells.scores(), dim=0)
+            before_H = self.hidden(cells.pooled(attention_N))
+            open_LH = self.output.weight * (before_H > 0)
+            each_CL = (open_LH @ self.hidden.weight).T
+            return Explanation(
+                logits_L=self.output(F.relu(before_H)),
+                attention_N=attention_N,
+                evidence_NL=attention_N[:, None] * cells.each(lambda values_nC: values_nC @ each_CL),
+                bias_L=open_LH @ self.hidden.bias + self.output.bias,
+            )
+
+    def values(self, chunk_nC: Tensor, mean_C: Tensor, variance_C: Tensor) -> Tensor:
+        """What is pooled, of some cells (n, C): normalised by the statistics of all, and rectified."""
+        return F.relu(self.norm(chunk_nC.to(mean_C.dtype), mean_C, variance_C))
+
+    def _like(self, cells_NC: Tensor) -> Tensor:
+        return cells_NC.new_empty(0, dtype=self.output.weight.dtype)
+
+
+class _Cells:
+    """All cells of a slide, walked through in chunks."""
+
+    def __init__(self, readout: Readout, cells_NC: Tensor) -> None:
+        self.readout, self.cells_NC = readout, cells_NC
+        self.dtype = readout.output.weight.dtype
+        self.size = max(1, CHUNK_VALUES // cells_NC.shape[1])
+        count = len(cells_NC)
+        self.mean_C = self._sum(lambda chunk_nC: chunk_nC) / count
+        self.variance_C = self._sum(lambda chunk_nC: (chunk_nC - self.mean_C) ** 2) / count
+
+    def chunks(self) -> Iterator[tuple[slice, Tensor]]:
+        """Each chunk's place and its cells (n, C)."""
+        for start in range(0, len(self.cells_NC), self.size):
+            rows = slice(start, start + self.size)
+            yield rows, self.cells_NC[rows]
+
+    def each(self, function: Callable[[Tensor], Tensor]) -> Tensor:
+        """A function of every cell's values, all cells' results together."""
+        return torch.cat([function(self._values(chunk_nC)) for _, chunk_nC in self.chunks()])
+
+    def scores(self) -> Tensor:
+        """(N,)."""
+        return self.each(self.readout.pooling)
+
+    def pooled(self, weights_N: Tensor) -> Tensor:
+        """(C,)."""
+        return torch.stack([weights_N[rows] @ self._values(c_nC) for rows, c_nC in self.chunks()]).sum(0)
+
+    def _values(self, chunk_nC: Tensor) -> Tensor:
+        return self.readout.values(chunk_nC, self.mean_C, self.variance_C)
+
+    def _sum(self, function: Callable[[Tensor], Tensor]) -> Tensor:
+        sums = [function(chunk_nC.to(self.dtype)).sum(dim=0) for _, chunk_nC in self.chunks()]
+        return torch.stack(sums).sum(dim=0)
+
+
+class _Pool(torch.autograd.Function):
+    """(C,) from all cells: softmax over their scores, dropout, weighted sum; gradients chunk by chunk."""
+
+    @staticmethod
+    def forward(ctx: Any, readout: Readout, kept_N: Tensor, cells_NC: Tensor, *trained: Tensor) -> Tensor:
+        cells = _Cells(readout, cells_NC.detach())
+        attention_N = torch.softmax(cells.scores(), dim=0)
+        ctx.cells, ctx.trained = cells, trained
+        ctx.save_for_backward(attention_N, kept_N)
+        return cells.pooled(attention_N * kept_N)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, pooled_grad_C: Tensor) -> tuple[Tensor | None, ...]:
+        cells: _Cells = ctx.cells
+        attention_N, kept_N = ctx.saved_tensors
+        with torch.autocast(pooled_grad_C.device.type, enabled=False):
+            weights_grad_N = cells.each(lambda values_nC: values_nC @ pooled_grad_C) * kept_N
+            scores_grad_N = attention_N * (weights_grad_N - attention_N @ weights_grad_N)
+            cells_grad_NC, grads = _chunk_grads(
+                cells, ctx.trained, attention_N * kept_N, scores_grad_N, pooled_grad_C
+            )
+        return None, None, cells_grad_NC, *grads
+
+
+def _chunk_grads(
+    cells: _Cells,
+    trained: tuple[Tensor, ...],
+    weights_N: Tensor,
+    scores_grad_N: Tensor,
+    pooled_grad_C: Tensor,
+) -> tuple[Tensor, list[Tensor]]:
+    """dL/d(cells) (N, C) and dL/d(trained), from dL/d(scores) and dL/d(pooled)."""
+    statistics = [cells.mean_C.clone().requires_grad_(), cells.variance_C.clone().requires_grad_()]
+    sums = [torch.zeros_like(t) for t in (*statistics, *trained)]
+    cells_grad_NC = torch.empty_like(cells.cells_NC, dtype=cells.dtype)
+    for rows, chunk_nC in cells.chunks():
+        leaf_nC = chunk_nC.to(cells.dtype, copy=True).requires_grad_()
+        with torch.enable_grad():
+            values_nC = cells.readout.values(leaf_nC, *statistics)
+            roots = [weights_N[rows] @ values_nC, cells.readout.pooling(values_nC)]
+        if not roots[1].requires_grad:  # the mean's scores do not depend on anything
+            del roots[1:]
+        root_grads = [pooled_grad_C, scores_grad_N[rows]][: len(roots)]
+        leaves = [leaf_nC, *statistics, *trained]
+        found = torch.autograd.grad(roots, leaves, root_grads, allow_unused=True)
+        cells_grad_NC[rows] = found[0]
+        for total, grad in zip(sums, found[1:], strict=True):
+            if grad is not None:
+                total += grad
+    mean_grad_C, variance_grad_C = (grad / len(cells.cells_NC) for grad in sums[:2])
+    for rows, chunk_nC in cells.chunks():  # mean and variance are of all cells
+        cells_grad_NC[rows] += mean_grad_C + 2 * variance_grad_C * (chunk_nC.to(cells.dtype) - cells.mean_C)
+    return cells_grad_NC.to(cells.cells_NC.dtype), sums[2:]
+
+
+def _refuse_none(cells_NC: Tensor) -> None:
+    if len(cells_NC) == 0:
+        raise SlideError("head", "was given no cell to read", "check that the slide has tissue")

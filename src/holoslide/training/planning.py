@@ -1,0 +1,78 @@
+"""The memory plan of a run: made once, for its largest slides, written down, and obeyed to the end.
+
+Other tiles give the same gradients only up to rounding. So a run that is resumed goes on with the plan it began
+with, whatever memory is free by then, unless it is given another budget.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import pydantic
+from lightning_fabric import Fabric
+
+from holoslide.models.streamed import StreamConfig, StreamedClassifier
+from holoslide.streaming.plan import Plan
+from holoslide.training.checkpoint import write_atomically
+from holoslide.training.samples import Slides
+
+PLAN = "plan.json"  # in the run's folder
+
+
+@dataclass(frozen=True, slots=True)
+class RunPlan:
+    """How training and validation are run, and the settings that were planned for; None where tiles were given."""
+
+    stream: StreamConfig
+    train: Plan | None
+    valid: Plan | None
+
+    @property
+    def peak_bytes(self) -> int:
+        """The most that either takes on its device, beside the process's own; 0 where tiles were given."""
+        return max((plan.peak_bytes for plan in (self.train, self.valid) if plan is not None), default=0)
+
+
+def plan_run(network: StreamedClassifier, slides: Slides, fabric: Fabric, out: Path) -> RunPlan:
+    """The plan in `out`, if it is for the same settings, or else a new one, which is written there.
+
+    Every rank gets rank 0's. Raises `MemoryPlanError`.
+    """
+    plan: RunPlan | None = None
+    if fabric.is_global_zero:
+        plan = _read(out / PLAN)
+        if plan is None or plan.stream != network.config:
+            plan = _make(network, slides, share=_share(fabric))
+            _write(plan, out / PLAN)
+    plan = fabric.broadcast(plan)
+    assert plan is not None
+    return plan
+
+
+def _make(network: StreamedClassifier, slides: Slides, *, share: float) -> RunPlan:
+    with slides.open_largest("train") as pixels:
+        train = network.plan_for(pixels, training=True, share=share)
+    with slides.open_largest("valid") as pixels:
+        valid = network.plan_for(pixels, training=False, share=share)
+    return RunPlan(network.config, train, valid)
+
+
+def _share(fabric: Fabric) -> float:
+    """A GPU is one process's own; the host's memory is shared by all processes of a node."""
+    return 1.0 if fabric.device.type == "cuda" else 1 / max(1, fabric.world_size)
+
+
+def _write(plan: RunPlan, path: Path) -> None:
+    text = json.dumps(dataclasses.asdict(plan), indent=2).encode()
+    write_atomically(path, lambda file: file.write(text))
+
+
+def _read(path: Path) -> RunPlan | None:
+    """None where there is none, or none that this version can read: then it is made anew."""
+    try:
+        return pydantic.TypeAdapter(RunPlan).validate_json(path.read_bytes())
+    except (OSError, pydantic.ValidationError):
+        return None

@@ -1,0 +1,124 @@
+"""A run announces what memory it will take, keeps to it, and goes on with its plan when it is resumed."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+import torch
+
+from holoslide.errors import MemoryPlanError
+from holoslide.models import streamed
+from holoslide.models.backbone import BackboneConfig
+from holoslide.models.classifier import LocalClassifier, ModelConfig
+from holoslide.models.heads import HeadConfig
+from holoslide.models.reconstruction import ReconstructionConfig
+from holoslide.models.streamed import StreamConfig, StreamedClassifier
+from holoslide.slides.pixels import ArrayPixels
+from holoslide.streaming.plan import PeakBytes, parameter_bytes
+from holoslide.training.local import LocalStep
+from tests.training import tiny
+from tests.training.test_resume import _assert_same_end
+
+GIB = 2**30
+
+
+class Told:
+    def __init__(self):
+        self.facts = []
+
+    def started(self, facts):
+        self.facts.append(facts)
+
+    def slide_done(self, slide): ...
+
+    def epoch_done(self, row, *, is_best): ...
+
+
+def _network(modules: int, *, dtype: torch.dtype = torch.float32, **stream: object) -> StreamedClassifier:
+    backbone = BackboneConfig(name="resnet18", weights="none", truncate="layer2")
+    settings = ModelConfig(
+        backbone=backbone,
+        modules=modules,
+        heads=HeadConfig(kernel=3),
+        reconstruction=ReconstructionConfig(side=16, patches=4),
+    )
+    generator = torch.Generator().manual_seed(0)
+    model = LocalClassifier.from_config(settings, classes=("a", "b"), generator=generator)
+    return StreamedClassifier(model.to(dtype), StreamConfig(**stream))
+
+
+def _slide(side_px: int) -> ArrayPixels:
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (side_px, side_px, 3), np.uint8)
+    return ArrayPixels(pixels, np.ones((1, 1), np.bool_), mask_cell_px=side_px, glass=(243, 243, 243))
+
+
+@pytest.mark.parametrize("modules", [1, 4])
+@pytest.mark.parametrize("memory_gib", [0.2, 1.0])
+def test_a_step_takes_what_its_plan_says_and_no_more(modules, memory_gib):
+    network, slide = _network(modules, memory_gib=memory_gib), _slide(900)
+    network.follow(plan := network.plan_for(slide, training=True))
+    step = LocalStep(network)
+    with PeakBytes() as counted:
+        step(slide, 0, generator=torch.Generator().manual_seed(0))
+    # The weights are there before; their gradients are made in the step, AdamW's moments after it.
+    parameters = parameter_bytes(network.model)
+    planned = plan.peak_bytes - plan.fixed_bytes + 2 * parameters
+    assert counted.peak <= planned <= memory_gib * GIB
+    assert counted.peak >= 0.5 * planned
+
+
+def test_the_smallest_budget_that_is_named_does_and_less_does_not():
+    slide = _slide(400)
+    with pytest.raises(MemoryPlanError, match="at its smallest tiles") as refused:
+        _network(2, memory_gib=0.01).plan_for(slide, training=True)
+    needed = float(re.search(r"needs ([\d.]+) GiB", str(refused.value)).group(1))
+    plan = _network(2, memory_gib=needed + 0.01).plan_for(slide, training=True)
+    assert plan.peak_bytes <= (needed + 0.01) * GIB
+    with pytest.raises(MemoryPlanError):
+        _network(2, memory_gib=needed - 0.01).plan_for(slide, training=True)
+
+
+@pytest.mark.parametrize("modules", [1, 4])
+def test_a_smaller_budget_changes_the_tiles_and_nothing_but_rounding(modules):
+    slide, ends = _slide(600), []
+    for memory_gib in (0.12, 2.0):
+        network = _network(modules, dtype=torch.float64, memory_gib=memory_gib)
+        network.follow(plan := network.plan_for(slide, training=True))
+        LocalStep(network)(slide, 0, generator=torch.Generator().manual_seed(0))
+        gradients = [p.grad for p in network.model.parameters() if p.grad is not None]
+        ends.append(([s.tiles for s in plan.stages], gradients))
+    (tiles_small, small), (tiles_large, large) = ends
+    assert sum(tiles_small) > sum(tiles_large)
+    assert len(small) == len(large) > 0
+    for one, other in zip(small, large, strict=True):
+        assert (one - other).abs().max() <= 1e-10 * other.abs().max() + 1e-13
+
+
+def test_training_says_what_it_will_take(tmp_path):
+    told = Told()
+    tiny.run(tmp_path, tiny.cohort(tmp_path), progress=told, stream=StreamConfig(memory_gib=0.5))
+    plan = json.loads((tmp_path / "plan.json").read_text())
+    assert told.facts[0].peak_bytes == max(plan[part]["peak_bytes"] for part in ("train", "valid"))
+    assert 0 < told.facts[0].peak_bytes <= 0.5 * GIB
+
+
+def test_a_resumed_run_keeps_its_plan_whatever_memory_is_free(tmp_path, monkeypatch):
+    slides = tiny.cohort(tmp_path)
+    tiny.run(tmp_path / "peace", slides, config=tiny.config(epochs=3))
+
+    class StopError(Exception):
+        pass
+
+    class StopAfterOne(Told):
+        def epoch_done(self, row, *, is_best):
+            raise StopError
+
+    with pytest.raises(StopError):
+        tiny.run(tmp_path / "killed", slides, config=tiny.config(epochs=3), progress=StopAfterOne())
+    before = (tmp_path / "killed" / "plan.json").read_bytes()
+    monkeypatch.setattr(streamed, "free_bytes", lambda device: 2**25)
+    tiny.run(tmp_path / "killed", slides, config=tiny.config(epochs=3), resume=True)
+    assert (tmp_path / "killed" / "plan.json").read_bytes() == before
+    _assert_same_end(tmp_path / "peace", tmp_path / "killed")
