@@ -377,12 +377,47 @@ for result in prepare(jobs, Path(sys.argv[1]), PrepareConfig(mpp=1.0), workers=2
 """
 
 
-def names(folder: Path) -> set[str]:
-    return {path.name for path in folder.iterdir()} if folder.exists() else set()
+Traces = set[tuple[str, int, int]]
+
+
+def unfinished(folder: Path) -> Traces:
+    """What there is of slides in the making, or of those whose makers were killed; another when written to."""
+    found: Traces = set()
+    for path in [*folder.glob(".*.part"), *folder.glob(".*.lock")]:
+        with contextlib.suppress(FileNotFoundError):  # done meanwhile
+            state = path.stat()
+            found.add((path.name, state.st_ino, state.st_ctime_ns))
+    return found
+
+
+def kill_all(process: subprocess.Popen[bytes]) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)  # the workers, too: they share the session we made
+    process.wait()
+
+
+def kill_while_making(process: subprocess.Popen[bytes], folder: Path, before: Traces) -> None:
+    """Kill a run with a slide in the making: it is stopped, looked at, and let go on if the moment has passed."""
+    while process.poll() is None:
+        if unfinished(folder) - before:
+            os.killpg(process.pid, signal.SIGSTOP)
+            if unfinished(folder) - before:
+                break
+            os.killpg(process.pid, signal.SIGCONT)
+        time.sleep(0.002)
+    kill_all(process)
+
+
+def kill_at_random(process: subprocess.Popen[bytes], folder: Path, before: Traces, wait_s: float) -> None:
+    """Kill a run some time after its first trace."""
+    while process.poll() is None and not unfinished(folder) - before:
+        time.sleep(0.002)
+    time.sleep(wait_s)
+    kill_all(process)
 
 
 def test_killed_at_any_moment_a_last_run_ends_with_the_same_files(tmp_path: Path) -> None:
-    """Struck at random moments after a slide's first trace; `benchmarks/kill.py` does it 50 times."""
+    """Struck with a slide in the making, and at random moments; `benchmarks/kill.py` does it 50 times."""
     rgb = paint(blobs((1300, 1500), reach=0.4))
     slides = [write_slide(tmp_path / f"s{n}.tif", rgb[:, 40 * n :], 1.0) for n in range(3)]
     for path in slides:
@@ -392,21 +427,19 @@ def test_killed_at_any_moment_a_last_run_ends_with_the_same_files(tmp_path: Path
     command = [sys.executable, "-c", RUN]
     subprocess.run([*command, undisturbed, *slides], check=True, stdout=subprocess.DEVNULL)
     torn = 0
-    for _ in range(4):
-        before = names(disturbed)
+    for is_aimed in (True, False, True, False):
+        before = unfinished(disturbed)
         process = subprocess.Popen(
             [*command, disturbed, *slides],
             start_new_session=True,
             stderr=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
         )
-        while process.poll() is None and not names(disturbed) > before:
-            time.sleep(0.002)
-        time.sleep(rng.uniform(0, 0.3))
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)  # the workers, too: they share the session we made
-        process.wait()
-        torn += any(name.endswith((".part", ".lock")) for name in names(disturbed))
+        if is_aimed:
+            kill_while_making(process, disturbed, before)
+        else:
+            kill_at_random(process, disturbed, before, rng.uniform(0, 0.3))
+        torn += bool(unfinished(disturbed) - before)
         for finished in list(disturbed.glob("s*.tif"))[:1]:
             finished.unlink()  # so that the next run has something to do
     assert torn >= 2
