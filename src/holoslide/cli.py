@@ -134,6 +134,36 @@ def audit(
 
 
 @app.command()
+def convert(
+    table: TableArgument,
+    to: Annotated[
+        str, typer.Option("--to", help="holoslide, paper, clam, stamp, slideflow or trident.")
+    ] = "holoslide",
+    out: Annotated[Path, typer.Option("--out", "-o", help="The folder to write into.")] = Path("converted"),
+    slides: SlidesOption = None,
+    clini: Annotated[
+        Path | None, typer.Option("--clini", help="STAMP's table of patients and labels.")
+    ] = None,
+    label: Annotated[str | None, typer.Option("--label", help="The column that is the label.")] = None,
+    splits: Annotated[
+        Path | None, typer.Option("--splits", help="Splits of CLAM, Patho-Bench, STAMP or Slideflow.")
+    ] = None,
+    fold: Annotated[int, typer.Option("--fold", help="Which fold of --splits, counted from 0.")] = 0,
+) -> None:
+    """Turn a slide table and splits of another tool into ours, or ours into another tool's."""
+    from holoslide.slides.bridges import write_as
+    from holoslide.slides.cohort import Cohort
+    from holoslide.slides.folds import with_split_file
+
+    cohort = Cohort.from_csv(table, slides=slides, label=label, clini=clini)
+    cohort = cohort if splits is None else with_split_file(cohort, splits, fold=fold)
+    written = write_as(to, cohort, out, slides=slides)
+    for note in cohort.notes:
+        typer.echo(str(note), err=True)
+    typer.echo(f"{len(cohort)} slides: {', '.join(map(str, written))}")
+
+
+@app.command()
 def prepare(
     sources: Annotated[list[Path], typer.Argument(help="A slide table (CSV), or slide files.")],
     slides: SlidesOption = None,
