@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
-import random
-import signal
 import subprocess
 import sys
 import time
@@ -15,6 +12,8 @@ from typing import IO
 from unittest.mock import patch
 
 import pytest
+from benchmarks import kill
+from benchmarks.kill import contents
 
 from holoslide.errors import SlideError
 from holoslide.slides import claim
@@ -38,10 +37,6 @@ def copied(slide: Path, path: Path) -> Path:
     path.write_bytes(slide.read_bytes())
     os.utime(path, (1_700_000_000, 1_700_000_000))
     return path
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 
 # --- Workers -------------------------------------------------------------------------------------------------
@@ -366,86 +361,18 @@ def test_who_lost_the_claim_begins_anew(slide: Path, tmp_path: Path) -> None:
     assert sorted(contents(tmp_path)) == [".one.tif.source", "one.tif"]
 
 
-RUN = """
-import sys
-from pathlib import Path
-from holoslide.slides.prepare import PrepareConfig, PrepareJob, prepare
-slides = [Path(name) for name in sys.argv[2:]]
-jobs = [PrepareJob(s.stem, s) for s in slides]
-for result in prepare(jobs, Path(sys.argv[1]), PrepareConfig(mpp=1.0), workers=2):
-    print(result.slide_id, result.status, result.reason)
-"""
-
-
-Traces = set[tuple[str, int, int]]
-
-
-def unfinished(folder: Path) -> Traces:
-    """What there is of slides in the making, or of those whose makers were killed; another when written to."""
-    found: Traces = set()
-    for path in [*folder.glob(".*.part"), *folder.glob(".*.lock")]:
-        with contextlib.suppress(FileNotFoundError):  # done meanwhile
-            state = path.stat()
-            found.add((path.name, state.st_ino, state.st_ctime_ns))
-    return found
-
-
-def kill_all(process: subprocess.Popen[bytes]) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)  # the workers, too: they share the session we made
-    process.wait()
-
-
-def kill_while_making(process: subprocess.Popen[bytes], folder: Path, before: Traces) -> None:
-    """Kill a run with a slide in the making: it is stopped, looked at, and let go on if the moment has passed."""
-    while process.poll() is None:
-        if unfinished(folder) - before:
-            os.killpg(process.pid, signal.SIGSTOP)
-            if unfinished(folder) - before:
-                break
-            os.killpg(process.pid, signal.SIGCONT)
-        time.sleep(0.002)
-    kill_all(process)
-
-
-def kill_at_random(process: subprocess.Popen[bytes], folder: Path, before: Traces, wait_s: float) -> None:
-    """Kill a run some time after its first trace."""
-    while process.poll() is None and not unfinished(folder) - before:
-        time.sleep(0.002)
-    time.sleep(wait_s)
-    kill_all(process)
-
-
 def test_killed_at_any_moment_a_last_run_ends_with_the_same_files(tmp_path: Path) -> None:
-    """Struck with a slide in the making, and at random moments; `benchmarks/kill.py` does it 50 times."""
+    """Struck with a slide in the making and at random moments; `benchmarks/kill.py` does it 50 times."""
     rgb = paint(blobs((1300, 1500), reach=0.4))
     slides = [write_slide(tmp_path / f"s{n}.tif", rgb[:, 40 * n :], 1.0) for n in range(3)]
     for path in slides:
         os.utime(path, (1_700_000_000, 1_700_000_000))
-    rng = random.Random(5)
-    undisturbed, disturbed = tmp_path / "undisturbed", tmp_path / "disturbed"
-    command = [sys.executable, "-c", RUN]
-    subprocess.run([*command, undisturbed, *slides], check=True, stdout=subprocess.DEVNULL)
-    torn = 0
-    for is_aimed in (True, False, True, False):
-        before = unfinished(disturbed)
-        process = subprocess.Popen(
-            [*command, disturbed, *slides],
-            start_new_session=True,
-            stderr=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-        )
-        if is_aimed:
-            kill_while_making(process, disturbed, before)
-        else:
-            kill_at_random(process, disturbed, before, rng.uniform(0, 0.3))
-        torn += bool(unfinished(disturbed) - before)
-        for finished in list(disturbed.glob("s*.tif"))[:1]:
-            finished.unlink()  # so that the next run has something to do
+    whole, disturbed = tmp_path / "whole", tmp_path / "disturbed"
+    kill.undisturbed(whole, slides)
+    torn = kill.strike(disturbed, slides, 4, seed=5, longest_s=0.3)
     assert torn >= 2
-    last = subprocess.run([*command, disturbed, *slides], check=True, capture_output=True, text=True)
-    assert "failed" not in last.stdout
-    assert contents(disturbed) == contents(undisturbed)
+    assert "failed" not in kill.undisturbed(disturbed, slides)
+    assert contents(disturbed) == contents(whole)
     assert sorted(contents(disturbed)) == [
         ".s0.tif.source",
         ".s1.tif.source",
@@ -459,7 +386,7 @@ def test_killed_at_any_moment_a_last_run_ends_with_the_same_files(tmp_path: Path
 def test_two_runs_at_once_share_the_work(tmp_path: Path) -> None:
     rgb = paint(blobs((900, 900), reach=0.5))
     slides = [write_slide(tmp_path / f"s{n}.tif", rgb[:, 40 * n :], 1.0) for n in range(4)]
-    command = [sys.executable, "-c", RUN, tmp_path / "out", *slides]
+    command = [sys.executable, "-c", kill.RUN, tmp_path / "out", *slides]
     both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
     said = [process.communicate()[0] for process in both]
     assert [process.returncode for process in both] == [0, 0]
