@@ -80,7 +80,7 @@ def killed(folder: Path, slides: Sequence[Path], *, wait_s: float | None) -> boo
 
 
 def _wait(process: subprocess.Popen[bytes], folder: Path, before: Traces, *, is_aimed: bool) -> None:
-    """Until a slide is in the making; if `is_aimed`, stop the run then, or let it go on if the moment has passed."""
+    """Until a slide is in the making; if `is_aimed`, the run stands still then, so that the moment lasts."""
     while process.poll() is None:
         if unfinished(folder) - before:
             if not is_aimed:

@@ -58,6 +58,10 @@ ClusterOption = Annotated[
     str | None,
     typer.Option("--cluster", help="Address of a Dask scheduler (tcp://...) whose workers do the work."),
 ]
+ShardOption = Annotated[
+    str | None,
+    typer.Option("--shard", help="Only part i of n, i/n, counted from 1: for job arrays."),
+]
 MppOption = Annotated[
     float | None, typer.Option("--mpp", help="Microns per pixel to prepare at (default 2.0).")
 ]
@@ -174,9 +178,7 @@ def prepare(
     config: ConfigOption = None,
     sets: SetOption = None,
     workers: WorkersOption = 0,
-    shard: Annotated[
-        str | None, typer.Option("--shard", help="Only part i of n, i/n, counted from 1: for job arrays.")
-    ] = None,
+    shard: ShardOption = None,
     stall: Annotated[
         float, typer.Option("--stall", help="Give up a slide that gets no further for so many seconds.")
     ] = 600.0,
@@ -320,13 +322,17 @@ def predict(
     ] = None,
     workers: WorkersOption = 0,
     cluster: ClusterOption = None,
+    shard: ShardOption = None,
 ) -> None:
-    """Score new slides, labelled or not, into a table."""
+    """Score new slides, labelled or not, into a table; with --shard 2/20, into predictions-2-of-20.csv."""
     from holoslide.pipeline import cohort_of, default_rasters, prepare_cohort
     from holoslide.results import Predictor, predict_cohort
 
     predictor = Predictor(run)
     cohort = _with_masks(cohort_of(sources, slides=slides, mpp=slide_mpp), masks)
+    if shard is not None:
+        number, of = _shard(shard)
+        cohort, out = cohort.shard(number, of), out.with_stem(f"{out.stem}-{number}-of-{of}")
     folder = rasters or default_rasters(sources[0])
     with _bar("preparing") as advance:
         prepared = prepare_cohort(
