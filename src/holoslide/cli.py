@@ -58,6 +58,10 @@ ClusterOption = Annotated[
     str | None,
     typer.Option("--cluster", help="Address of a Dask scheduler (tcp://...) whose workers do the work."),
 ]
+ShardOption = Annotated[
+    str | None,
+    typer.Option("--shard", help="Only part i of n, i/n, counted from 1: for job arrays."),
+]
 MppOption = Annotated[
     float | None, typer.Option("--mpp", help="Microns per pixel to prepare at (default 2.0).")
 ]
@@ -134,6 +138,36 @@ def audit(
 
 
 @app.command()
+def convert(
+    table: TableArgument,
+    to: Annotated[
+        str, typer.Option("--to", help="holoslide, paper, clam, stamp, slideflow or trident.")
+    ] = "holoslide",
+    out: Annotated[Path, typer.Option("--out", "-o", help="The folder to write into.")] = Path("converted"),
+    slides: SlidesOption = None,
+    clini: Annotated[
+        Path | None, typer.Option("--clini", help="STAMP's table of patients and labels.")
+    ] = None,
+    label: Annotated[str | None, typer.Option("--label", help="The column that is the label.")] = None,
+    splits: Annotated[
+        Path | None, typer.Option("--splits", help="Splits of CLAM, Patho-Bench, STAMP or Slideflow.")
+    ] = None,
+    fold: Annotated[int, typer.Option("--fold", help="Which fold of --splits, counted from 0.")] = 0,
+) -> None:
+    """Turn a slide table and splits of another tool into ours, or ours into another tool's."""
+    from holoslide.slides.bridges import write_as
+    from holoslide.slides.cohort import Cohort
+    from holoslide.slides.folds import with_split_file
+
+    cohort = Cohort.from_csv(table, slides=slides, label=label, clini=clini)
+    cohort = cohort if splits is None else with_split_file(cohort, splits, fold=fold)
+    written = write_as(to, cohort, out, slides=slides)
+    for note in cohort.notes:
+        typer.echo(str(note), err=True)
+    typer.echo(f"{len(cohort)} slides: {', '.join(map(str, written))}")
+
+
+@app.command()
 def prepare(
     sources: Annotated[list[Path], typer.Argument(help="A slide table (CSV), or slide files.")],
     slides: SlidesOption = None,
@@ -144,9 +178,7 @@ def prepare(
     config: ConfigOption = None,
     sets: SetOption = None,
     workers: WorkersOption = 0,
-    shard: Annotated[
-        str | None, typer.Option("--shard", help="Only part i of n, i/n, counted from 1: for job arrays.")
-    ] = None,
+    shard: ShardOption = None,
     stall: Annotated[
         float, typer.Option("--stall", help="Give up a slide that gets no further for so many seconds.")
     ] = 600.0,
@@ -290,13 +322,17 @@ def predict(
     ] = None,
     workers: WorkersOption = 0,
     cluster: ClusterOption = None,
+    shard: ShardOption = None,
 ) -> None:
-    """Score new slides, labelled or not, into a table."""
+    """Score new slides, labelled or not, into a table; with --shard 2/20, into predictions-2-of-20.csv."""
     from holoslide.pipeline import cohort_of, default_rasters, prepare_cohort
     from holoslide.results import Predictor, predict_cohort
 
     predictor = Predictor(run)
     cohort = _with_masks(cohort_of(sources, slides=slides, mpp=slide_mpp), masks)
+    if shard is not None:
+        number, of = _shard(shard)
+        cohort, out = cohort.shard(number, of), out.with_stem(f"{out.stem}-{number}-of-{of}")
     folder = rasters or default_rasters(sources[0])
     with _bar("preparing") as advance:
         prepared = prepare_cohort(

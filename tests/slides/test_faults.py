@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
-import random
-import signal
 import subprocess
 import sys
 import time
@@ -15,6 +12,8 @@ from typing import IO
 from unittest.mock import patch
 
 import pytest
+from benchmarks import kill
+from benchmarks.kill import contents
 
 from holoslide.errors import SlideError
 from holoslide.slides import claim
@@ -38,10 +37,6 @@ def copied(slide: Path, path: Path) -> Path:
     path.write_bytes(slide.read_bytes())
     os.utime(path, (1_700_000_000, 1_700_000_000))
     return path
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 
 # --- Workers -------------------------------------------------------------------------------------------------
@@ -366,58 +361,18 @@ def test_who_lost_the_claim_begins_anew(slide: Path, tmp_path: Path) -> None:
     assert sorted(contents(tmp_path)) == [".one.tif.source", "one.tif"]
 
 
-RUN = """
-import sys
-from pathlib import Path
-from holoslide.slides.prepare import PrepareConfig, PrepareJob, prepare
-slides = [Path(name) for name in sys.argv[2:]]
-jobs = [PrepareJob(s.stem, s) for s in slides]
-for result in prepare(jobs, Path(sys.argv[1]), PrepareConfig(mpp=1.0), workers=2):
-    print(result.slide_id, result.status, result.reason)
-"""
-
-
-def traces(folder: Path) -> dict[str, tuple[int, int]]:
-    """Each file's name, and what tells a newly written one of that name from the last."""
-    found = {}
-    for path in folder.iterdir() if folder.exists() else ():
-        with contextlib.suppress(FileNotFoundError):  # renamed in between
-            found[path.name] = (path.stat().st_ino, path.stat().st_mtime_ns)
-    return found
-
-
 def test_killed_at_any_moment_a_last_run_ends_with_the_same_files(tmp_path: Path) -> None:
-    """Struck at a slide's first trace, or some moment after; `benchmarks/kill.py` does it 50 times."""
+    """Struck with a slide in the making and at random moments; `benchmarks/kill.py` does it 50 times."""
     rgb = paint(blobs((1300, 1500), reach=0.4))
     slides = [write_slide(tmp_path / f"s{n}.tif", rgb[:, 40 * n :], 1.0) for n in range(3)]
     for path in slides:
         os.utime(path, (1_700_000_000, 1_700_000_000))
-    rng = random.Random(5)
-    undisturbed, disturbed = tmp_path / "undisturbed", tmp_path / "disturbed"
-    command = [sys.executable, "-c", RUN]
-    subprocess.run([*command, undisturbed, *slides], check=True, stdout=subprocess.DEVNULL)
-    torn = 0
-    for wait_s in (0, 0, rng.uniform(0, 0.3), rng.uniform(0, 0.3)):
-        before = traces(disturbed)
-        process = subprocess.Popen(
-            [*command, disturbed, *slides],
-            start_new_session=True,
-            stderr=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-        )
-        while process.poll() is None and not traces(disturbed).items() - before.items():
-            time.sleep(0.002)
-        time.sleep(wait_s)
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)  # the workers, too: they share the session we made
-        process.wait()
-        torn += any(name.endswith((".part", ".lock")) for name in traces(disturbed))
-        for finished in list(disturbed.glob("s*.tif"))[:1]:
-            finished.unlink()  # so that the next run has something to do
+    whole, disturbed = tmp_path / "whole", tmp_path / "disturbed"
+    kill.undisturbed(whole, slides)
+    torn = kill.strike(disturbed, slides, 4, seed=5, longest_s=0.3)
     assert torn >= 2
-    last = subprocess.run([*command, disturbed, *slides], check=True, capture_output=True, text=True)
-    assert "failed" not in last.stdout
-    assert contents(disturbed) == contents(undisturbed)
+    assert "failed" not in kill.undisturbed(disturbed, slides)
+    assert contents(disturbed) == contents(whole)
     assert sorted(contents(disturbed)) == [
         ".s0.tif.source",
         ".s1.tif.source",
@@ -431,7 +386,7 @@ def test_killed_at_any_moment_a_last_run_ends_with_the_same_files(tmp_path: Path
 def test_two_runs_at_once_share_the_work(tmp_path: Path) -> None:
     rgb = paint(blobs((900, 900), reach=0.5))
     slides = [write_slide(tmp_path / f"s{n}.tif", rgb[:, 40 * n :], 1.0) for n in range(4)]
-    command = [sys.executable, "-c", RUN, tmp_path / "out", *slides]
+    command = [sys.executable, "-c", kill.RUN, tmp_path / "out", *slides]
     both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
     said = [process.communicate()[0] for process in both]
     assert [process.returncode for process in both] == [0, 0]

@@ -259,6 +259,19 @@ def test_a_scanners_own_profile(data_dir: Path) -> None:
         assert np.abs(stored.read(box, 1.0).astype(int) - meant.read(box, 1.0)).max() <= 3
 
 
+@pytest.mark.data
+def test_a_scanners_own_profile_that_is_damaged(data_dir: Path, tmp_path: Path) -> None:
+    """OpenSlide opens such a slide; its profile is refused by who asks for it, and only by who asks."""
+    data = (data_dir / "wsi" / "TCGA-CR-7395-01A-01-TS1.svs").read_bytes()
+    assert data.count(b"acsp") == 1
+    path = tmp_path / "damaged.svs"
+    path.write_bytes(data.replace(b"acsp", b"spca"))
+    with open_slide(path, mpp=0.5) as slide:
+        assert slide.read(Box(500, 500, 600, 600), 1.0).shape == (100, 100, 3)
+    with pytest.raises(SlideError, match=r"colour profile that cannot be used .*; prepare it without"):
+        open_slide(path, mpp=0.5, icc=True)
+
+
 # --- Whose microns per pixel count -----------------------------------------------------------------------------
 
 

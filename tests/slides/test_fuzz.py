@@ -23,7 +23,7 @@ def test_damaged_files_of_many_kinds() -> None:
     sources = {**made_sources(), "raster.tif": RASTER.read_bytes()}
     found, bad, _ = fuzz(sources, 300, seed=1, limit_s=BUSY_S)
     assert bad == []
-    assert found.total() == 300
+    assert found.total() - found["stood_still_once"] == 300
     assert found["read"] > 30  # not all damage is deadly
 
 
@@ -33,4 +33,4 @@ def test_damaged_real_files(data_dir: Path) -> None:
     assert len(sources) >= 6
     found, bad, _ = fuzz(sources, 60, seed=2, limit_s=BUSY_S)
     assert bad == []
-    assert found.total() == 60
+    assert found.total() - found["stood_still_once"] == 60

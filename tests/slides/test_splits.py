@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from holoslide.errors import CohortError, ConfigError
 from holoslide.slides.cohort import SPLITS, Cohort, SlideRow, SplitConfig
+from holoslide.slides.folds import with_split_file
 from tests.slides.test_cohort import columns, read, write
 
 
@@ -199,7 +200,7 @@ def test_clams_split_files(tmp_path):
         "s4,False,False,True\ns9,False,False,True\n", "splits_0_bool.csv",
     )  # fmt: skip
     for path in (lists, flags):
-        split = cohort.with_clam_split(path)
+        split = with_split_file(cohort, path)
         assert columns(split, "split") == [("train",), ("train",), ("valid",), ("test",)]
         (note,) = split.notes
         assert "1 of its slides are not in cohort (s9)" in str(note)
@@ -211,7 +212,7 @@ def test_clams_split_files(tmp_path):
         (",train,val,test\n0,s1,s1,s2\n", r"splits_0\.csv, row 2: slide s1 is in train and in valid"),
         (
             ",train,val,test\n0,s1,s2,3.0\n",
-            r"none of its 1 test slides \(3\.0\) is in cohort; write slide ids",
+            r"none of its 1 test slides \(3\.0\) is in cohort; write ids",
         ),
         (",train,val\n0,s1,s2\n", r"has 0 columns of test slides, among .*; give CLAM's train, val and test"),
         (",train,val,test\n0,s1,,s2\n1,,s1b,\n", r"patient p1 is in train \(slide s1\) and in valid"),
@@ -223,7 +224,7 @@ def test_clam_split_files_that_contradict_themselves(tmp_path, text, message):
         [SlideRow("s1", "p1", "x"), SlideRow("s1b", "p1", "x"), SlideRow("s2", "p2", "x")]
     )
     with pytest.raises(CohortError, match=message):
-        cohort.with_clam_split(write(tmp_path, text, "splits_0.csv"))
+        with_split_file(cohort, write(tmp_path, text, "splits_0.csv"))
 
 
 # --- Weights

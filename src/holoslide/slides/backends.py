@@ -166,12 +166,9 @@ class OpenSlideBackend:
             page.file.close()
 
     def _find_profile(self) -> bytes | None:
-        openslide = _import_openslide(self._path)
-        try:
-            profile: Any = self._handle().color_profile
-        except (openslide.OpenSlideError, *DAMAGE):  # of no use to those who do not ask for it
-            return None
-        return None if profile is None else bytes(profile.tobytes())
+        """As it is in the file: whether it can be used is seen when it is asked for."""
+        profile: bytes | None = self._handle()._profile  # the public property parses it, and fails if damaged
+        return profile
 
     def _region(self, level: int, box: Box) -> NDArray[np.uint8]:
         openslide, ratio = _import_openslide(self._path), self._ratios[level]

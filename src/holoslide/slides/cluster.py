@@ -59,7 +59,7 @@ def _outcomes(
 
     futures = [client.submit(function, *each, pure=False) for each in work]
     order = {future.key: index for index, future in enumerate(futures)}
-    for future in distributed.as_completed(futures):
+    for future in distributed.as_completed(futures, loop=client.loop):
         error = future.exception()
         yield order[future.key], future.result() if error is None else error
         future.release()

@@ -27,7 +27,6 @@ from holoslide.slides.tables import (
     Role,
     Split,
     Table,
-    clam_parts,
     clini_labels,
     file_id,
     file_name,
@@ -280,31 +279,6 @@ class Cohort:
             remedy = f"count from 1 to {max(1, of)} (SLURM: --array=1-{max(1, of)})"
             raise CohortError(self.name, f"there is no shard {number} of {of}", remedy)
         return replace(self, rows=self.rows[number - 1 :: of])
-
-    def with_clam_split(self, path: str | Path) -> Cohort:
-        """The parts of a CLAM file, `splits_{i}.csv` or `splits_{i}_bool.csv`, in place of those there were.
-
-        Slides that the file does not name are in no part. CohortError if it puts a slide or a patient into two
-        parts, or names a part of which the cohort has no slide.
-        """
-        table = read_table(Path(path))
-        parts = clam_parts(table)
-        ids = {row.slide_id for row in self.rows}
-        for split in SPLITS:
-            named = [slide for slide, part in parts.items() if part == split]
-            if named and not ids & set(named):
-                what = f"none of its {len(named)} {split} slides ({some(named, 2)}) is in {self.name}"
-                raise CohortError(shown(table.path), what, "write slide ids as text, the same in both")
-        rows = tuple(replace(row, split=parts.get(row.slide_id)) for row in self.rows)
-        strange = sorted(set(parts) - ids)
-        notes = list(self.notes)
-        if strange:
-            what = f"{len(strange)} of its slides are not in {self.name} ({some(strange)})"
-            remedy = "add them to the slide table, if they should count"
-            notes.append(Finding("warning", "split without a slide", shown(table.path), what, remedy))
-        cohort = replace(self, rows=rows, notes=tuple(notes))
-        cohort.refuse_split_patients()
-        return cohort
 
     # --- What can be used ---------------------------------------------------------------------------------------
 

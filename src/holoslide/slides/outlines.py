@@ -4,6 +4,7 @@
 | --- | --- |
 | `.geojson`, `.json` | polygons in level-0 pixels, with holes: QuPath's annotations, TRIDENT's `contours_geojson`. What QuPath classifies with a trailing asterisk (`Ignore*`) is taken out |
 | `.pkl` | CLAM's contours: `tissue` and `holes` in level-0 pixels. Read without running what a pickle may hold |
+| `.h5` | places of patches: `coords` of CLAM, TRIDENT or STAMP, see `coords.py` |
 | `.png` | a picture of the whole slide, of any size: what is not 0 is tissue, what is transparent is not |
 """  # noqa: E501
 
@@ -23,10 +24,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from holoslide.errors import SlideError
+from holoslide.slides.coords import read_patches
 from holoslide.slides.facts import DAMAGE, one_line, shown
 from holoslide.slides.morphology import Mask
 
-SUFFIXES = (".geojson", ".json", ".pkl", ".png")
+SUFFIXES = (".geojson", ".json", ".pkl", ".h5", ".png")
+NAMES = (*SUFFIXES, "_patches.h5")  # what follows a slide's id; the last is TRIDENT's
 OVERHANG = 0.01  # of the slide's longer side: how far outlines may reach beyond it
 SKEW = 0.02  # how much a picture's sides may differ in scale
 
@@ -45,6 +48,7 @@ class Frame:
     origin_l0: tuple[int, int]
     l0_per_px: tuple[float, float]
     shape_l0: tuple[int, int]
+    um_per_l0: tuple[float, float] | None = None  # where it is known
 
 
 def outline_sha256(path: Path) -> str:
@@ -66,14 +70,20 @@ def read_outline(path: Path, frame: Frame) -> Mask:
         return _picture(data, path, frame)
     if suffix not in SUFFIXES:
         raise SlideError(shown(path), "is no mask in a known format", f"give {', '.join(SUFFIXES)}")
-    kept, ignored = _contours(data, path) if suffix == ".pkl" else _geojson(data, path)
+    ignored: list[Polygon] = []
+    if suffix == ".h5":
+        kept = _squares(path, frame)
+    elif suffix == ".pkl":
+        kept = _contours(data, path)
+    else:
+        kept, ignored = _geojson(data, path)
     _refuse_strange(kept, path, frame)
     return _fill(kept, frame) & ~_fill(ignored, frame)
 
 
 def find_outline(folder: Path, slide_id: str) -> Path:
     """The mask of a slide in a folder, named by its id; SlideError if there is none, or more than one."""
-    found = [path for path in (folder / f"{slide_id}{suffix}" for suffix in SUFFIXES) if path.is_file()]
+    found = [path for path in (folder / f"{slide_id}{ending}" for ending in NAMES) if path.is_file()]
     if len(found) == 1:
         return found[0].absolute()
     if not found:
@@ -149,13 +159,37 @@ class _Arrays(pickle.Unpickler):
         raise pickle.UnpicklingError(message)
 
 
-def _contours(data: bytes, path: Path) -> tuple[list[Polygon], list[Polygon]]:
+def _squares(path: Path, frame: Frame) -> list[Polygon]:
+    """What the patches cover together."""
+    from shapely import box, get_parts, union_all
+
+    patches = read_patches(path)
+    per = np.ones(2)
+    if patches.is_um:
+        if frame.um_per_l0 is None:
+            what, remedy = (
+                "is in micrometres, and the slide does not say what its pixels are",
+                "give --slide-mpp",
+            )
+            raise SlideError(shown(path), what, remedy)
+        per = 1 / np.array(frame.um_per_l0[::-1])
+    low, high = patches.corners * per, (patches.corners + patches.side) * per
+    limit = np.array(frame.shape_l0[::-1], np.float64)
+    high = np.where(low < limit, np.minimum(high, limit), high)  # the last of a row may be padded
+    whole = union_all(box(low[:, 0], low[:, 1], high[:, 0], high[:, 1]))
+    return [
+        [np.asarray(ring.coords)[:-1] for ring in (part.exterior, *part.interiors)]
+        for part in get_parts(whole)
+    ]
+
+
+def _contours(data: bytes, path: Path) -> list[Polygon]:
     """CLAM's segmentation: `tissue`, a list of contours (n, 1, 2), and `holes`, a list of such lists."""
     try:
         found = _Arrays(io.BytesIO(data)).load()
         outlines = [np.asarray(contour).reshape(-1, 2) for contour in found["tissue"]]
         holes = [[np.asarray(hole).reshape(-1, 2) for hole in some] for some in found["holes"]]
-        kept = [
+        kept: list[Polygon] = [
             [_ring(outline), *(_ring(hole) for hole in inside if len(hole) > 2)]
             for outline, inside in zip(outlines, holes, strict=True)
             if len(outline) > 2
@@ -163,7 +197,7 @@ def _contours(data: bytes, path: Path) -> tuple[list[Polygon], list[Polygon]]:
     except (*DAMAGE, pickle.UnpicklingError, EOFError, ImportError, AttributeError) as error:
         what = f"is no CLAM segmentation ({one_line(error)})"
         raise SlideError(shown(path), what, "give the file that CLAM's saveSegmentation wrote") from error
-    return kept, []
+    return kept
 
 
 def _refuse_strange(polygons: list[Polygon], path: Path, frame: Frame) -> None:

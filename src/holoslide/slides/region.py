@@ -45,7 +45,7 @@ def find_region(slide: Reader, config: TissueConfig, mask: Path | None = None) -
     l0_per_px = (um_per_px / own.y, um_per_px / own.x)
     shape = [max(1, math.ceil(n / per - 1e-6)) for n, per in zip(bounds.shape, l0_per_px, strict=True)]
     origin = (bounds.top, bounds.left)
-    frame = Frame((shape[0], shape[1]), origin, l0_per_px, slide.shape_l0)
+    frame = Frame((shape[0], shape[1]), origin, l0_per_px, slide.shape_l0, (own.y, own.x))
     thumbnail = slide.read(Box.at(0, 0, *shape), um_per_px, origin)
     nothing = np.zeros(frame.shape, np.bool_)
     if mask is not None:

@@ -6,7 +6,7 @@
 | the paper's code | `slide_id,label,type`: file names with extension, type is the split |
 | CLAM | `case_id,slide_id,label` |
 | STAMP | a slide table `PATIENT,FILENAME`, and a clini table `PATIENT` + label column |
-| Slideflow | `patient,slide` + label column |
+| Slideflow | `patient,slide[,dataset]` + label column; `dataset` (train, eval) is the split |
 | TRIDENT | `wsi[,mpp]` |
 """
 
@@ -30,12 +30,12 @@ Role = Literal["slide", "patient", "label", "split", "mpp", "path", "mask", "sit
 Split = Literal["train", "valid", "test"]
 
 SPLITS: tuple[Split, ...] = ("train", "valid", "test")
-# The names of each column; `type` (the paper's split) counts only where its values are splits.
+# The names of each column; `type` (the paper's split) and `dataset` count only where their values are splits.
 NAMES: dict[Role, tuple[str, ...]] = {
     "slide": ("slide_id", "slide", "filename", "wsi"),
     "patient": ("patient_id", "case_id", "patient"),
     "label": ("label",),
-    "split": ("split", "type"),
+    "split": ("split", "type", "dataset"),
     "mpp": ("mpp",),
     "path": ("path",),
     "mask": ("mask", "mask_path"),
@@ -44,7 +44,7 @@ NAMES: dict[Role, tuple[str, ...]] = {
 KNOWN = {name for names in NAMES.values() for name in names}
 SPLIT_WORDS: dict[str, Split] = {
     "train": "train", "training": "train", "val": "valid", "valid": "valid", "validation": "valid",
-    "test": "test", "testing": "test",
+    "test": "test", "testing": "test", "eval": "test",
 }  # fmt: skip
 UNKNOWN = {"", "na", "n/a", "#n/a", "nan", "<na>", "null"}  # how tools write that a value is not known
 
@@ -198,7 +198,7 @@ def find_columns(table: Table, *, label: str | None = None) -> dict[Role, int]:
     for role, names in NAMES.items():
         fitting = [i for i, key in enumerate(keys) if key in names and i not in columns.values()]
         if role == "split":
-            fitting = [i for i in fitting if keys[i] != "type" or _holds_splits(table, i)]
+            fitting = [i for i in fitting if keys[i] == "split" or _holds_splits(table, i)]
         if role == "label" and label is not None:
             continue
         if len(fitting) > 1:
@@ -233,7 +233,7 @@ def _only_other(table: Table, keys: list[str], taken: set[int]) -> dict[Role, in
     others = [
         i
         for i, key in enumerate(keys)
-        if i not in taken and (key not in KNOWN or key == "type") and not _is_index(key)
+        if i not in taken and (key not in KNOWN or key in ("type", "dataset")) and not _is_index(key)
     ]
     if len(others) > 1:
         which = some([table.header[i] for i in others], 12)
@@ -318,34 +318,3 @@ def clini_labels(table: Table, *, label: str | None = None) -> dict[str, str]:
             what = f"patient {patient} has label {text}, and {before} in row {row}"
             raise CohortError(table.where(record.number), what, "keep one of them")
     return {patient: text for patient, (text, _) in labels.items()}
-
-
-def clam_parts(table: Table) -> dict[str, Split]:
-    """The part of each slide: ids below train, val, test; or ids first, then True or False below each."""
-    columns = _part_columns(table)
-    values = {table.value(record, i).casefold() for record in table.records for i in columns}
-    is_bool = bool(values - {""}) and values <= {"true", "false", ""}
-    if is_bool and 0 in columns:
-        raise CohortError(
-            shown(table.path), "has no ids before its True and False", "add them as first column"
-        )
-    parts: dict[str, Split] = {}
-    for record in table.records:
-        for i, split in columns.items():
-            text = table.value(record, i)
-            if not text or (is_bool and text.casefold() != "true"):
-                continue
-            slide = slide_name(table.value(record, 0) if is_bool else text)
-            if parts.setdefault(slide, split) != split:
-                what = f"slide {slide} is in {parts[slide]} and in {split}"
-                raise CohortError(table.where(record.number), what, "keep one of them")
-    return parts
-
-
-def _part_columns(table: Table) -> dict[int, Split]:
-    words = [SPLIT_WORDS.get(name.casefold()) for name in table.header]
-    for split in SPLITS:
-        if words.count(split) != 1:
-            what = f"has {words.count(split)} columns of {split} slides, among {some(list(table.header), 12)}"
-            raise CohortError(shown(table.path), what, "give CLAM's train, val and test")
-    return {i: word for i, word in enumerate(words) if word is not None}
