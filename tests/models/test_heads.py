@@ -10,7 +10,7 @@ from holoslide.models import readout as readouts
 from holoslide.models.heads import Head, HeadConfig, kernel_for
 from holoslide.models.pooling import dropout
 from holoslide.models.readout import Readout
-from holoslide.streaming.plan import PeakBytes
+from holoslide.streaming.cost import PeakBytes
 
 
 def randomised(module: nn.Module) -> nn.Module:

@@ -15,7 +15,8 @@ from holoslide.models.heads import HeadConfig
 from holoslide.models.reconstruction import ReconstructionConfig
 from holoslide.models.streamed import StreamConfig, StreamedClassifier
 from holoslide.slides.pixels import ArrayPixels
-from holoslide.streaming.plan import PeakBytes, parameter_bytes
+from holoslide.streaming.cost import PeakBytes
+from holoslide.streaming.plan import parameter_bytes
 from holoslide.training.local import LocalStep
 from tests.training import tiny
 from tests.training.test_resume import _assert_same_end

@@ -21,19 +21,10 @@ from holoslide.models.heads import Head
 from holoslide.models.readout import CHUNK_VALUES
 from holoslide.models.reconstruction import Decoder
 from holoslide.streaming.chain import Chain
+from holoslide.streaming.cost import Cost, Peak, PeakBytes, measure
 from holoslide.streaming.features import Batch, FeatureMap, Pixels, PixelSource
 from holoslide.streaming.host import free_bytes
-from holoslide.streaming.plan import (
-    SLACK,
-    Cost,
-    Linear,
-    PeakBytes,
-    Plan,
-    Stage,
-    make_plan,
-    measure,
-    parameter_bytes,
-)
+from holoslide.streaming.plan import SLACK, Plan, Stage, make_plan, parameter_bytes
 from holoslide.streaming.receptive import Receptive
 from holoslide.streaming.storage import Storage, StorageConfig
 from holoslide.streaming.tiled import Border, Segment, Tiling
@@ -243,7 +234,7 @@ class StreamedClassifier:
             return 0
         decoder, stride = self.decoders[k], self.model.strides[k]
         first, last = self.parts[k].segments[0], self.parts[k].segments[-1]
-        count, areas, peaks = self.model.config.reconstruction.patches, [], []
+        count, areas, runs = self.model.config.reconstruction.patches, [], []
         for side in _TRIAL_SIDES:
             with PeakBytes() as counted, self.autocast():
                 seen = torch.rand(count, last.out_channels, side, side, device=self.device, dtype=last.dtype)
@@ -253,8 +244,8 @@ class StreamedClassifier:
                 torch.autograd.grad(loss, [seen, *decoder.parameters()])
                 del loss
             areas.append(side * side)
-            peaks.append(counted.peak)
-        return int(SLACK * Linear.through(areas, peaks).at(decoder.side**2))
+            runs.append(counted)
+        return int(SLACK * Peak.through(areas, runs).at(decoder.side**2))
 
     def _patch_cells(self, k: int) -> int:
         return self.model.config.reconstruction.patches * self.decoders[k].side ** 2

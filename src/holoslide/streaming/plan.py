@@ -1,145 +1,32 @@
 """From a byte budget to tile sides and storage, and the peak memory to expect, before anything is run.
 
-What a segment needs is measured, not guessed: it is run on two small windows while every tensor made is
-counted, and since memory grows with the window's area, two sizes give all. Working memory that libraries take
-inside one operation is not seen; `SLACK` allows for it.
+What a segment needs is measured, not guessed (`cost.py`). Working memory that libraries take inside one operation
+is not seen; `SLACK` allows for it.
 """
 
 from __future__ import annotations
 
 import math
-import time
-import weakref
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Any
 
-import torch
-from torch import Tensor, nn
-from torch.utils import _pytree as pytree
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch import nn
 
 from holoslide.errors import MemoryPlanError
 from holoslide.geometry import Box
+from holoslide.streaming.cost import Cost
 from holoslide.streaming.features import GridSpec, make_grid
 from holoslide.streaming.receptive import Receptive
 from holoslide.streaming.storage import StorageConfig
 from holoslide.streaming.tiled import Segment, Tiling
 from holoslide.streaming.tissue import Tissue
 
-SLACK = 1.1
+SLACK = 1.15
 _SIDES = (24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
-_TRIAL_SIDES = (8, 24)
 # What starting on a window costs, as the side of a square of input cells that takes as long.
 _START_CELLS = {"cpu": 40, "cuda": 400}
 _NEAR_BEST = 1.05
-
-
-class PeakBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's own class hook has no types
-    """Counts the bytes of all tensors made while it is active: `now` alive, and the `peak` of that."""
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.now = self.peak = 0
-        self._alive: dict[int, weakref.ref[Any]] = {}
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        for leaf in pytree.tree_leaves(result):
-            if isinstance(leaf, Tensor):
-                self._count(leaf.untyped_storage())
-        return result
-
-    def _count(self, storage: torch.UntypedStorage) -> None:
-        key, size = storage._cdata, storage.nbytes()
-        if key in self._alive:
-            return
-
-        def gone(_: object) -> None:
-            self.now -= size
-            self._alive.pop(key, None)
-
-        self._alive[key] = weakref.ref(storage, gone)
-        self.now += size
-        self.peak = max(self.peak, self.now)
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        super().__exit__(kind, value, trace)  # type: ignore[no-untyped-call]
-        self._alive.clear()
-
-
-@dataclass(frozen=True, slots=True)
-class Linear:
-    """A quantity as a function of a window's area in input cells."""
-
-    fixed: float
-    per_cell: float
-
-    def at(self, area: int) -> float:
-        """Its value for a window of `area` cells."""
-        return self.fixed + self.per_cell * area
-
-    @classmethod
-    def through(cls, areas: Sequence[int], values: Sequence[float]) -> Linear:
-        """The line through two points, never falling."""
-        slope = max(0.0, (values[1] - values[0]) / (areas[1] - areas[0]))
-        return cls(max(0.0, values[0] - slope * areas[0]), slope)
-
-
-@dataclass(frozen=True, slots=True)
-class Cost:
-    """Bytes and seconds of one window: a forward pass alone, its graph, and forward and backward together."""
-
-    forward_bytes: Linear
-    graph_bytes: Linear
-    backward_bytes: Linear
-    forward_s: Linear
-    backward_s: Linear
-
-
-def measure(segment: Segment, *, trains: bool = True, input_grad: bool = False) -> Cost:
-    """Run a segment on two small windows, and see what it takes. Its gradients are left as they were."""
-    field, rows = segment.field, []
-    segment.folded.refresh()
-    areas = []
-    for side in _TRIAL_SIDES:
-        length = (side + field.margin_before + field.margin_after) * field.stride
-        areas.append(length * length)
-        shape = (1, segment.channels, length, length)
-        forward = _trial(segment, shape, backward=False, input_grad=False)
-        backward = _trial(segment, shape, backward=True, input_grad=input_grad) if trains else forward
-        rows.append((forward[0], backward[1], backward[0], forward[2], backward[2]))
-    for parameter in segment.folded.twin.parameters():
-        parameter.grad = None
-    lines = [Linear.through(areas, [row[i] for row in rows]) for i in range(5)]
-    return Cost(*lines)
-
-
-def _trial(
-    segment: Segment, shape: tuple[int, ...], *, backward: bool, input_grad: bool
-) -> tuple[float, float, float]:
-    """(peak bytes, bytes of the graph, seconds) of one window; run twice, the second counts."""
-    peak = graph = seconds = 0.0
-    for _ in range(2):
-        with PeakBytes() as counted:
-            start = time.perf_counter()
-            windows = torch.full(shape, 0.5, device=segment.device, dtype=segment.dtype)
-            windows.requires_grad_(input_grad)
-            with segment.autocast(), torch.set_grad_enabled(backward):
-                result = segment(windows)
-            graph = float(counted.now)
-            if backward:
-                torch.autograd.backward([result], [torch.ones_like(result)])
-            if segment.device.type == "cuda":
-                torch.cuda.synchronize(segment.device)
-            seconds = time.perf_counter() - start
-        peak = float(counted.peak)
-        del result, windows
-    return peak, graph, seconds
 
 
 @dataclass(frozen=True, slots=True)
