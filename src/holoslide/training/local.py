@@ -43,9 +43,10 @@ class LocalStep:
         features = network.stem_map(slide, training=True)  # frozen
         for k, objective in enumerate(self.objectives):
             output = network.part_map(k, features, training=True)
-            loss = objective(output, features, label, generator=generator, scale=scale)
-            network.parts[k].backward(loss.pull)
+            loss, pull = objective(output, features, label, generator=generator, scale=scale)
+            network.parts[k].backward(pull)
             losses.append(loss)
+            del pull  # it holds the head's cells
             features.free()
             features = output  # values only: nothing flows back
         features.free()

@@ -24,12 +24,11 @@ from holoslide.streaming.tiled import Pull
 
 @dataclass(frozen=True, slots=True)
 class Loss:
-    """What one module's objective came to, and the gradient to send back into the module."""
+    """What one module's objective came to."""
 
     logits_L: Tensor
     classification: float
     reconstruction: float
-    pull: Pull
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,8 +62,8 @@ class Objective:
         *,
         generator: torch.Generator,
         scale: float,
-    ) -> Loss:
-        """The loss of one slide for the module from `features` to `output`; gradients multiplied by `scale`."""
+    ) -> tuple[Loss, Pull]:
+        """The loss of one slide for the module from `features` to `output`, and its gradient times `scale`."""
         with self.segment.autocast():
             cells = self.network.head_cells(self.head, output)
         leaf_NC = cells.cells_NC.requires_grad_()
@@ -79,7 +78,7 @@ class Objective:
         if output.device.type == "cpu":
             hand_back_freed(output.tiles.size_bytes)  # the decoder took much, and is done
         pull = _Pull(self.head, cells, leaf_NC.grad, patches)
-        return Loss(logits_L.detach(), float(classification.detach()), reconstruction, pull)
+        return Loss(logits_L.detach(), float(classification.detach()), reconstruction), pull
 
     def _draw(self, output: FeatureMap, features: FeatureMap, generator: torch.Generator) -> list[Box]:
         stride = output.field.stride // features.field.stride
