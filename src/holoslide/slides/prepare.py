@@ -15,7 +15,8 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import IO, Literal
 
@@ -33,6 +34,7 @@ from holoslide.slides.raster import TILE_PX, Raster, RasterRecord, Recipe
 from holoslide.slides.reader import Reader, open_slide
 from holoslide.slides.region import find_region
 from holoslide.slides.source import Stamp, noted_sha256, slide_sha256, stamp_of, write_note
+from holoslide.slides.stain import Stains, find_stains
 from holoslide.slides.tissue import Mask, TissueConfig
 
 MOST_ENLARGED = 1.1  # a slide this much coarser than the raster still serves
@@ -48,13 +50,15 @@ class PrepareConfig:
 
     `mpp`: um per raster pixel. `mask_cell_um`: about how large the cells of the tissue mask are; their side is
     rounded to a multiple of 8 pixels. `jpeg_quality`: 75 to 100. `icc`: whether colours are those that the slide's
-    own colour profile means, in sRGB, where it has one; else they are as stored.
+    own colour profile means, in sRGB, where it has one; else they are as stored. `stain`: macenko turns the two
+    dyes of each slide into reference ones, in the tissue.
     """
 
     mpp: float = 2.0
     mask_cell_um: float = 16.0
     jpeg_quality: int = 90
     icc: bool = False
+    stain: Literal["none", "macenko"] = "none"
     tissue: TissueConfig = field(default_factory=TissueConfig)
 
     def __post_init__(self) -> None:
@@ -67,6 +71,9 @@ class PrepareConfig:
         if not MIN_QUALITY <= self.jpeg_quality <= 100:
             what = f"{self.jpeg_quality} is out of range: below {MIN_QUALITY} glass would change its colour"
             raise ConfigError("prepare.jpeg_quality", what, f"give {MIN_QUALITY} to 100")
+
+        if self.stain not in ("none", "macenko"):
+            raise ConfigError("prepare.stain", f"there is no {self.stain!r}", "give none or macenko")
 
     @property
     def mask_cell_px(self) -> int:
@@ -309,19 +316,32 @@ def _make(
 ) -> None:
     """Write the raster of a slide into an empty file; what is needed meanwhile lies in the same folder."""
     place = _place(slide, config, mask)
+    stains = None
+    if config.stain == "macenko":
+        stains = find_stains(
+            slide.path, partial(_pixels, slide, place, config), place.mask, config.mask_cell_px
+        )
     counts = np.zeros((3, 256), np.int64)
     with tempfile.TemporaryFile(dir=Path(file.name).parent) as scratch:
         pyramid = PyramidLevel(place.shape_px, config.jpeg_quality, scratch)
-        for strip, tissue in _strips(slide, place, config):
+        for strip, tissue in _strips(slide, place, config, stains):
             for channel in range(3):
                 counts[channel] += np.bincount(strip[..., channel][tissue], minlength=256)
             pyramid.add(strip)
         levels = pyramid.levels()
         record = _record(slide, recipe, config, place, counts, levels=len(levels))
+        record = replace(record, stains=None if stains is None else stains.dyes)
         write_tiff(levels, record, place.mask, file)
 
 
-def _strips(slide: Reader, place: _Place, config: PrepareConfig) -> Iterator[tuple[NDArray[np.uint8], Mask]]:
+def _pixels(slide: Reader, place: _Place, config: PrepareConfig, box: Box) -> NDArray[np.uint8]:
+    """RGB of a box of the raster, tissue or not."""
+    return slide.read(box, config.mpp, place.origin_l0)
+
+
+def _strips(
+    slide: Reader, place: _Place, config: PrepareConfig, stains: Stains | None
+) -> Iterator[tuple[NDArray[np.uint8], Mask]]:
     """The raster in strips one tile high: RGB, glass outside the mask; and which pixels are tissue.
 
     Only runs of tiles with tissue in them are read.
@@ -335,9 +355,9 @@ def _strips(slide: Reader, place: _Place, config: PrepareConfig) -> Iterator[tup
         tissue = tissue[strip_box.relative_to(cells.times(cell_px)).slices]
         for left, right in _runs(tissue):
             box = Box(top, left, strip_box.bottom, right)
-            pixels = slide.read(box, config.mpp, place.origin_l0)
             inside = tissue[:, left:right]
-            strip[:, left:right][inside] = pixels[inside]
+            pixels = _pixels(slide, place, config, box)[inside]
+            strip[:, left:right][inside] = pixels if stains is None else stains(pixels)
         yield strip, tissue
 
 
