@@ -60,11 +60,11 @@ class Stains:
     dyes: Dyes
 
     def __call__(self, rgb: RGB) -> RGB:
-        """RGB (n, 3) of tissue in, as it would be in the reference's dyes and amounts; what is neither is lost."""
+        """RGB (h, w, 3) of tissue, as it would be in the reference's dyes and amounts; what is neither is lost."""
         own = np.array(self.dyes[:6]).reshape(2, 3).T
         share = np.diag(np.array(MOST) / np.array(self.dyes[6:]))
         matrix = np.array([HAEMATOXYLIN, EOSIN]).T @ share @ np.linalg.pinv(own)
-        return through_density(rgb[:, None], matrix, LIGHT - 1)[:, 0]
+        return through_density(rgb, matrix, LIGHT - 1)
 
 
 def find_stains(path: Path, read: Callable[[Box], RGB], mask: Mask, cell_px: int) -> Stains:
