@@ -268,7 +268,9 @@ def test_area_average_equals_the_oracle(
     assert np.abs(got - averaged(image, y, x)).max() <= EXACT
 
 
-@pytest.mark.parametrize(("step_y", "step_x"), [(2, 2), (3, 3), (4, 4), (8, 8), (16, 16), (5, 4), (1, 3), (256, 2), (300, 1)])
+@pytest.mark.parametrize(
+    ("step_y", "step_x"), [(2, 2), (3, 3), (4, 4), (8, 8), (16, 16), (5, 4), (1, 3), (256, 2)]
+)
 def test_whole_steps_take_a_shorter_way_to_the_very_same_bytes(
     monkeypatch: pytest.MonkeyPatch, step_y: int, step_x: int
 ) -> None:
