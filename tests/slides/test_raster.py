@@ -387,3 +387,15 @@ def test_the_golden_file_of_format_1_reads_as_ever() -> None:
         assert (pixels[8:-8, 8:-8][~tissue] == record.glass).all()
         assert (pixels[:8] == record.glass).all()
     assert GOLDEN.stat().st_size < 30_000
+
+
+def test_the_golden_file_of_format_2_reads_as_ever() -> None:
+    """Of the time before stains; never to be made again, only read."""
+    with Raster.open(GOLDEN.with_name("raster-v2.tif")) as raster:
+        record = raster.record
+        assert (record.recipe.algorithm, record.icc_profile, record.stains) == (2, None, None)
+        assert (record.origin_l0, record.shape_px, record.mpp) == ((32, 136), (136, 104), 2.0)
+        assert int(raster.mask.sum()) * 64 == raster.tissue_px == 11264
+        pixels, tissue = raster.read(Box(0, 0, 136, 104)), raster.mask.repeat(8, 0).repeat(8, 1)
+        np.testing.assert_allclose(pixels[tissue].mean(0), record.tissue_mean, atol=1.0)
+        assert (pixels[~tissue] == record.glass).all()

@@ -268,6 +268,26 @@ def test_area_average_equals_the_oracle(
     assert np.abs(got - averaged(image, y, x)).max() <= EXACT
 
 
+@pytest.mark.parametrize(
+    ("step_y", "step_x"), [(2, 2), (3, 3), (4, 4), (8, 8), (16, 16), (5, 4), (1, 3), (256, 2)]
+)
+def test_whole_steps_take_a_shorter_way_to_the_very_same_bytes(
+    monkeypatch: pytest.MonkeyPatch, step_y: int, step_x: int
+) -> None:
+    """Else neighbouring boxes, of which one lies over the slide's edge, would differ."""
+    rng = np.random.default_rng(step_y)
+    for spread in (256, 2):  # of two values that differ by one, half of the means lie between two bytes
+        image = (rng.integers(0, spread, (31 * step_y, 23 * step_x, 3)) + 100 * (spread == 2)).astype(
+            np.uint8
+        )
+        y, x = np.arange(32.0) * step_y, np.arange(24.0) * step_x
+        short = area_average(lambda box, image=image: image[box.slices], image.shape[:2], y, x)
+        with monkeypatch.context() as patch:
+            patch.setattr(reader, "_whole_step", lambda *_: 0)
+            longer = area_average(lambda box, image=image: image[box.slices], image.shape[:2], y, x)
+        assert (short == longer).all()
+
+
 @settings(deadline=None, max_examples=60)
 @given(
     mpp=st.one_of(st.floats(0.2, 6.0), st.sampled_from([0.25, 0.5, 1.0, 2.0])),

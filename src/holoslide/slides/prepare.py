@@ -15,10 +15,12 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import IO, Literal
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -31,12 +33,14 @@ from holoslide.slides.outlines import outline_sha256
 from holoslide.slides.pyramid import BLOCK_PX, MIN_QUALITY, PyramidLevel, write_tiff
 from holoslide.slides.raster import TILE_PX, Raster, RasterRecord, Recipe
 from holoslide.slides.reader import Reader, open_slide
-from holoslide.slides.region import find_region
+from holoslide.slides.region import find_tissue
 from holoslide.slides.source import Stamp, noted_sha256, slide_sha256, stamp_of, write_note
+from holoslide.slides.stain import Stains, find_stains
 from holoslide.slides.tissue import Mask, TissueConfig
 
 MOST_ENLARGED = 1.1  # a slide this much coarser than the raster still serves
 ALGORITHM = 2  # to be raised with every change that gives other bytes: rasters of before are made again
+_EXACT_PX = 2**15  # columns of a strip whose pixels float32, which OpenCV counts in, can count
 STALL_S = 600.0  # a slide that gets no further for so long is given up
 
 Advance = Callable[[int, int, str], None]  # (done, total, what was done last)
@@ -48,13 +52,15 @@ class PrepareConfig:
 
     `mpp`: um per raster pixel. `mask_cell_um`: about how large the cells of the tissue mask are; their side is
     rounded to a multiple of 8 pixels. `jpeg_quality`: 75 to 100. `icc`: whether colours are those that the slide's
-    own colour profile means, in sRGB, where it has one; else they are as stored.
+    own colour profile means, in sRGB, where it has one; else they are as stored. `stain`: macenko turns the two
+    dyes of each slide into reference ones, in the tissue.
     """
 
     mpp: float = 2.0
     mask_cell_um: float = 16.0
     jpeg_quality: int = 90
     icc: bool = False
+    stain: Literal["none", "macenko"] = "none"
     tissue: TissueConfig = field(default_factory=TissueConfig)
 
     def __post_init__(self) -> None:
@@ -67,6 +73,9 @@ class PrepareConfig:
         if not MIN_QUALITY <= self.jpeg_quality <= 100:
             what = f"{self.jpeg_quality} is out of range: below {MIN_QUALITY} glass would change its colour"
             raise ConfigError("prepare.jpeg_quality", what, f"give {MIN_QUALITY} to 100")
+
+        if self.stain not in ("none", "macenko"):
+            raise ConfigError("prepare.stain", f"there is no {self.stain!r}", "give none or macenko")
 
     @property
     def mask_cell_px(self) -> int:
@@ -267,8 +276,8 @@ def _place(slide: Reader, config: PrepareConfig, mask: Path | None) -> _Place:
     Raises `SlideError` where there is no tissue.
     """
     own, bounds, cell_px = slide.require_mpp(), slide.bounds_l0, config.mask_cell_px
-    region = find_region(slide, config.tissue, mask)
-    tissue, per_thumb = region.tissue, region.frame.l0_per_px
+    tissue, frame = find_tissue(slide, config.tissue, mask)
+    per_thumb = frame.l0_per_px
     if not tissue.any():
         remedy = "look at it; lower prepare.tissue.least_contrast or speck_um2, or leave it out"
         if mask is not None:
@@ -309,19 +318,31 @@ def _make(
 ) -> None:
     """Write the raster of a slide into an empty file; what is needed meanwhile lies in the same folder."""
     place = _place(slide, config, mask)
+    stains = None
+    if config.stain == "macenko":
+        stains = find_stains(
+            slide.path, partial(_pixels, slide, place, config), place.mask, config.mask_cell_px
+        )
     counts = np.zeros((3, 256), np.int64)
     with tempfile.TemporaryFile(dir=Path(file.name).parent) as scratch:
         pyramid = PyramidLevel(place.shape_px, config.jpeg_quality, scratch)
-        for strip, tissue in _strips(slide, place, config):
-            for channel in range(3):
-                counts[channel] += np.bincount(strip[..., channel][tissue], minlength=256)
+        for strip, tissue in _strips(slide, place, config, stains):
+            counts += _histogram(strip, tissue)
             pyramid.add(strip)
         levels = pyramid.levels()
         record = _record(slide, recipe, config, place, counts, levels=len(levels))
+        record = replace(record, stains=None if stains is None else stains.dyes)
         write_tiff(levels, record, place.mask, file)
 
 
-def _strips(slide: Reader, place: _Place, config: PrepareConfig) -> Iterator[tuple[NDArray[np.uint8], Mask]]:
+def _pixels(slide: Reader, place: _Place, config: PrepareConfig, box: Box) -> NDArray[np.uint8]:
+    """RGB of a box of the raster, tissue or not."""
+    return slide.read(box, config.mpp, place.origin_l0)
+
+
+def _strips(
+    slide: Reader, place: _Place, config: PrepareConfig, stains: Stains | None
+) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.uint8]]]:
     """The raster in strips one tile high: RGB, glass outside the mask; and which pixels are tissue.
 
     Only runs of tiles with tissue in them are read.
@@ -329,19 +350,32 @@ def _strips(slide: Reader, place: _Place, config: PrepareConfig) -> Iterator[tup
     cell_px, (height, width) = config.mask_cell_px, place.shape_px
     for top in range(0, height, TILE_PX):
         strip_box = Box(top, 0, min(top + TILE_PX, height), width)
-        strip = np.full((*strip_box.shape, 3), GLASS, np.uint8)
         cells = strip_box.cover(cell_px)
-        tissue = place.mask[cells.slices].repeat(cell_px, axis=0).repeat(cell_px, axis=1)
-        tissue = tissue[strip_box.relative_to(cells.times(cell_px)).slices]
+        inside = place.mask[cells.slices].astype(np.uint8).repeat(cell_px, axis=0).repeat(cell_px, axis=1)
+        tissue = np.ascontiguousarray(inside[strip_box.relative_to(cells.times(cell_px)).slices])
+        strip = np.empty((*strip_box.shape, 3), np.uint8)
+        cv2.rectangle(strip, (0, 0), (width, strip_box.height), GLASS, cv2.FILLED)
         for left, right in _runs(tissue):
             box = Box(top, left, strip_box.bottom, right)
-            pixels = slide.read(box, config.mpp, place.origin_l0)
-            inside = tissue[:, left:right]
-            strip[:, left:right][inside] = pixels[inside]
+            pixels = _pixels(slide, place, config, box)
+            if stains is not None:
+                pixels = stains(pixels)
+            cv2.copyTo(pixels, tissue[:, left:right], strip[:, left:right])
         yield strip, tissue
 
 
-def _runs(tissue: Mask) -> Iterator[tuple[int, int]]:
+def _histogram(strip: NDArray[np.uint8], tissue: NDArray[np.uint8]) -> NDArray[np.int64]:
+    """How many pixels of tissue have each value, (3, 256)."""
+    counts = np.zeros((3, 256), np.int64)
+    for left in range(0, strip.shape[1], _EXACT_PX):
+        part = np.s_[:, left : left + _EXACT_PX]
+        for channel in range(3):
+            found = cv2.calcHist([strip[part]], [channel], tissue[part], [256], [0, 256])
+            counts[channel] += found.ravel().astype(np.int64)
+    return counts
+
+
+def _runs(tissue: NDArray[np.uint8]) -> Iterator[tuple[int, int]]:
     """Columns from..to that hold tissue, in whole tiles, neighbours joined."""
     starts = np.arange(0, tissue.shape[1], TILE_PX)
     used = np.logical_or.reduceat(tissue.any(axis=0), starts)

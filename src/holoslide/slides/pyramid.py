@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator, Sequence
 from typing import IO, Any
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -65,11 +66,13 @@ class PyramidLevel:
     def _store(self, pixels: NDArray[np.uint8]) -> tuple[int, int]:
         import imagecodecs
 
-        is_glass = bool((pixels == np.array(GLASS, np.uint8)).all())
+        glass = np.array(GLASS, np.uint8)
+        is_glass = bool((pixels[0, 0] == glass).all() and (pixels == glass).all())
         if is_glass and self._glass_tile is not None:
             return self._glass_tile
         missing = [(0, TILE_PX - n) for n in pixels.shape[:2]]
-        tile = np.pad(pixels, [*missing, (0, 0)], mode="edge")
+        is_whole = pixels.shape[:2] == (TILE_PX, TILE_PX)
+        tile = np.ascontiguousarray(pixels) if is_whole else np.pad(pixels, [*missing, (0, 0)], mode="edge")
         data = imagecodecs.jpeg8_encode(
             tile, level=self._quality, subsampling="444", colorspace="RGB", outcolorspace="YCBCR"
         )
@@ -85,8 +88,10 @@ def halve(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """The mean of each 2 x 2 pixels, rounded; an odd last row or column counts twice."""
     odd = [(0, n % 2) for n in pixels.shape[:2]]
     even = np.pad(pixels, [*odd, (0, 0)], mode="edge") if any(n for _, n in odd) else pixels
-    sums = even[0::2].astype(np.uint16) + even[1::2]
-    return ((sums[:, 0::2] + sums[:, 1::2] + 2) >> 2).astype(np.uint8)
+    size = (even.shape[1] // 2, even.shape[0] // 2)
+    return np.asarray(
+        cv2.resize(even, size, interpolation=cv2.INTER_AREA), np.uint8
+    )  # (a + b + c + d + 2) >> 2
 
 
 def write_tiff(levels: Sequence[PyramidLevel], record: RasterRecord, mask: Mask, file: IO[bytes]) -> None:

@@ -1,7 +1,7 @@
 """The prepared slide: one TIFF with the pixels at the target resolution, the tissue mask, and how it was made.
 
-The file, format version 2 (`prepare.py` writes it; version 1 knew neither masks of users nor colour profiles, and
-is read as well):
+The file, format version 3 (`prepare.py` writes it; version 2 knew no stains, version 1 neither masks of users nor
+colour profiles, and both are read as well):
 
 - pages 0, 1, ...: the pyramid, each level half the one before; RGB as JPEG 4:4:4 in square tiles, resolution
   tags in um per pixel. Level 0 is the raster. QuPath and OpenSlide open it as a generic tiled TIFF.
@@ -33,10 +33,11 @@ from holoslide.errors import SlideError
 from holoslide.geometry import Box, ceil_div
 from holoslide.slides.facts import DAMAGE, ForkLock, one_line, quiet, shown
 from holoslide.slides.reader import area_average
+from holoslide.slides.stain import Dyes
 
 FORMAT = "holoslide raster"
-VERSION = 2
-READABLE = (1, 2)
+VERSION = 3
+READABLE = (1, 2, 3)
 TILE_PX = 256
 CACHE_BYTES = 2**26  # decoded tiles kept per open raster
 MASK_TAG = 65_108
@@ -72,6 +73,7 @@ class RasterRecord:
     `origin_l0`: level-0 pixel (y, x) of the first raster pixel; `bounds_l0`: the slide's scanned part, (top,
     left, bottom, right). `tissue_mean`, `tissue_std`: per channel, 0 to 255, of the `tissue_px` pixels that are
     in the mask and on the slide, as they were before JPEG. `icc_profile`: the colour profile that was applied.
+    `stains`: the slide's own dyes, in place of which there are reference ones, see `stain.py`.
     """
 
     recipe: Recipe
@@ -87,6 +89,7 @@ class RasterRecord:
     tissue_mean: tuple[float, float, float]
     tissue_std: tuple[float, float, float]
     icc_profile: str | None = None
+    stains: Dyes | None = None
 
     def to_json(self) -> str:
         """One line of ASCII, the same for equal records."""
@@ -135,6 +138,8 @@ class RasterRecord:
             ("mask_cell_px", (self.mask_cell_px,), 1, whole, 1, 2**31),
             ("tissue_px", (self.tissue_px,), 1, whole, 0, 2**62),
         ]
+        if self.stains is not None:
+            rules.append(("stains", self.stains, 8, real, -1e3, 1e3))
         for name, values, count, kinds, least, most in rules:
             fits = isinstance(values, tuple) and len(values) == count
             if not fits or not all(type(v) in kinds and least <= v <= most for v in values):  # type: ignore[attr-defined]

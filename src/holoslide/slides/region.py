@@ -38,15 +38,29 @@ class Region:
         return float(np.count_nonzero(mask)) * self.um_per_px**2 / 1e6
 
 
-def find_region(slide: Reader, config: TissueConfig, mask: Path | None = None) -> Region:
-    """The tissue of an open slide; with the user's `mask`, exactly that. SlideError where either cannot be read."""
+def frame_of(slide: Reader, config: TissueConfig) -> tuple[Frame, float]:
+    """The grid of a slide's thumbnail, and its um per pixel."""
     own, bounds = slide.require_mpp(), slide.bounds_l0
     um_per_px = max(config.thumbnail_mpp, own.y, own.x)
     l0_per_px = (um_per_px / own.y, um_per_px / own.x)
     shape = [max(1, math.ceil(n / per - 1e-6)) for n, per in zip(bounds.shape, l0_per_px, strict=True)]
-    origin = (bounds.top, bounds.left)
-    frame = Frame((shape[0], shape[1]), origin, l0_per_px, slide.shape_l0, (own.y, own.x))
-    thumbnail = slide.read(Box.at(0, 0, *shape), um_per_px, origin)
+    place = ((shape[0], shape[1]), (bounds.top, bounds.left), l0_per_px)
+    return Frame(*place, slide.shape_l0, (own.y, own.x)), um_per_px
+
+
+def find_tissue(slide: Reader, config: TissueConfig, mask: Path | None = None) -> tuple[Mask, Frame]:
+    """As `find_region`, without what is only to be looked at: with the user's mask no pixel is read."""
+    if mask is not None:
+        frame, _ = frame_of(slide, config)
+        return read_outline(mask, frame), frame
+    region = find_region(slide, config)
+    return region.tissue, region.frame
+
+
+def find_region(slide: Reader, config: TissueConfig, mask: Path | None = None) -> Region:
+    """The tissue of an open slide; with the user's `mask`, exactly that. SlideError where either cannot be read."""
+    (frame, um_per_px), own = frame_of(slide, config), slide.require_mpp()
+    thumbnail = slide.read(Box.at(0, 0, *frame.shape), um_per_px, frame.origin_l0)
     nothing = np.zeros(frame.shape, np.bool_)
     if mask is not None:
         return Region(thumbnail, read_outline(mask, frame), nothing, nothing, frame, um_per_px)
@@ -55,7 +69,7 @@ def find_region(slide: Reader, config: TissueConfig, mask: Path | None = None) -
     if config.skip_blur and max(own.y, own.x) <= COARSE * config.focus_mpp:
         focus_mpp = max(config.focus_mpp, own.y, own.x)
         blurred = out_of_focus(
-            lambda box: slide.read(box, focus_mpp, origin),
+            lambda box: slide.read(box, focus_mpp, frame.origin_l0),
             found.tissue,
             um_per_px / focus_mpp,
             least=config.least_sharpness,
