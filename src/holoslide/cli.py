@@ -289,6 +289,12 @@ def evaluate(
     rasters: RastersOption = None,
     split: Annotated[str, typer.Option("--split", help="train, valid or test; all: every slide.")] = "test",
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder (default: the run's).")] = None,
+    sensitivity: Annotated[
+        float | None, typer.Option("--sensitivity", help="Decide at this one (two classes; default 0.95).")
+    ] = None,
+    calibrated: Annotated[
+        bool, typer.Option("--calibrated", help="Write probabilities after the temperature, not raw ones.")
+    ] = False,
     workers: WorkersOption = 0,
     as_json: JsonOption = False,
 ) -> None:
@@ -296,11 +302,20 @@ def evaluate(
     from holoslide.config import RunConfig
     from holoslide.results import evaluate_run
 
-    settings = RunConfig.load(run / "config.yaml")
+    sets = [f"evaluate.sensitivity={sensitivity}"] if sensitivity is not None else []
+    settings = RunConfig.load(run / "config.yaml", sets=sets)
     source = table or run / "cohort.csv"
     prepared = _prepared(source, slides, rasters, settings, workers=workers, run=run, masks=masks)
     with _bar("evaluating") as advance:
-        evaluation = evaluate_run(run, prepared, split=split, out=out, progress=advance)
+        evaluation = evaluate_run(
+            run,
+            prepared,
+            split=split,
+            out=out,
+            calibrated=calibrated,
+            sensitivity=settings.evaluate.sensitivity,
+            progress=advance,
+        )
     if as_json:
         typer.echo(json.dumps(evaluation.to_dict(), indent=2))
     else:
