@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from holoslide.errors import HoloslideError
+from holoslide.errors import ConfigError, HoloslideError
 
 if TYPE_CHECKING:
     from holoslide.config import RunConfig
@@ -261,13 +261,24 @@ def train(
     sets: SetOption = None,
     workers: WorkersOption = 0,
     resume: Annotated[bool, typer.Option("--resume", help="Go on where the run was interrupted.")] = False,
+    folds: Annotated[
+        int | None, typer.Option("--folds", help="Cross-validate by patient: as many runs, one report.")
+    ] = None,
+    seeds: Annotated[
+        int | None, typer.Option("--seeds", help="The same parts with as many seeds, one report.")
+    ] = None,
 ) -> None:
     """Train on a cohort, preparing first what is not prepared; then test once, and write the report."""
     from holoslide.pipeline import train as train_run
     from holoslide.results import evaluate_run
 
+    if folds is not None and seeds is not None:
+        raise ConfigError("--folds and --seeds", "were both given", "give one of them")
     settings = _settings(config, preset, sets, None)
     prepared = _prepared(table, slides, rasters, settings, workers=workers, masks=masks)
+    if folds is not None or seeds is not None:
+        _train_repeatedly(prepared, settings, out, folds=folds, seeds=seeds, resume=resume)
+        return
     with _training_bar() as progress:
         result = train_run(prepared, settings, out, resume=resume, progress=progress)
     typer.echo(f"best epoch {result.best_epoch}, model in {result.best}")
@@ -275,6 +286,22 @@ def train(
         with _bar("testing") as advance:
             evaluation = evaluate_run(out, prepared, progress=advance)
         _print_evaluation(evaluation)
+    _report_left_out(prepared)
+
+
+def _train_repeatedly(
+    prepared: Prepared, settings: RunConfig, out: Path, *, folds: int | None, seeds: int | None, resume: bool
+) -> None:
+    from holoslide.repeated import train_folds, train_seeds
+
+    count = folds if folds is not None else seeds
+    assert count is not None
+    with _training_bar() as progress:
+        found = (train_folds if folds is not None else train_seeds)(
+            prepared, settings, out, count, resume=resume, announce=typer.echo, progress=progress
+        )
+    _print_table(["measure", "mean", "s.d.", "of each run"], found.rows())
+    typer.echo(f"report: {found.report}")
     _report_left_out(prepared)
 
 
@@ -289,6 +316,12 @@ def evaluate(
     rasters: RastersOption = None,
     split: Annotated[str, typer.Option("--split", help="train, valid or test; all: every slide.")] = "test",
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder (default: the run's).")] = None,
+    sensitivity: Annotated[
+        float | None, typer.Option("--sensitivity", help="Decide at this one (two classes; default 0.95).")
+    ] = None,
+    calibrated: Annotated[
+        bool, typer.Option("--calibrated", help="Write probabilities after the temperature, not raw ones.")
+    ] = False,
     workers: WorkersOption = 0,
     as_json: JsonOption = False,
 ) -> None:
@@ -296,11 +329,20 @@ def evaluate(
     from holoslide.config import RunConfig
     from holoslide.results import evaluate_run
 
-    settings = RunConfig.load(run / "config.yaml")
+    sets = [f"evaluate.sensitivity={sensitivity}"] if sensitivity is not None else []
+    settings = RunConfig.load(run / "config.yaml", sets=sets)
     source = table or run / "cohort.csv"
     prepared = _prepared(source, slides, rasters, settings, workers=workers, run=run, masks=masks)
     with _bar("evaluating") as advance:
-        evaluation = evaluate_run(run, prepared, split=split, out=out, progress=advance)
+        evaluation = evaluate_run(
+            run,
+            prepared,
+            split=split,
+            out=out,
+            calibrated=calibrated,
+            sensitivity=settings.evaluate.sensitivity,
+            progress=advance,
+        )
     if as_json:
         typer.echo(json.dumps(evaluation.to_dict(), indent=2))
     else:

@@ -13,6 +13,7 @@ import pydantic
 import yaml
 
 from holoslide.errors import ConfigError
+from holoslide.evaluation.options import EvaluateConfig
 from holoslide.models.classifier import ModelConfig
 from holoslide.models.streamed import StreamConfig
 from holoslide.slides.augment import AugmentConfig
@@ -41,6 +42,7 @@ class RunConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     stream: StreamConfig = field(default_factory=StreamConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
 
     @classmethod
     def load(

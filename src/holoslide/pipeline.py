@@ -2,9 +2,10 @@
 
 Each step finds what the one before left.
 
-A run's folder holds: `config.yaml`, `cohort.csv`, `left_out.csv`, `run.json` (command, versions, machine),
-`best/` (the model), `last.ckpt`, `history.csv`, `tensorboard/`, and, once evaluated, `predictions.csv`,
-`predictions_modules.csv`, `metrics.json`, `heatmaps/` and `report.html`.
+A run's folder holds: `config.yaml`, `cohort.csv`, `left_out.csv`, `data.csv` (each slide's hash and resolution),
+`run.json` (command, versions, machine), `plan.json`, `best/` (the model), `last.ckpt`, `history.csv`,
+`tensorboard/`, and, once evaluated, `predictions.csv`, `predictions_modules.csv`, `metrics.json`,
+`validation.json`, `heatmaps/` and `report.html`.
 """
 
 from __future__ import annotations
@@ -38,10 +39,11 @@ from holoslide.slides.facts import Mpp
 from holoslide.slides.prepare import STALL_S, PrepareConfig, PrepareJob, PrepareResult, prepare
 from holoslide.slides.raster import Raster
 from holoslide.streaming.plan import Plan
+from holoslide.training.history import resident_bytes
 from holoslide.training.loop import FitResult, Progress, Sample, fit
 from holoslide.training.parallel import mixed_dtype
 
-LEFT_OUT, FACTS = "left_out.csv", "run.json"
+LEFT_OUT, FACTS, DATA = "left_out.csv", "run.json", "data.csv"
 TABLES = {".csv", ".tsv", ".txt"}
 Advance = Callable[[int, int, str], None]  # (done, total, what was done last)
 _log = logging.getLogger(__name__)
@@ -124,7 +126,8 @@ def train(
     (out / "config.yaml").write_text(config.to_yaml(), encoding="utf-8")
     cohort.to_csv(out / "cohort.csv")
     write_left_out(prepared.left_out, out / LEFT_OUT)
-    facts = run_facts()
+    write_rows(data_rows(prepared), out / DATA)
+    facts = run_facts(prepared) | (_begun(out / FACTS) if resume else {})
     write_json(facts, out / FACTS)
     result = fit(
         model,
@@ -138,8 +141,7 @@ def train(
         progress=progress,
     )
     if result.rank == 0:
-        rasters = next(iter(prepared.rasters.values())).parent
-        write_json({**facts, "best_epoch": result.best_epoch, "rasters": str(rasters.resolve())}, out / FACTS)
+        write_json({**facts, "best_epoch": result.best_epoch}, out / FACTS)
     return result
 
 
@@ -258,12 +260,56 @@ def write_left_out(left_out: Sequence[tuple[str, str]], path: Path) -> None:
     write_rows([{"slide_id": slide, "reason": reason} for slide, reason in left_out], path)
 
 
-def run_facts() -> dict[str, object]:
-    """The command, when, and on what."""
+def data_rows(prepared: Prepared) -> list[dict[str, str]]:
+    """What each slide is that is used: its part, the hash of its file, its resolution, its tissue."""
+    rows = []
+    for row in prepared.cohort:
+        with Raster.open(prepared.rasters[row.slide_id]) as raster:
+            recipe = raster.record.recipe
+            rows.append(
+                {
+                    "slide_id": row.slide_id,
+                    "split": row.split or "",
+                    "slide_sha256": recipe.slide_sha256,
+                    "slide_mpp": repr(recipe.slide_mpp[0]),
+                    "slide_mpp_source": recipe.slide_mpp_source,
+                    "tissue_px": str(raster.tissue_px),
+                }
+            )
+    return rows
+
+
+def run_facts(prepared: Prepared) -> dict[str, object]:
+    """The command, where and when it was given, on what machine, and what had been used before training."""
+    made = sum(result.seconds for result in prepared.results if result.status == "made")
+    rasters = next(iter(prepared.rasters.values())).parent
     return {
-        "command": shlex.join(["holoslide", *sys.argv[1:]]),
+        "command": command_given(),
+        "directory": str(Path.cwd()),
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "environment": environment(),
+        "rss_before_bytes": resident_bytes(),
+        "seconds": {"preparing": round(made, 1)} if made else {},
+        "rasters": str(rasters.resolve()),
+    }
+
+
+def command_given() -> str:
+    """What was typed: the command, or the script that calls the library."""
+    program = Path(sys.argv[0])
+    if program.stem in {"holoslide", "cli"}:
+        return shlex.join(["holoslide", *sys.argv[1:]])
+    return shlex.join(["python", *sys.argv])
+
+
+def _begun(path: Path) -> dict[str, object]:
+    """Of a run that is resumed, the facts that stay those of its beginning."""
+    if not path.exists():
+        return {}
+    before = json.loads(path.read_text(encoding="utf-8"))
+    kept = ("command", "directory", "started", "seconds")
+    return {key: before[key] for key in kept if key in before} | {
+        "resumed": [*before.get("resumed", []), datetime.now(UTC).isoformat(timespec="seconds")]
     }
 
 
@@ -276,10 +322,19 @@ def write_json(values: object, path: Path) -> None:
 
 def environment() -> dict[str, str]:
     """Versions and hardware, as a report names them."""
-    names = ("holoslide", "torch", "torchvision", "timm", "numpy", "openslide-python", "tifffile")
-    facts = {name: metadata.version(name) for name in names}
+    names = (
+        "holoslide", "torch", "torchvision", "timm", "lightning-fabric", "numpy", "scipy", "scikit-learn",
+        "opencv-python-headless", "openslide-python", "openslide-bin", "tifffile", "imagecodecs",
+    )  # fmt: skip
+    facts = {}
+    for name in names:
+        try:
+            facts[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:  # a machine that only trains may do without some
+            facts[name] = "not installed"
     facts["python"] = platform.python_version()
-    facts["processors"] = str(os.cpu_count())
+    facts["system"] = platform.platform(terse=True)
+    facts["processors"] = f"{os.cpu_count()} ({platform.machine()})"
     if torch.cuda.is_available():
         facts["device"] = torch.cuda.get_device_name()
     return facts

@@ -1,20 +1,21 @@
 """What comes of a trained model: predictions, heatmaps, metrics and the report.
 
 A run's folder then also holds: `predictions.csv` and `predictions_modules.csv` (every module's classifier),
-`metrics.json`, `heatmaps/` and `report.html`.
+`metrics.json` (with the temperature and the threshold), `validation.json` (what the model says of the slides that
+those come from), `heatmaps/` and `report.html`.
 """
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import functools
+import hashlib
 import json
 import math
 import threading
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -25,37 +26,33 @@ from numpy.typing import NDArray
 
 from holoslide.config import RunConfig
 from holoslide.errors import CheckpointError, CohortError, SlideError
-from holoslide.evaluation.metrics import Interval, Metrics, compute_metrics
-from holoslide.evaluation.metrics import by_patient as metrics_by_patient
+from holoslide.evaluation.calibration import Temperature
+from holoslide.evaluation.metrics import Interval, Metrics, Predictions
+from holoslide.evaluation.outcome import Outcome, assess
 from holoslide.evaluation.overlay import (
     Placement,
     attention_scale,
-    box_on_picture,
     evidence_for,
     evidence_scale,
     overlay,
     relative_attention,
 )
 from holoslide.evaluation.report import write_report
-from holoslide.evaluation.report_data import (
-    CohortPart,
-    EpochRecord,
-    Prediction,
-    RunReport,
-    SlidePicture,
-    choose_slides,
-)
+from holoslide.evaluation.report_data import Prediction
 from holoslide.inference.heatmap import Heatmap, make_heatmap
 from holoslide.inference.predict import SlideScores, score_slide
 from holoslide.models.classifier import LocalClassifier
 from holoslide.models.streamed import StreamedClassifier
-from holoslide.pipeline import FACTS, LEFT_OUT, Advance, Prepared, environment, write_json, write_rows
+from holoslide.pipeline import Advance, Prepared, write_json, write_rows
+from holoslide.reporting import pictures_of, raster_picture, report_of
 from holoslide.slides.cluster import on_cluster
-from holoslide.slides.cohort import SPLITS, Cohort, SlideRow
+from holoslide.slides.cohort import Cohort, SlideRow
 from holoslide.slides.facts import one_line
 from holoslide.slides.prepare import PrepareConfig
 from holoslide.slides.raster import Raster
 from holoslide.training.parallel import mixed_dtype
+
+VALIDATION = "validation.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +73,7 @@ class Predictor:
         if not model_folder.is_dir():
             raise CheckpointError(folder, "is not a run or a model", "give the folder that train wrote")
         self.folder = folder
+        self.model_folder = model_folder
         self.model = LocalClassifier.load(model_folder)
         self.config = config or (
             RunConfig.load(folder / "config.yaml") if (folder / "config.yaml").exists() else RunConfig()
@@ -107,12 +105,18 @@ class Predictor:
 
 
 def prediction_table(
-    scored: Iterable[Scored], classes: Sequence[str], *, head: int = -1
+    scored: Iterable[Scored],
+    classes: Sequence[str],
+    *,
+    head: int = -1,
+    temperature: Temperature | None = None,
 ) -> list[dict[str, str]]:
-    """Rows of `slide_id, patient_id, label, prediction, p_<class>...`."""
+    """Rows of `slide_id, patient_id, label, prediction, p_<class>...`; raw unless given a temperature."""
     rows = []
     for one in scored:
         probabilities = one.scores.probabilities[head]
+        if temperature is not None:
+            probabilities = temperature.apply(probabilities)
         rows.append(
             {
                 "slide_id": one.row.slide_id,
@@ -216,11 +220,7 @@ class Pictured:
 def slide_picture(one: Scored, *, side: int = 900) -> Pictured:
     """The slide as it was given to the network, at most about `side` pixels."""
     with Raster.open(one.raster) as raster:
-        pixels = raster.thumbnail(side)
-        (top, left), (height, width) = raster.origin_l0, raster.shape_px
-        (per_y, per_x) = raster.l0_per_px
-    whole = (top, left, top + height * per_y, left + width * per_x)
-    return Pictured(pixels, box_on_picture(one.heatmap.box_l0, whole, pixels.shape[:2]))
+        return Pictured(*raster_picture(raster, one.heatmap, side=side))
 
 
 def write_png(pixels: NDArray[np.uint8], path: Path) -> None:
@@ -232,28 +232,44 @@ def write_png(pixels: NDArray[np.uint8], path: Path) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """How good a model is on a part of a cohort; `modules` has the metrics of every head, the last the model's."""
+    """What was measured of a model on a part of a cohort, and the report of it."""
 
-    metrics: Metrics
-    patients: Metrics | None
-    modules: tuple[Metrics, ...]
+    outcome: Outcome
     report: Path
+
+    @property
+    def metrics(self) -> Metrics:
+        """Those of the slides."""
+        return self.outcome.metrics
+
+    @property
+    def patients(self) -> Metrics | None:
+        """Those of the patients, where they differ from the slides'."""
+        return self.outcome.patients
 
     def to_dict(self) -> dict[str, object]:
         """Plain values, ready for JSON."""
-        return {
-            "slides": self.metrics.to_dict(),
-            "patients": self.patients.to_dict() if self.patients else None,
-            "modules": [m.to_dict() for m in self.modules],
-        }
+        return self.outcome.to_dict()
 
     def rows(self) -> list[list[str]]:
         """Name, value and interval of each measure."""
         shown = ("auroc", "auprc", "accuracy", "balanced_accuracy", "macro_f1", "log_loss")
-        rows = [[name.replace("_", " "), *_shown(getattr(self.metrics, name))] for name in shown]
-        return rows + [
-            [f"auroc of module {k}", *_shown(m.auroc)] for k, m in enumerate(self.modules, start=1)
-        ]
+        outcome = self.outcome
+        rows = [[name.replace("_", " "), *_shown(getattr(outcome.metrics, name))] for name in shown]
+        rows += [[f"auroc of module {k}", *_shown(m.auroc)] for k, m in enumerate(outcome.modules, start=1)]
+        if outcome.calibration is not None:
+            found = outcome.calibration
+            rows.append(["expected calibration error", f"{found.before.ece:.3f}", ""])
+            if found.after is not None and found.temperature.value is not None:
+                name = f"the same at temperature {found.temperature.value:.2f}"
+                rows.append([name, f"{found.after.ece:.3f}", ""])
+        if outcome.decision is not None:
+            of = f"at a validation sensitivity of {outcome.decision.wanted:g}"
+            rows += [[f"{name} {of}", *_shown(getattr(outcome.decision, name))] for name in _CALLED]
+        return rows
+
+
+_CALLED = ("sensitivity", "specificity")
 
 
 def evaluate_run(
@@ -262,14 +278,17 @@ def evaluate_run(
     *,
     split: str = "test",
     out: Path | None = None,
+    calibrated: bool = False,
+    sensitivity: float | None = None,
     progress: Advance | None = None,
 ) -> Evaluation:
     """Score a part of a cohort once; write predictions, metrics, heatmaps and the report into `out`.
 
-    `split` "all" takes every labelled slide. A slide that fails is added to those left out.
+    `split` "all" takes every labelled slide. A slide that fails is added to those left out. `calibrated` writes
+    probabilities after the temperature, not raw ones; `sensitivity` replaces that of the run's configuration.
     """
     out = out or run
-    cohort = prepared.cohort
+    cohort, started = prepared.cohort, time.monotonic()
     rows = [row for row in cohort if row.label is not None and split in (row.split, "all")]
     if not rows:
         raise CohortError(cohort.name, f"has no labelled slide in {split}", "choose another split, or all")
@@ -277,33 +296,55 @@ def evaluate_run(
     scored = _score_all(predictor, prepared, rows, out / "heatmaps", progress)
     if not scored:
         raise CohortError(cohort.name, f"no slide of {split} could be scored", "see the reasons listed")
+    seconds = time.monotonic() - started
+    valid = validation_slides(run, predictor, prepared, progress=progress)
     classes = predictor.model.classes
-    evaluation = _evaluate(scored, classes, out / "report.html")
+    outcome = _assess(
+        scored,
+        classes,
+        valid,
+        sensitivity=predictor.config.evaluate.sensitivity if sensitivity is None else sensitivity,
+        calibrated=calibrated,
+    )
     out.mkdir(parents=True, exist_ok=True)
-    write_rows(prediction_table(scored, classes), out / "predictions.csv")
+    temperature = outcome.calibration.temperature if calibrated and outcome.calibration else None
+    write_rows(prediction_table(scored, classes, temperature=temperature), out / "predictions.csv")
     by_module = [
         {"module": str(k + 1), **row}
         for k in range(len(predictor.network.heads))
         for row in prediction_table(scored, classes, head=k)
     ]
     write_rows(by_module, out / "predictions_modules.csv")
-    write_json(evaluation.to_dict(), out / "metrics.json")
-    write_report(_report(run, prepared, scored, evaluation, split), out / "report.html")
-    return evaluation
+    write_json(outcome.to_dict(), out / "metrics.json")
+    report = report_of(
+        run,
+        cohort,
+        outcome,
+        split=split,
+        left_out=prepared.left_out,
+        predictions=(predictions := _predictions(scored, temperature)),
+        pictures=pictures_of(
+            predictions, prepared.rasters, {one.row.slide_id: one.heatmap for one in scored}
+        ),
+        timing={"scoring": seconds},
+    )
+    write_report(report, out / "report.html")
+    return Evaluation(outcome, out / "report.html")
 
 
 def _score_all(
     predictor: Predictor,
     prepared: Prepared,
     rows: Sequence[SlideRow],
-    heatmaps: Path,
+    heatmaps: Path | None,
     progress: Advance | None,
 ) -> list[Scored]:
     scored = []
     for done, row in enumerate(rows, start=1):
         try:
             one = predictor.score(row, prepared.rasters[row.slide_id])
-            draw_heatmap(one, heatmaps)
+            if heatmaps is not None:
+                draw_heatmap(one, heatmaps)
             scored.append(one)
         except SlideError as error:
             prepared.left_out.append((row.slide_id, str(error)))
@@ -312,117 +353,91 @@ def _score_all(
     return scored
 
 
-def _evaluate(scored: Sequence[Scored], classes: Sequence[str], report: Path) -> Evaluation:
+def _assess(
+    scored: Sequence[Scored], classes: Sequence[str], valid: Predictions | str, *, sensitivity: float,
+    calibrated: bool,
+) -> Outcome:  # fmt: skip
     labels = [one.row.label or "" for one in scored]
     unknown = sorted(set(labels) - set(classes))
     if unknown:
         raise CohortError(
             "labels", f"{unknown[0]} is no class of the model", f"it knows {', '.join(classes)}"
         )
-    patients = [one.row.patient_id for one in scored]
     by_head = np.stack([one.scores.probabilities for one in scored], axis=1)
-    modules = tuple(compute_metrics(labels, p, patients, classes) for p in by_head)
-    several = len(set(patients)) < len(patients)
-    consistent = len({(p, label) for p, label in zip(patients, labels, strict=True)}) == len(set(patients))
-    merged = None
-    if several and consistent:
-        mean = metrics_by_patient(labels, by_head[-1], patients, classes)
-        merged = compute_metrics(mean.labels, mean.probabilities, mean.patients, classes)
-    return Evaluation(modules[-1], merged, modules, report)
+    patients = [one.row.patient_id for one in scored]
+    return assess(
+        labels, by_head, patients, classes, valid=valid, sensitivity=sensitivity, calibrated=calibrated
+    )
 
 
-def _report(
-    run: Path, prepared: Prepared, scored: Sequence[Scored], evaluation: Evaluation, split: str
-) -> RunReport:
-    facts = json.loads((run / FACTS).read_text(encoding="utf-8")) if (run / FACTS).exists() else {}
-    history = _history(run / "history.csv")
-    predictions = [
-        Prediction(
-            one.row.slide_id,
-            one.row.patient_id,
-            one.row.label,
-            one.heatmap.classes[int(one.scores.probabilities[-1].argmax())],
-            tuple(float(p) for p in one.scores.probabilities[-1]),
+def _predictions(scored: Iterable[Scored], temperature: Temperature | None) -> list[Prediction]:
+    predictions = []
+    for one in scored:
+        probabilities = one.scores.probabilities[-1]
+        if temperature is not None:
+            probabilities = temperature.apply(probabilities)
+        row, predicted = one.row, one.heatmap.classes[int(probabilities.argmax())]
+        values = tuple(float(p) for p in probabilities)
+        predictions.append(Prediction(row.slide_id, row.patient_id, row.label, predicted, values))
+    return predictions
+
+
+# --- The slides that temperature and threshold come from ----------------------------------------------------------
+
+
+def validation_slides(
+    run: Path, predictor: Predictor, prepared: Prepared, *, progress: Advance | None = None
+) -> Predictions | str:
+    """What the run's model says of the run's own validation slides, or why that is not known.
+
+    They are scored once for a model, and kept in `validation.json`. Those of another cohort are never taken:
+    they may be among the slides the model has learnt from, or are left for a test.
+    """
+    weights = predictor.model_folder / "model.safetensors"
+    with weights.open("rb") as file:
+        model = hashlib.file_digest(file, "sha256").hexdigest()
+    path, classes = run / VALIDATION, predictor.model.classes
+    known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    if known.get("model_sha256") != model:
+        found = _score_validation(run, predictor, prepared, progress)
+        if isinstance(found, str):
+            return found
+        known = {"model_sha256": model, "slides": found}
+        write_json(known, path)
+    slides = known["slides"]
+    labels, probabilities, patients = (
+        [one[key] for one in slides] for key in ("label", "probabilities", "patient_id")
+    )
+    return Predictions.checked(labels, probabilities, patients, classes)
+
+
+def _score_validation(
+    run: Path, predictor: Predictor, prepared: Prepared, progress: Advance | None
+) -> list[dict[str, object]] | str:
+    """Id, patient, label and probabilities of each validation slide of the run."""
+    path = run / "cohort.csv"
+    if not path.exists():
+        return "the run's folder names no validation slides"
+    rows = [row for row in Cohort.from_csv(path).valid if row.label is not None]
+    if missing := [row.slide_id for row in rows if row.slide_id not in prepared.rasters]:
+        return (
+            f"{len(missing)} of the run's {len(rows)} validation slides are not at hand ({missing[0]} first): "
+            "evaluate the run on its own cohort once"
         )
+    if not rows:
+        return "the run has no validation slides"
+    scored = _score_all(predictor, prepared, rows, None, progress)
+    if len(scored) < len(rows):
+        return "not all of the run's validation slides could be scored"
+    return [
+        {
+            "slide_id": one.row.slide_id,
+            "patient_id": one.row.patient_id,
+            "label": one.row.label,
+            "probabilities": [float(p) for p in one.scores.probabilities[-1]],
+        }
         for one in scored
     ]
-    groups = choose_slides(predictions)
-    chosen = [(one, p) for one, p in zip(scored, predictions, strict=True) if p.slide_id in groups]
-    chosen.sort(key=lambda pair: list(groups).index(pair[1].slide_id))
-    config = run / "config.yaml"
-    return RunReport(
-        title=f"{run.resolve().name}: {' against '.join(evaluation.metrics.classes)}",
-        command=facts.get("command", ""),
-        created=datetime.now(UTC),
-        classes=evaluation.metrics.classes,
-        config_yaml=config.read_text(encoding="utf-8") if config.exists() else "",
-        environment=facts.get("environment", environment()),
-        cohort=_parts(prepared.cohort),
-        left_out=_left_out(run, prepared),
-        history=history,
-        best_epoch=_best_epoch(run),
-        part=split,
-        metrics=evaluation.metrics,
-        patient_metrics=evaluation.patients,
-        module_metrics=evaluation.modules,
-        predictions=predictions,
-        pictures=[_picture(one, p, groups[p.slide_id]) for one, p in chosen],
-        timing={"training": sum(record.seconds or 0.0 for record in history)} if history else {},
-    )
-
-
-def _picture(one: Scored, prediction: Prediction, group: object) -> SlidePicture:
-    target = one.heatmap.classes.index(prediction.prediction)
-    picture = slide_picture(one)
-    with Raster.open(one.raster) as raster:
-        um_per_px = raster.mpp * raster.shape_px[0] / picture.pixels.shape[0]
-    return SlidePicture(
-        prediction.slide_id,
-        prediction.label,
-        prediction.prediction,
-        prediction.probabilities,
-        picture.pixels,
-        one.heatmap.attention_HW,
-        evidence_for(one.heatmap.evidence_LHW, target),
-        picture.grid_px,
-        evidence_class=prediction.prediction,
-        group=group,  # type: ignore[arg-type]  # choose_slides names only groups
-        um_per_px=um_per_px,
-    )
-
-
-def _parts(cohort: Cohort) -> list[CohortPart]:
-    return [
-        CohortPart.count(name, [(row.patient_id, row.label) for row in cohort if row.split == name])
-        for name in SPLITS
-        if any(row.split == name for row in cohort)
-    ]
-
-
-def _left_out(run: Path, prepared: Prepared) -> list[tuple[str, str]]:
-    """What was left out now, and what training had left out before."""
-    left_out = dict(prepared.left_out)
-    path = run / LEFT_OUT
-    if path.exists():
-        with path.open(newline="", encoding="utf-8") as file:
-            left_out = {row["slide_id"]: row["reason"] for row in csv.DictReader(file)} | left_out
-    return sorted(left_out.items())
-
-
-def _history(path: Path) -> list[EpochRecord]:
-    if not path.exists():
-        return []
-    with path.open(newline="", encoding="utf-8") as file:
-        rows = [{k: float(v) if v else math.nan for k, v in row.items()} for row in csv.DictReader(file)]
-    return [EpochRecord.from_row(row) for row in rows]
-
-
-def _best_epoch(run: Path) -> int | None:
-    path = run / FACTS
-    if not path.exists():
-        return None
-    best = json.loads(path.read_text(encoding="utf-8")).get("best_epoch")
-    return int(best) if best is not None else None
 
 
 def _shown(interval: Interval) -> list[str]:

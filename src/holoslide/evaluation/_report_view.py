@@ -101,7 +101,13 @@ def slides_left_out(report: RunReport) -> int:
 
 
 def flow(report: RunReport) -> str:
-    """What was used and what was not, in a sentence."""
+    """What was found, used and not used, in a sentence."""
+    if report.flow is not None:
+        found = report.flow
+        gone = _listed([f"{number} {reason}" for reason, number in found.reasons.items()])
+        rest = f" Not used: {gone}." if gone else " Every slide was used."
+        taken = f"{_count(found.used, 'slide')} of {_count(found.patients, 'patient')} used"
+        return f"{_count(found.found, 'slide')} found, {taken} in {_count(len(report.cohort), 'part')}.{rest}"
     used = sum(part.slides for part in report.cohort)
     left_out = slides_left_out(report)
     rest = f"{_count(left_out, 'slide')} left out" if left_out else "no slide left out"

@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
+from holoslide.evaluation.calibration import Bin
 from holoslide.evaluation.curves import Band, Contest
 
 # Okabe and Ito's colours, which the colour-blind tell apart too; the first two carry most contrast.
@@ -177,6 +178,70 @@ def by_module(series: Sequence[tuple[str, Sequence[tuple[float, float, float]]]]
             axes.legend(loc="lower right", ncols=len(series), handletextpad=0.3)
 
     return _svg(draw, f"{' and '.join(name for name, _ in series)} by module", size=(6.2, 2.7))
+
+
+def reliability(series: Sequence[tuple[str, Sequence[Bin]]], *, x: str, y: str) -> Picture:
+    """What came true over what was stated, bin by bin, with each share's interval; on the diagonal is the truth."""
+    colours = (ACCENT, CLASS_COLOURS[1])
+
+    def draw(axes: Axes) -> None:
+        axes.plot([0, 1], [0, 1], color="#aab3bc", linewidth=1, linestyle=(0, (3, 3)))
+        for (name, bins), colour, marker in zip(series, colours, "os", strict=False):
+            stated, observed, low, high = np.array([(b.stated, b.observed, b.low, b.high) for b in bins]).T
+            errors = np.maximum(0.0, [observed - low, high - observed])
+            axes.errorbar(
+                stated, observed, yerr=errors, color=colour, marker=marker, markersize=5, linewidth=1.4,
+                elinewidth=1, alpha=0.95, label=name,
+            )  # fmt: skip
+        _square(axes, x=x, y=y)
+        if len(series) > 1:
+            axes.legend(loc="upper left")
+
+    return _svg(draw, f"Reliability: {y} over {x}", size=(3.7, 3.5))
+
+
+def spread(series: Sequence[tuple[str, Sequence[float]]]) -> Picture:
+    """The values that several runs reached of each named measure, and a bar at their mean."""
+
+    def draw(axes: Axes) -> None:
+        for row, (_, values) in enumerate(reversed(series)):
+            known = np.array([value for value in values if np.isfinite(value)])
+            axes.scatter(
+                known, np.full(len(known), row), s=34, color=ACCENT, alpha=0.55, linewidths=0, zorder=3
+            )
+            if len(known):
+                axes.plot([known.mean()] * 2, [row - 0.26, row + 0.26], color=INK, linewidth=2, zorder=4)
+        axes.set_yticks(range(len(series)), [name for name, _ in reversed(series)])
+        axes.set_ylim(-0.6, len(series) - 0.4)
+        least = min((_least(np.array(values, dtype=np.float64)) for _, values in series), default=0.0)
+        axes.set_xlim(min(0.4, least - 0.04), 1.02)
+        axes.grid(visible=False, axis="y")
+
+    return _svg(draw, f"Spread over the runs: {', '.join(name for name, _ in series)}", size=(6.2, 2.4))
+
+
+def by_run(
+    lines: Sequence[tuple[str, Sequence[int], Sequence[float], int | None]],
+    *,
+    alt: str,
+    is_share: bool = False,
+) -> Picture:
+    """One line per run (name, epochs, values, chosen epoch) over the epochs; a dot where its model was chosen."""
+
+    def draw(axes: Axes) -> None:
+        for i, (_, epochs, values, best) in enumerate(lines):
+            colour = CLASS_COLOURS[i % len(CLASS_COLOURS)]
+            axes.plot(epochs, values, color=colour, linewidth=1.5)
+            if best is not None and best in epochs:
+                axes.plot([best], [values[list(epochs).index(best)]], "o", color=colour, markersize=6)
+        if is_share:
+            every = np.array([value for _, _, values, _ in lines for value in values], dtype=np.float64)
+            axes.set_ylim(min(0.4, _least(every) - 0.04), 1.02)
+        axes.margins(x=0.03)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=7))
+        axes.set_xlabel("epoch")
+
+    return _svg(draw, alt, size=(3.7, 2.5))
 
 
 def photo(pixels_HW3: NDArray[np.uint8], alt: str, *, quality: int = 88) -> Picture:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from jinja2 import Environment, StrictUndefined
 
+from holoslide.evaluation import _report_judged as judged
 from holoslide.evaluation import _report_view as view
 from holoslide.evaluation.report_data import (
     CohortPart,
@@ -66,6 +67,11 @@ def render(report: RunReport) -> str:
         scores=view.scores(report),
         curves=view.curves(report),
         depth=view.depth(report),
+        repeated=judged.repeated(report),
+        calibrated=judged.calibrated(report),
+        decided=judged.decided(report),
+        used=judged.used(report),
+        digest=judged.digest(report),
         pictures=view.pictures(report),
         groups=view.GROUPS,
         fold_rows=FOLD_ROWS,

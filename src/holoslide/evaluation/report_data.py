@@ -10,10 +10,13 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from holoslide.evaluation.calibration import Calibration
+from holoslide.evaluation.decision import Decision
 from holoslide.evaluation.metrics import Metrics
 from holoslide.evaluation.overlay import BoxPx
 
 Group = Literal["worst", "uncertain", "best"]
+Repeats = Literal["folds", "seeds"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +41,53 @@ class CohortPart:
             patients = [patient for patient, its in rows if its == label]
             by_class[label] = (len(patients), len(set(patients)))
         return cls(name, len(rows), len({patient for patient, _ in rows}), by_class)
+
+
+@dataclass(frozen=True, slots=True)
+class CohortFlow:
+    """From the slides that were `found` to those that are `used`; `reasons` counts the others."""
+
+    found: int
+    used: int
+    patients: int
+    reasons: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class SlideFile:
+    """What a slide was when it was prepared: `sha256` of its file, `mpp` of level 0 and who told it, its tissue."""
+
+    slide_id: str
+    sha256: str
+    mpp: float
+    mpp_source: str
+    tissue_px: int
+    split: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Resource:
+    """What was planned to be used, and what was; None where that is not known."""
+
+    name: str
+    unit: Literal["bytes", "seconds"]
+    planned: float | None
+    measured: float
+
+
+@dataclass(frozen=True, slots=True)
+class RunSummary:
+    """One of several runs of a cohort, as `name` says (fold 1, seed 0).
+
+    `temperature` and `threshold` are its own, None where there is none.
+    """
+
+    name: str
+    metrics: Metrics
+    history: Sequence[EpochRecord] = ()
+    best_epoch: int | None = None
+    temperature: float | None = None
+    threshold: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,8 +175,10 @@ class RunReport:
     """All that a report shows. What is empty or None is left out of the page, or said to be missing.
 
     `part` is the part of the cohort that was scored; `metrics` are of its slides, `patient_metrics` of its
-    patients, `module_metrics` those of each head on its slides, from the first to the last. `timing` is seconds
-    by step.
+    patients, `module_metrics` those of each head on its slides, from the first to the last. Calibration and
+    decision are missing for the reason in `lacking`. `timing` is seconds by step. `command` was given in
+    `directory`; `again` trains the same anew. `runs` are those of several folds or seeds (`repeats`), whose slides
+    are scored together.
     """
 
     title: str
@@ -146,6 +198,16 @@ class RunReport:
     predictions: Sequence[Prediction] = ()
     pictures: Sequence[SlidePicture] = ()
     timing: Mapping[str, float] = field(default_factory=dict)
+    flow: CohortFlow | None = None
+    calibration: Calibration | None = None
+    decision: Decision | None = None
+    lacking: str = ""
+    resources: Sequence[Resource] = ()
+    files: Sequence[SlideFile] = ()
+    directory: str = ""
+    again: str = ""
+    repeats: Repeats | None = None
+    runs: Sequence[RunSummary] = ()
 
 
 def choose_slides(predictions: Sequence[Prediction], *, each: int = 3) -> dict[str, Group]:

@@ -71,6 +71,14 @@ def peaks(device: torch.device) -> Row:
     }
 
 
+def resident_bytes() -> int:
+    """What this process holds now; 0 where the system does not tell."""
+    path = Path("/proc/self/statm")
+    if not path.exists():
+        return 0
+    return int(path.read_text(encoding="ascii").split()[1]) * resource.getpagesize()
+
+
 def write_csv(history: Sequence[Row], path: Path) -> None:
     """The whole history as a table, replaced at once, so that a killed run leaves no half rows and no doubles."""
     text = io.StringIO(newline="")

@@ -1,0 +1,186 @@
+"""What the report shows beside the measures: several runs, calibration, decision, plan against measured, data."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from holoslide.evaluation import figures
+from holoslide.evaluation.calibration import Reliability
+from holoslide.evaluation.metrics import Metrics
+from holoslide.evaluation.report_data import Resource, RunReport, RunSummary
+
+MEASURES = (
+    ("AUROC", "auroc"),
+    ("AUPRC", "auprc"),
+    ("Balanced accuracy", "balanced_accuracy"),
+    ("Accuracy", "accuracy"),
+    ("F1", "macro_f1"),
+)
+
+
+def repeated(report: RunReport) -> dict[str, Any] | None:
+    """The runs of several folds or seeds beside each other, and their spread."""
+    runs = report.runs
+    if not runs:
+        return None
+    series = [(name, [_value(run.metrics, key) for run in runs]) for name, key in MEASURES]
+    return {
+        "measures": [name for name, _ in series],
+        "spread": [(name, *_mean_and_deviation(values)) for name, values in series],
+        "rows": [(run, [_value(run.metrics, key) for _, key in MEASURES]) for run in runs],
+        "figure": figures.spread(series),
+        "panels": _learning(runs),
+        "colours": [figures.CLASS_COLOURS[i % len(figures.CLASS_COLOURS)] for i in range(len(runs))],
+        "words": _REPEATS[report.repeats or "folds"],
+        "one": "Fold" if report.repeats == "folds" else "Seed",
+    }
+
+
+_REPEATS = {
+    "folds": (
+        "Every patient is in the test part of one fold, and the network of that fold has learnt neither from the "
+        "patient's slides nor on them when to stop. The results below are of all patients together, each "
+        "scored by that one network; the spread is of the folds' own results, each on its own patients."
+    ),
+    "seeds": (
+        "The same slides in the same parts, trained anew with another seed: other first weights, another order, "
+        "other augmentations. The results below are of the mean of the networks' probabilities; the spread is of "
+        "the networks' own results, and says how much of a result is luck."
+    ),
+}
+
+
+def _learning(runs: Sequence[RunSummary]) -> list[tuple[str, figures.Picture]]:
+    """Loss and AUROC of the last module on the validation slides, a line a run."""
+    if not all(run.history for run in runs):
+        return []
+    panels = []
+    for name, key, is_share in (
+        ("Validation loss", "valid_losses", False),
+        ("Validation AUROC", "valid_aurocs", True),
+    ):
+        if not all(getattr(record, key) for run in runs for record in run.history):
+            continue
+        lines = [
+            (
+                run.name,
+                [r.epoch for r in run.history],
+                [getattr(r, key)[-1] for r in run.history],
+                run.best_epoch,
+            )
+            for run in runs
+        ]
+        panels.append((name, figures.by_run(lines, alt=f"{name} of each run by epoch", is_share=is_share)))
+    return panels
+
+
+def _value(metrics: Metrics, key: str) -> float:
+    value = getattr(metrics, key).value
+    return math.nan if value is None else float(value)
+
+
+def _mean_and_deviation(values: Sequence[float]) -> tuple[float, float, float, float]:
+    """Mean, standard deviation, least and most of the values that there are."""
+    known = [value for value in values if math.isfinite(value)]
+    if not known:
+        return math.nan, math.nan, math.nan, math.nan
+    mean = sum(known) / len(known)
+    squares = sum((value - mean) ** 2 for value in known)
+    deviation = math.sqrt(squares / (len(known) - 1)) if len(known) > 1 else math.nan
+    return mean, deviation, min(known), max(known)
+
+
+def calibrated(report: RunReport) -> dict[str, Any] | None:
+    """The reliability curve before and after the temperature, and what it comes to."""
+    found = report.calibration
+    if found is None:
+        return None
+    series = [("as predicted", found.before.bins)]
+    if found.after is not None:
+        series.append(("calibrated", found.after.bins))
+    of = found.before.of
+    x, y = (
+        ("stated probability", f"share that is {of}") if of else ("stated confidence", "share that is right")
+    )
+    return {
+        "figure": figures.reliability(series, x=x, y=y),
+        "of": of,
+        "lines": [
+            (name, getattr(found.before, key), getattr(found.after, key) if found.after else None, words)
+            for name, key, words in (
+                ("Calibration error (ECE)", "ece", "Mean distance of stated from true, in ten bins."),
+                ("Brier score", "brier", "Mean squared distance of probabilities from labels."),
+                ("Log loss", "log_loss", "As above, now on its own slides before and after."),
+            )
+        ],
+        "temperature": found.temperature,
+        "verdict": _calibration_verdict(found.before, found.after),
+    }
+
+
+def _calibration_verdict(before: Reliability, after: Reliability | None) -> str:
+    low, high = before.ece_by_chance
+    if before.ece <= high:
+        first = (
+            f"An error of {before.ece:.3f} is within what chance alone gives a network that states the truth, "
+            f"on so many slides ({low:.3f} to {high:.3f})."
+        )
+    else:
+        first = (
+            f"An error of {before.ece:.3f} is more than the {low:.3f} to {high:.3f} that chance alone gives a "
+            "network that states the truth: its probabilities are not to be taken as they are."
+        )
+    if after is None:
+        return first
+    helped = after.log_loss < before.log_loss
+    return f"{first} On these slides the temperature {'helps' if helped else 'does not help'}."
+
+
+def decided(report: RunReport) -> dict[str, Any] | None:
+    """The decision at the sensitivity that was asked for."""
+    found = report.decision
+    if found is None:
+        return None
+    (spared, alarms), (missed, hits) = found.calls
+    other = next((name for name in report.classes if name != found.positive), "other")
+    return {
+        "found": found,
+        "other": other,
+        "lines": [
+            ("Sensitivity", found.sensitivity, hits, hits + missed, f"of the {found.positive} slides, found"),
+            ("Specificity", found.specificity, spared, spared + alarms, f"of the {other} slides, left alone"),
+            (
+                "Positive predictive value",
+                found.ppv,
+                hits,
+                hits + alarms,
+                f"of those called, {found.positive}",
+            ),
+            (
+                "Negative predictive value",
+                found.npv,
+                spared,
+                spared + missed,
+                f"of those not called, {other}",
+            ),
+        ],
+        "missed": missed,
+        "alarms": alarms,
+        "thresholds": [run.threshold for run in report.runs],
+    }
+
+
+def used(report: RunReport) -> list[tuple[Resource, float | None]]:
+    """What was planned and measured, with measured as a share of planned."""
+    return [(one, one.measured / one.planned if one.planned else None) for one in report.resources]
+
+
+def digest(report: RunReport) -> str:
+    """One SHA-256 for all the slides, in the order of their ids: the same data, the same digest."""
+    lines = "".join(
+        f"{one.sha256}  {one.slide_id}\n" for one in sorted(report.files, key=lambda f: f.slide_id)
+    )
+    return hashlib.sha256(lines.encode("utf-8", "surrogateescape")).hexdigest() if report.files else ""

@@ -1,0 +1,20 @@
+"""What an evaluation is asked for, beside the measures that it always gives."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from holoslide.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluateConfig:
+    """`sensitivity`: the share of slides of the positive class that a decision must find (two classes only)."""
+
+    sensitivity: float = 0.95
+
+    def __post_init__(self) -> None:
+        if not 0 < self.sensitivity <= 1:
+            raise ConfigError(
+                "evaluate.sensitivity", f"is {self.sensitivity}", "give more than 0 and at most 1"
+            )

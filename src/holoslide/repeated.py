@@ -1,0 +1,347 @@
+"""Several runs of one cohort, and one report of all: cross-validation by patient (folds), or other seeds.
+
+The folder holds a run in a folder of its own for each (`fold-1`, ... or `seed-0`, ...), and `predictions.csv`,
+`metrics.json` and `report.html` of all together.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from holoslide.config import RunConfig
+from holoslide.errors import ConfigError
+from holoslide.evaluation.calibration import Temperature, fit_temperature
+from holoslide.evaluation.decision import Threshold, choose_threshold
+from holoslide.evaluation.metrics import Predictions, compute_metrics
+from holoslide.evaluation.outcome import Outcome, assess, pool
+from holoslide.evaluation.report import write_report
+from holoslide.evaluation.report_data import CohortPart, Prediction, Repeats, RunReport, RunSummary
+from holoslide.inference.heatmap import Heatmap
+from holoslide.pipeline import Advance, Prepared, command_given, environment, train, write_json, write_rows
+from holoslide.reporting import Run, command_again, flow_of, parts_of, pictures_of
+from holoslide.results import VALIDATION, evaluate_run
+from holoslide.slides.cohort import Cohort, SlideRow
+from holoslide.slides.splits import SplitConfig, draw_split
+from holoslide.slides.tables import Split
+
+Announce = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Repeated:
+    """What several runs came to, together and each for itself."""
+
+    outcome: Outcome
+    runs: tuple[RunSummary, ...]
+    report: Path
+
+    def rows(self) -> list[list[str]]:
+        """Measure, mean, standard deviation and each run's value, for those that a report shows."""
+        rows = []
+        for name in ("auroc", "auprc", "accuracy", "balanced_accuracy"):
+            values = [value for run in self.runs if (value := getattr(run.metrics, name).value) is not None]
+            if values:
+                deviation = f"{statistics.stdev(values):.3f}" if len(values) > 1 else ""
+                each = ", ".join(f"{value:.3f}" for value in values)
+                rows.append([name.replace("_", " "), f"{statistics.fmean(values):.3f}", deviation, each])
+        return rows
+
+
+def folds(cohort: Cohort, count: int, config: SplitConfig) -> list[Cohort]:
+    """The cohort `count` times, each patient once in test; valid is drawn from the rest, by its share in `config`.
+
+    By patient and stratified, as `Cohort.with_splits`; parts that the table names are not kept. Raises
+    `ConfigError` for fewer than two folds, `CohortError` if a class has fewer patients than folds.
+    """
+    if count < 2:
+        raise ConfigError("--folds", f"is {count}", "give 2 or more")
+    rows = [row for row in cohort if row.label is not None]
+    labels = _labels(rows)
+    parts = {str(n): Fraction(1, count) for n in range(count)}
+    fold_of = draw_split(labels, parts, seed=config.seed, where=cohort.name)  # type: ignore[arg-type]
+    shares: dict[Split, Fraction] = {p: share for p, share in config.shares().items() if p != "test"}
+    cohorts = []
+    for n in range(count):
+        rest = {patient: its for patient, its in labels.items() if fold_of[patient] != str(n)}
+        drawn = draw_split(rest, shares, seed=config.seed, where=cohort.name)
+        split = [dataclasses.replace(row, split=drawn.get(row.patient_id, "test")) for row in rows]
+        cohorts.append(dataclasses.replace(cohort, rows=tuple(split)))
+    return cohorts
+
+
+def train_folds(
+    prepared: Prepared, config: RunConfig, out: Path, count: int, *, resume: bool = False,
+    announce: Announce, progress: Any = None, advance: Advance | None = None,
+) -> Repeated:  # fmt: skip
+    """Cross-validation: a network for each fold, tested on the patients it has not seen."""
+    runs = [
+        _Planned(
+            f"fold-{n}", dataclasses.replace(prepared, cohort=cohort, left_out=[*prepared.left_out]), config
+        )
+        for n, cohort in enumerate(folds(prepared.cohort, count, config.split), start=1)
+    ]
+    return _run_all(
+        "folds",
+        prepared,
+        config,
+        out,
+        runs,
+        resume=resume,
+        announce=announce,
+        progress=progress,
+        advance=advance,
+    )
+
+
+def train_seeds(
+    prepared: Prepared, config: RunConfig, out: Path, count: int, *, resume: bool = False,
+    announce: Announce, progress: Any = None, advance: Advance | None = None,
+) -> Repeated:  # fmt: skip
+    """The same parts, trained anew with `count` seeds from the configuration's on; judged is their mean."""
+    if count < 2:
+        raise ConfigError("--seeds", f"is {count}", "give 2 or more")
+    runs = []
+    for seed in range(config.train.seed, config.train.seed + count):
+        changed = dataclasses.replace(config, train=dataclasses.replace(config.train, seed=seed))
+        own = dataclasses.replace(prepared, left_out=[*prepared.left_out])
+        runs.append(_Planned(f"seed-{seed}", own, changed))
+    return _run_all(
+        "seeds",
+        prepared,
+        config,
+        out,
+        runs,
+        resume=resume,
+        announce=announce,
+        progress=progress,
+        advance=advance,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Planned:
+    name: str
+    prepared: Prepared
+    config: RunConfig
+
+
+@dataclass(frozen=True, slots=True)
+class _Scores:
+    """What one run says of its test slides, by head: (K, N, C); and of its validation slides."""
+
+    rows: list[SlideRow]
+    by_head_KNC: NDArray[np.float64]
+    valid: Predictions | None
+
+
+def _run_all(
+    repeats: Repeats, prepared: Prepared, config: RunConfig, out: Path, planned: Sequence[_Planned], *,
+    resume: bool, announce: Announce, progress: Any, advance: Advance | None,
+) -> Repeated:  # fmt: skip
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "config.yaml").write_text(config.to_yaml(), encoding="utf-8")
+    prepared.cohort.to_csv(out / "cohort.csv")
+    for one in planned:
+        folder = out / one.name
+        if resume and (folder / "metrics.json").exists():
+            announce(f"{one.name}: done before")
+            continue
+        announce(f"{one.name} of {len(planned)}")
+        train(one.prepared, one.config, folder, resume=resume and folder.exists(), progress=progress)
+        evaluate_run(folder, one.prepared, progress=advance)
+    classes = prepared.cohort.classes
+    scores = [_scores(out / one.name, one.prepared.cohort, classes) for one in planned]
+    rows, by_head, outcome = (_pooled if repeats == "folds" else _averaged)(scores, classes, config)
+    summaries = tuple(
+        _summary(out / one.name, found, classes) for one, found in zip(planned, scores, strict=True)
+    )
+    predictions = _predictions(rows, by_head[-1], classes)
+    write_rows(_table(predictions, classes), out / "predictions.csv")
+    write_json(
+        {"together": outcome.to_dict(), "runs": {run.name: run.metrics.to_dict() for run in summaries}},
+        out / "metrics.json",
+    )
+    left_out = sorted({pair for one in planned for pair in one.prepared.left_out})
+    report = _report(repeats, prepared, out, outcome, summaries, predictions, left_out, planned)
+    write_report(report, out / "report.html")
+    return Repeated(outcome, summaries, out / "report.html")
+
+
+def _report(
+    repeats: Repeats, prepared: Prepared, out: Path, outcome: Outcome, summaries: Sequence[RunSummary],
+    predictions: Sequence[Prediction], left_out: Sequence[tuple[str, str]], planned: Sequence[_Planned],
+) -> RunReport:  # fmt: skip
+    cohort = prepared.cohort
+    first = Run(out / planned[0].name)
+    used = dataclasses.replace(
+        cohort, rows=tuple(dataclasses.replace(r, split="test") for r in cohort if r.label)
+    )
+    parts = parts_of(cohort)
+    if repeats == "folds":
+        parts = [CohortPart.count("all", [(row.patient_id, row.label) for row in used])]
+    history = [record for one in planned for record in Run(out / one.name).history]
+    return RunReport(
+        title=f"{out.resolve().name}: {' against '.join(cohort.classes)}, {len(planned)} {repeats}",
+        command=command_given(),
+        created=datetime.now(UTC),
+        classes=cohort.classes,
+        config_yaml=(out / "config.yaml").read_text(encoding="utf-8"),
+        environment=environment(),
+        cohort=parts,
+        flow=flow_of(used if repeats == "folds" else cohort, left_out),
+        left_out=left_out,
+        metrics=outcome.metrics,
+        patient_metrics=outcome.patients,
+        module_metrics=outcome.modules,
+        calibration=outcome.calibration,
+        decision=outcome.decision,
+        lacking=outcome.lacking,
+        predictions=predictions,
+        pictures=pictures_of(predictions, prepared.rasters, _Heatmaps(out, planned)),
+        timing={"training, all runs": sum(record.seconds or 0.0 for record in history)},
+        files=[dataclasses.replace(one, split="") for one in first.files]
+        if repeats == "folds"
+        else first.files,
+        directory=str(Path.cwd()),
+        again=command_again(out, f"--{repeats}", str(len(planned))),
+        repeats=repeats,
+        runs=summaries,
+    )
+
+
+class _Heatmaps(dict[str, Heatmap]):
+    """A slide's heatmap by its id: that of the first run which tested it."""
+
+    def __init__(self, out: Path, planned: Sequence[_Planned]) -> None:
+        super().__init__()
+        self._folders = [out / one.name / "heatmaps" for one in planned]
+
+    def __missing__(self, slide_id: str) -> Heatmap:
+        paths = (folder / f"{slide_id}.npz" for folder in self._folders)
+        return Heatmap.load(next(path for path in paths if path.exists()))
+
+
+# --- What the runs said -------------------------------------------------------------------------------------------
+
+
+def _scores(run: Path, cohort: Cohort, classes: Sequence[str]) -> _Scores:
+    found: dict[str, list[list[float]]] = {}
+    with (run / "predictions_modules.csv").open(newline="", encoding="utf-8") as file:
+        for line in csv.DictReader(file):
+            found.setdefault(line["slide_id"], []).append([float(line[f"p_{name}"]) for name in classes])
+    rows = [row for row in cohort.test if row.slide_id in found]
+    by_head = np.array([found[row.slide_id] for row in rows]).swapaxes(0, 1)
+    path, valid = run / VALIDATION, None
+    if path.exists():
+        slides = json.loads(path.read_text(encoding="utf-8"))["slides"]
+        columns = [[one[key] for one in slides] for key in ("label", "probabilities", "patient_id")]
+        valid = Predictions.checked(columns[0], columns[1], columns[2], classes)
+    return _Scores(rows, by_head, valid)
+
+
+def _pooled(
+    scores: Sequence[_Scores], classes: Sequence[str], config: RunConfig
+) -> tuple[list[SlideRow], NDArray[np.float64], Outcome]:
+    """Every slide by the one network that has not seen its patient."""
+    rows = [row for one in scores for row in one.rows]
+    by_head = np.concatenate([one.by_head_KNC for one in scores], axis=1)
+    of = [number for number, one in enumerate(scores) for _ in one.rows]
+    outcome = pool(
+        [row.label or "" for row in rows],
+        by_head,
+        [row.patient_id for row in rows],
+        classes,
+        temperatures=[_temperature(one) for one in scores if one.valid is not None],
+        thresholds=[found for one in scores if (found := _threshold(one, config)) is not None],
+        part_N=of,
+    )
+    return rows, by_head, outcome
+
+
+def _averaged(
+    scores: Sequence[_Scores], classes: Sequence[str], config: RunConfig
+) -> tuple[list[SlideRow], NDArray[np.float64], Outcome]:
+    """Every slide by the mean of the networks' probabilities."""
+    known = set.intersection(*({row.slide_id for row in one.rows} for one in scores))
+    rows = [row for row in scores[0].rows if row.slide_id in known]
+    kept = [one.by_head_KNC[:, [row.slide_id in known for row in one.rows]] for one in scores]
+    by_head = np.mean(kept, axis=0)
+    outcome = assess(
+        [row.label or "" for row in rows],
+        by_head,
+        [row.patient_id for row in rows],
+        classes,
+        valid=_mean_valid(scores),
+        sensitivity=config.evaluate.sensitivity,
+    )
+    return rows, by_head, outcome
+
+
+def _mean_valid(scores: Sequence[_Scores]) -> Predictions | str:
+    valid = [one.valid for one in scores if one.valid is not None]
+    if len(valid) < len(scores):
+        return "not every run had validation slides at hand"
+    mean = np.mean([one.probabilities for one in valid], axis=0)
+    return dataclasses.replace(valid[0], probabilities=mean)
+
+
+def _summary(run: Path, found: _Scores, classes: Sequence[str]) -> RunSummary:
+    labels, patients = [row.label or "" for row in found.rows], [row.patient_id for row in found.rows]
+    metrics = compute_metrics(labels, found.by_head_KNC[-1], patients, classes)
+    facts = Run(run)
+    temperature = _temperature(found).value if found.valid is not None else None
+    threshold = json.loads((run / "metrics.json").read_text(encoding="utf-8")).get("decision")
+    value = threshold["threshold"]["value"] if threshold and threshold["threshold"] else None
+    return RunSummary(run.name, metrics, facts.history, facts.best_epoch, temperature, value)
+
+
+def _temperature(found: _Scores) -> Temperature:
+    assert found.valid is not None
+    return fit_temperature(found.valid)
+
+
+def _threshold(found: _Scores, config: RunConfig) -> Threshold | None:
+    if found.valid is None or len(found.valid.classes) != 2:
+        return None
+    return choose_threshold(found.valid, sensitivity=config.evaluate.sensitivity)
+
+
+def _predictions(
+    rows: Sequence[SlideRow], probabilities_NC: NDArray[np.float64], classes: Sequence[str]
+) -> list[Prediction]:
+    return [
+        Prediction(row.slide_id, row.patient_id, row.label, classes[int(p.argmax())], tuple(map(float, p)))
+        for row, p in zip(rows, probabilities_NC, strict=True)
+    ]
+
+
+def _table(predictions: Sequence[Prediction], classes: Sequence[str]) -> list[dict[str, str]]:
+    return [
+        {
+            "slide_id": one.slide_id,
+            "patient_id": one.patient_id,
+            "label": one.label or "",
+            "prediction": one.prediction,
+            **{f"p_{name}": f"{p:.6f}" for name, p in zip(classes, one.probabilities, strict=True)},
+        }
+        for one in predictions
+    ]
+
+
+def _labels(rows: Sequence[SlideRow]) -> dict[str, frozenset[str]]:
+    found: dict[str, set[str]] = {}
+    for row in rows:
+        found.setdefault(row.patient_id, set()).add(row.label or "")
+    return {patient: frozenset(its) for patient, its in found.items()}

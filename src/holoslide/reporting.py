@@ -1,0 +1,282 @@
+"""What a run's folder tells its report: cohort, history, plan against measured, hashes of the data, commands."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from holoslide.evaluation.outcome import Outcome
+from holoslide.evaluation.overlay import BoxPx, box_on_picture, evidence_for
+from holoslide.evaluation.report_data import (
+    CohortFlow,
+    CohortPart,
+    EpochRecord,
+    Prediction,
+    Resource,
+    RunReport,
+    SlideFile,
+    SlidePicture,
+    choose_slides,
+)
+from holoslide.inference.heatmap import Heatmap
+from holoslide.pipeline import DATA, FACTS, LEFT_OUT, environment
+from holoslide.slides.cohort import SPLITS, Cohort
+from holoslide.slides.raster import Raster
+from holoslide.training.planning import PLAN
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A run's folder, as it was left: missing files are missing facts, never errors."""
+
+    folder: Path
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """`run.json`."""
+        return _json(self.folder / FACTS)
+
+    @property
+    def config_yaml(self) -> str:
+        """The whole configuration."""
+        path = self.folder / "config.yaml"
+        return path.read_text(encoding="utf-8") if path.exists() else ""
+
+    @property
+    def history(self) -> list[EpochRecord]:
+        """An entry for each epoch."""
+        rows = _rows(self.folder / "history.csv")
+        return [
+            EpochRecord.from_row({key: float(v) if v else math.nan for key, v in row.items()}) for row in rows
+        ]
+
+    @property
+    def best_epoch(self) -> int | None:
+        """The epoch that was chosen, counted from 1."""
+        best = self.facts.get("best_epoch")
+        return int(best) if best is not None else None
+
+    @property
+    def left_out(self) -> dict[str, str]:
+        """The slides that training left out, with the reason."""
+        return {row["slide_id"]: row["reason"] for row in _rows(self.folder / LEFT_OUT)}
+
+    @property
+    def files(self) -> list[SlideFile]:
+        """What the slides were that it was trained on."""
+        return [
+            SlideFile(
+                row["slide_id"],
+                row["slide_sha256"],
+                float(row["slide_mpp"]),
+                row["slide_mpp_source"],
+                int(row["tissue_px"]),
+                row["split"],
+            )
+            for row in _rows(self.folder / DATA)
+        ]
+
+
+def report_of(
+    run: Path,
+    cohort: Cohort,
+    outcome: Outcome,
+    *,
+    split: str,
+    left_out: Sequence[tuple[str, str]],
+    predictions: Sequence[Prediction],
+    pictures: Sequence[SlidePicture],
+    timing: Mapping[str, float],
+) -> RunReport:
+    """The report of one run on one part of a cohort."""
+    found = Run(run)
+    facts, history = found.facts, found.history
+    gone = sorted((found.left_out | dict(left_out)).items())
+    trained = {"training": sum(record.seconds or 0.0 for record in history)} if history else {}
+    return RunReport(
+        title=f"{run.resolve().name}: {' against '.join(outcome.metrics.classes)}",
+        command=facts.get("command", ""),
+        created=datetime.now(UTC),
+        classes=outcome.metrics.classes,
+        config_yaml=found.config_yaml,
+        environment=facts.get("environment") or environment(),
+        cohort=parts_of(cohort),
+        flow=flow_of(cohort, gone),
+        left_out=gone,
+        history=history,
+        best_epoch=found.best_epoch,
+        part=split,
+        metrics=outcome.metrics,
+        patient_metrics=outcome.patients,
+        module_metrics=outcome.modules,
+        calibration=outcome.calibration,
+        decision=outcome.decision,
+        lacking=outcome.lacking,
+        predictions=predictions,
+        pictures=pictures,
+        timing=facts.get("seconds", {}) | trained | dict(timing),
+        resources=resources_of(found),
+        files=found.files,
+        directory=facts.get("directory", ""),
+        again=command_again(run),
+    )
+
+
+def command_again(run: Path, *arguments: str) -> str:
+    """The command that trains the same run anew, from what the run's folder holds."""
+    if not (run / "cohort.csv").exists():
+        return ""
+    rasters = Run(run).facts.get("rasters")
+    where = ["--rasters", rasters] if rasters else []
+    made = [
+        "holoslide",
+        "train",
+        str(run.resolve() / "cohort.csv"),
+        "--config",
+        str(run.resolve() / "config.yaml"),
+    ]
+    return shlex.join([*made, *where, *arguments, "--out", "again"])
+
+
+# --- The cohort -------------------------------------------------------------------------------------------------
+
+
+def parts_of(cohort: Cohort) -> list[CohortPart]:
+    """Slides and patients of each part that has any."""
+    return [
+        CohortPart.count(name, [(row.patient_id, row.label) for row in cohort if row.split == name])
+        for name in SPLITS
+        if any(row.split == name for row in cohort)
+    ]
+
+
+def flow_of(cohort: Cohort, left_out: Sequence[tuple[str, str]]) -> CohortFlow:
+    """How the slides that were found became the parts."""
+    used = {row.slide_id for row in cohort if row.split is not None}
+    gone = {slide_id: reason for slide_id, reason in left_out if slide_id}
+    reasons: dict[str, int] = {}
+    for slide_id, reason in gone.items():
+        kind = reason.removeprefix(f"{slide_id}: ").partition(";")[0]
+        reasons[kind] = reasons.get(kind, 0) + 1
+    unused = {row.slide_id for row in cohort if row.split is None} - set(gone)
+    if unused:
+        reasons["in no part"] = len(unused)
+    everyone = {row.slide_id for row in cohort} | set(gone)
+    patients = len({row.patient_id for row in cohort if row.split is not None})
+    return CohortFlow(
+        len(everyone), len(used - set(gone)), patients, dict(sorted(reasons.items(), key=_commonest))
+    )
+
+
+def _commonest(reason: tuple[str, int]) -> tuple[int, str]:
+    return -reason[1], reason[0]
+
+
+# --- Slides to look at ------------------------------------------------------------------------------------------
+
+
+def pictures_of(
+    predictions: Sequence[Prediction], rasters: Mapping[str, Path], heatmaps: Mapping[str, Heatmap]
+) -> list[SlidePicture]:
+    """Pictures of the slides worth looking at, in the groups' order."""
+    by_id = {one.slide_id: one for one in predictions}
+    shown = []
+    for slide_id, group in choose_slides(predictions).items():
+        one, heatmap = by_id[slide_id], heatmaps[slide_id]
+        with Raster.open(rasters[slide_id]) as raster:
+            pixels, box_px = raster_picture(raster, heatmap)
+            um_per_px = raster.mpp * raster.shape_px[0] / pixels.shape[0]
+        target = heatmap.classes.index(one.prediction)
+        shown.append(
+            SlidePicture(
+                slide_id,
+                one.label,
+                one.prediction,
+                one.probabilities,
+                pixels,
+                heatmap.attention_HW,
+                evidence_for(heatmap.evidence_LHW, target),
+                box_px,
+                evidence_class=one.prediction,
+                group=group,
+                um_per_px=um_per_px,
+            )
+        )
+    return shown
+
+
+def raster_picture(raster: Raster, heatmap: Heatmap, *, side: int = 900) -> tuple[Any, BoxPx]:
+    """A raster at most about `side` pixels large, (H, W, 3), and where the heatmap's grid lies on it."""
+    pixels = raster.thumbnail(side)
+    (top, left), (height, width), (per_y, per_x) = raster.origin_l0, raster.shape_px, raster.l0_per_px
+    whole = (top, left, top + height * per_y, left + width * per_x)
+    return pixels, box_on_picture(heatmap.box_l0, whole, pixels.shape[:2])
+
+
+# --- Plan against measured --------------------------------------------------------------------------------------
+
+
+def resources_of(run: Run) -> list[Resource]:
+    """What was planned and what was measured; what is not known of a run is left out."""
+    history, plan, facts = run.history, _json(run.folder / PLAN), run.facts
+    if not history:
+        return []
+    peak_rss = max(record.peak_rss_bytes for record in history)
+    on_device = max(record.peak_device_bytes for record in history)
+    before = int(facts.get("rss_before_bytes", 0))
+    planned = max((part["peak_bytes"] for part in _plans(plan).values()), default=None)
+    rows = []
+    if on_device:
+        rows.append(Resource("Memory of the device", "bytes", planned, on_device))
+    elif before:
+        rows.append(
+            Resource("Memory for slides, beside the process's own", "bytes", planned, peak_rss - before)
+        )
+    rows.append(Resource("Memory of the whole process", "bytes", None, peak_rss))
+    seconds = [record.seconds for record in history if record.seconds]
+    rows.append(
+        Resource(
+            "One epoch with its validation",
+            "seconds",
+            _epoch_seconds(run, plan),
+            sum(seconds) / max(1, len(seconds)),
+        )
+    )
+    return rows
+
+
+def _plans(plan: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    return {part: plan[part] for part in ("train", "valid") if plan.get(part)}
+
+
+def _epoch_seconds(run: Run, plan: Mapping[str, Any]) -> float | None:
+    """The plan is for the largest slide; the others take as much less as they have less tissue."""
+    total = 0.0
+    plans = _plans(plan)
+    for part in ("train", "valid"):
+        sizes = [one.tissue_px for one in run.files if one.split == part]
+        if not sizes or part not in plans:
+            return None
+        total += float(plans[part]["seconds"]) * sum(sizes) / max(sizes)
+    return total
+
+
+def _rows(path: Path) -> list[dict[str, str]]:
+    if not path.exists():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def _json(path: Path) -> dict[str, Any]:
+    if not path.exists():
+        return {}
+    result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return result
