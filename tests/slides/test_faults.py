@@ -15,6 +15,7 @@ import pytest
 from benchmarks import kill
 from benchmarks.kill import contents
 
+from holoslide import cli
 from holoslide.errors import SlideError
 from holoslide.slides import claim
 from holoslide.slides import prepare as prepare_module
@@ -145,6 +146,64 @@ def test_bad_slides_of_all_kinds_fail_alone(slide: Path, tmp_path: Path) -> None
         assert "\n" not in result.reason
         assert f"{result.slide_id}.svs: " in result.reason
         assert "; " in result.reason
+
+
+class Prepare:
+    """`holoslide prepare`, as from a shell in a folder: gives the exit code, and keeps what it said."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+        self._monkeypatch, self._capsys, self.err = monkeypatch, capsys, ""
+
+    def __call__(self, folder: Path, *arguments: object) -> object:
+        self._monkeypatch.chdir(folder)
+        self._monkeypatch.setattr("sys.argv", ["holoslide", "prepare", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        self.err = self._capsys.readouterr().err
+        return stop.value.code
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Prepare:
+    return Prepare(monkeypatch, capsys)
+
+
+def test_files_of_odd_names_from_the_command_line(slide: Path, tmp_path: Path, command: Prepare) -> None:
+    names = [
+        "-x.tif",
+        "--help.tif",
+        "with  spaces.tif",
+        "日本 é.tif",
+        "two\nlines.tif",
+        "'quoted\".tif",
+        "a;b$c.tif",
+    ]
+    for name in names:
+        copied(slide, tmp_path / name)
+    (tmp_path / "link.tif").symlink_to("with  spaces.tif")
+    (tmp_path / "empty 日本.svs").touch()
+    given = ["--rasters", "out", "--workers", 1, "--", *names, "link.tif", "empty 日本.svs"]
+    assert command(tmp_path, *given) == 1
+    assert len(list((tmp_path / "out").glob("*.tif"))) == 8
+    (line,) = [line for line in command.err.splitlines() if line.startswith("  empty")]
+    assert "empty 日本.svs: is empty" in line
+    assert "Traceback" not in command.err
+
+
+def test_ten_thousand_rows(slide: Path, tmp_path: Path, command: Prepare) -> None:
+    """Of which three have a file: those are made, and each of the rest is one line."""
+    for number in (1, 5000, 9999):
+        copied(slide, tmp_path / f"s{number}.tif")
+    rows = "".join(f"s{number},p{number},x,s{number}.tif\n" for number in range(10_000))
+    (tmp_path / "slides.csv").write_text(f"slide_id,patient_id,label,path\n{rows}")
+    assert command(tmp_path, "slides.csv", "--workers", 1) == 1
+    assert sorted(path.name for path in (tmp_path / "rasters").glob("*.tif")) == [
+        "s1.tif",
+        "s5000.tif",
+        "s9999.tif",
+    ]
+    missing = [line for line in command.err.splitlines() if "there is no file" in line]
+    assert len(missing) == 9997
 
 
 def test_a_raster_never_takes_the_place_of_its_slide(slide: Path, tmp_path: Path) -> None:

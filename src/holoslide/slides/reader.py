@@ -259,15 +259,17 @@ def _whole_step(edges: NDArray[np.floating], length: int) -> int:
 
 def _sum_blocks(pixels: NDArray[np.uint8], step_y: int, step_x: int) -> NDArray[np.float32]:
     """The sums (n, m * 3) of blocks of whole pixels: the same as by rows and columns, in whole numbers."""
-    height, width, _ = pixels.shape
     rows = pixels[0::step_y].astype(np.uint16)
     for first in range(1, step_y):
         rows += pixels[first::step_y]
-    blocks = rows.reshape(height // step_y, width // step_x, step_x, 3)
-    sums = blocks[:, :, 0].astype(np.uint32)
-    for first in range(1, step_x):
-        sums += blocks[:, :, first]
-    return sums.reshape(height // step_y, -1).astype(np.float32)
+    flat = rows.reshape(len(rows), -1)
+    fits = step_y * step_x * 255 < 2**16
+    sums = np.zeros((len(rows), flat.shape[1] // step_x), np.uint16 if fits else np.uint32)
+    for channel in range(3):  # by channel, as numpy is slow where only three values lie together
+        of_channel = sums[:, channel::3]
+        for first in range(channel, 3 * step_x, 3):
+            of_channel += flat[:, first :: 3 * step_x]
+    return sums.astype(np.float32)
 
 
 def _sum_rows(pixels: NDArray[np.uint8], edges: NDArray[np.floating]) -> NDArray[np.float32]:
