@@ -76,6 +76,16 @@ class Heatmap:
             ) from error
 
 
+def heatmap_paths(folder: Path, slide_id: str, modules: int) -> list[Path]:
+    """Where the raw scores of each module's head are kept: the last, which is the model's own, by the slide's name.
+
+    >>> [path.name for path in heatmap_paths(Path(), "a", 3)]
+    ['a.module-1.npz', 'a.module-2.npz', 'a.npz']
+    """
+    earlier = [folder / f"{slide_id}.module-{k}.npz" for k in range(1, modules)]
+    return [*earlier, folder / f"{slide_id}.npz"]
+
+
 def make_heatmap(scores: CellScores, raster: Placed, classes: tuple[str, ...]) -> Heatmap:
     """Put the scores of a head's cells on their grid, and the grid on the slide."""
     first = scores.places.min(axis=0)
