@@ -18,6 +18,7 @@ import json
 import multiprocessing
 import os
 import platform
+import re
 import resource
 import shlex
 import statistics
@@ -55,10 +56,14 @@ class Options:
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """What a benchmark found: flat `figures`, and the `configuration` that they hold for."""
+    """What a benchmark found: flat `figures`, and the `configuration` that they hold for.
+
+    `variant` goes into the name of the result file, where a benchmark has several.
+    """
 
     figures: Mapping[str, Figure]
     configuration: Mapping[str, object]
+    variant: str = ""
 
 
 def main(
@@ -83,7 +88,7 @@ def main(
     record = {
         "benchmark": name,
         "date": datetime.now().astimezone().date().isoformat(),
-        "command": shlex.join(["python", "-m", f"benchmarks.{name}", *argv]),
+        "command": without_folders(shlex.join(["python", "-m", f"benchmarks.{name}", *argv])),
         "seconds": round(time.perf_counter() - started, 1),
         "figures": dict(result.figures),
         "configuration": dict(result.configuration),
@@ -94,7 +99,7 @@ def main(
     for key, value in result.figures.items():
         print(f"{key:<{width}}  {value:,}" if isinstance(value, int) else f"{key:<{width}}  {value}")
     if save:
-        print(f"saved {save_record(record, quick=options.quick).relative_to(REPO)}")
+        print(f"saved {save_record(record, quick=options.quick, variant=result.variant).relative_to(REPO)}")
     if as_json:
         print(json.dumps(record["figures"]))
 
@@ -116,9 +121,17 @@ def _parser(name: str, description: str | None) -> argparse.ArgumentParser:
     return parser
 
 
-def save_record(record: Mapping[str, object], *, quick: bool, folder: Path = RESULTS) -> Path:
-    """Write <name>-<date>[-quick].json; one of the same day is replaced."""
-    path = folder / f"{record['benchmark']}-{record['date']}{'-quick' if quick else ''}.json"
+def without_folders(command: str) -> str:
+    """A command with absolute paths cut to their last name: where things lay is no one's business."""
+    return re.sub(r"(?<![\w.])/[\w./-]*?([\w.-]+)(?=$|[^\w./-])", r"\1", command)
+
+
+def save_record(
+    record: Mapping[str, object], *, quick: bool, variant: str = "", folder: Path = RESULTS
+) -> Path:
+    """Write <name>[-variant]-<date>[-quick].json; one of the same day is replaced."""
+    name = "-".join(filter(None, [str(record["benchmark"]), variant, str(record["date"])]))
+    path = folder / f"{name}{'-quick' if quick else ''}.json"
     folder.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     return path
@@ -148,11 +161,18 @@ def versions() -> dict[str, str | None]:
     return {
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "torchvision": importlib.metadata.version("torchvision"),
+        "torchvision": _version("torchvision"),
         "cuda": torch.version.cuda if torch.cuda.is_available() else None,
-        "holoslide": importlib.metadata.version("holoslide"),
+        "holoslide": _version("holoslide"),
         "commit": _commit(),
     }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None  # run from its source, not installed
 
 
 def _cpu_model() -> str:
@@ -174,7 +194,7 @@ def _commit() -> str | None:
         dirty = git("status", "--porcelain", "--", ".", ":!benchmarks/results")
         return git("rev-parse", "--short=12", "HEAD") + ("+" if dirty else "")
     except (OSError, subprocess.CalledProcessError):
-        return None  # not a clone
+        return os.environ.get("HOLOSLIDE_COMMIT")  # not a clone: a copy on a machine lent for its GPU
 
 
 # --- Peak memory ------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +12,7 @@ from holoslide.geometry import Box, ceil_div
 
 GLASS = (243, 243, 243)
 _PERIOD_PX = 509  # prime: windows of one tiling do not repeat
+_PIECE_PX = 1024  # copied at once
 
 
 class NoisePixels:
@@ -21,19 +23,43 @@ class NoisePixels:
         self.mask_cell_px = mask_cell_px
         self.glass: NDArray[np.uint8] = np.array(GLASS, np.uint8)
         self.mask = _disc(ceil_div(side_px, mask_cell_px), tissue)
-        self._noise = np.random.default_rng(0).integers(0, 240, (_PERIOD_PX, _PERIOD_PX, 3), np.uint8)
+        noise = np.random.default_rng(0).integers(0, 240, (_PERIOD_PX, _PERIOD_PX, 3), np.uint8)
+        self._noise = np.pad(noise, ((0, _PIECE_PX), (0, _PIECE_PX), (0, 0)), mode="wrap")
 
     def read(self, box_px: Box) -> NDArray[np.uint8]:
         """(h, w, 3) of any box; glass outside the tissue and the slide."""
-        rows = np.arange(box_px.top, box_px.bottom)
-        columns = np.arange(box_px.left, box_px.right)
-        window = self._noise[np.ix_(rows % _PERIOD_PX, columns % _PERIOD_PX)]
-        inside = [(line >= 0) & (line < self.shape_px[0]) for line in (rows, columns)]
-        last = self.mask.shape[0] - 1
-        cells = [np.clip(line // self.mask_cell_px, 0, last) for line in (rows, columns)]
-        seen = self.mask[np.ix_(*cells)] & inside[0][:, None] & inside[1][None]
-        window[~seen] = self.glass
+        window = np.empty((*box_px.shape, 3), np.uint8)
+        for top, rows in _steps(box_px.top, box_px.height):
+            for left, columns in _steps(box_px.left, box_px.width):
+                height, width = rows.stop - rows.start, columns.stop - columns.start
+                window[rows, columns] = self._noise[top : top + height, left : left + width]
+        self._paint_glass(window, box_px)
         return window
+
+    def _paint_glass(self, window: NDArray[np.uint8], box_px: Box) -> None:
+        """Run by run of mask cells: most windows have few of them, or none."""
+        cell_px, limit_px = self.mask_cell_px, self.shape_px[0]
+        lines = [
+            np.arange(first // cell_px, ceil_div(last, cell_px))
+            for first, last in ((box_px.top, box_px.bottom), (box_px.left, box_px.right))
+        ]
+        known = [(line >= 0) & (line < len(self.mask)) for line in lines]
+        glass = np.ones((len(lines[0]), len(lines[1])), np.bool_)
+        glass[np.ix_(*known)] = ~self.mask[np.ix_(*(line[k] for line, k in zip(lines, known, strict=True)))]
+        for row in np.flatnonzero(glass.any(axis=1)):
+            edges = np.flatnonzero(np.diff(glass[row], prepend=False, append=False)).reshape(-1, 2)
+            top = lines[0][row] * cell_px - box_px.top
+            for start, stop in edges:
+                left, right = ((lines[1][0] + n) * cell_px - box_px.left for n in (start, stop))
+                window[max(0, top) : top + cell_px, max(0, left) : right] = self.glass
+        window[max(0, limit_px - box_px.top) :] = self.glass  # a mask cell may reach over the edge
+        window[:, max(0, limit_px - box_px.left) :] = self.glass
+
+
+def _steps(first_px: int, length: int) -> Iterator[tuple[int, slice]]:
+    """Pieces of a line: where each starts in the noise, and its place in the line."""
+    for start in range(0, length, _PIECE_PX):
+        yield (first_px + start) % _PERIOD_PX, slice(start, min(start + _PIECE_PX, length))
 
 
 def _disc(cells: int, tissue: float) -> NDArray[np.bool_]:

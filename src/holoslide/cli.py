@@ -54,6 +54,10 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print data as JSON.")]
 SlideMppOption = Annotated[
     float | None, typer.Option("--slide-mpp", help="Microns per pixel of the slides, where they do not say.")
 ]
+ClusterOption = Annotated[
+    str | None,
+    typer.Option("--cluster", help="Address of a Dask scheduler (tcp://...) whose workers do the work."),
+]
 MppOption = Annotated[
     float | None, typer.Option("--mpp", help="Microns per pixel to prepare at (default 2.0).")
 ]
@@ -71,7 +75,7 @@ def inspect(
     facts: list[dict[str, Any]] = []
     for path in slides:
         try:
-            with open_slide(path, mpp=slide_mpp) as reader:
+            with open_slide(path, fallback_mpp=slide_mpp) as reader:
                 facts.append({"slide": str(path), **reader.facts()})
         except HoloslideError as error:
             facts.append({"slide": str(path), "error": str(error)})
@@ -140,6 +144,13 @@ def prepare(
     config: ConfigOption = None,
     sets: SetOption = None,
     workers: WorkersOption = 0,
+    shard: Annotated[
+        str | None, typer.Option("--shard", help="Only part i of n, i/n, counted from 1: for job arrays.")
+    ] = None,
+    stall: Annotated[
+        float, typer.Option("--stall", help="Give up a slide that gets no further for so many seconds.")
+    ] = 600.0,
+    cluster: ClusterOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Find the tissue of slides and write each as one file at the resolution to train at."""
@@ -147,9 +158,18 @@ def prepare(
 
     settings = _settings(config, "default", sets, mpp)
     cohort = _with_masks(cohort_of(sources, slides=slides, mpp=slide_mpp), masks)
+    cohort = cohort if shard is None else cohort.shard(*_shard(shard))
     folder = rasters or default_rasters(sources[0])
     with _bar("preparing") as advance:
-        prepared = prepare_cohort(cohort, folder, settings.prepare, workers=workers, progress=advance)
+        prepared = prepare_cohort(
+            cohort,
+            folder,
+            settings.prepare,
+            workers=workers,
+            stall_s=stall,
+            cluster=cluster,
+            progress=advance,
+        )
     if as_json:
         results = [{"slide_id": r.slide_id, "status": r.status, "reason": r.reason} for r in prepared.results]
         typer.echo(json.dumps(results, indent=2))
@@ -269,6 +289,7 @@ def predict(
         Path | None, typer.Option("--heatmaps", help="Write heatmaps into this folder.")
     ] = None,
     workers: WorkersOption = 0,
+    cluster: ClusterOption = None,
 ) -> None:
     """Score new slides, labelled or not, into a table."""
     from holoslide.pipeline import cohort_of, default_rasters, prepare_cohort
@@ -279,10 +300,10 @@ def predict(
     folder = rasters or default_rasters(sources[0])
     with _bar("preparing") as advance:
         prepared = prepare_cohort(
-            cohort, folder, predictor.prepare_config(), workers=workers, progress=advance
+            cohort, folder, predictor.prepare_config(), workers=workers, cluster=cluster, progress=advance
         )
     with _bar("scoring") as advance:
-        count = predict_cohort(predictor, prepared, out, heatmaps=heatmaps, progress=advance)
+        count = predict_cohort(predictor, prepared, out, heatmaps=heatmaps, cluster=cluster, progress=advance)
     typer.echo(f"{count} slides scored: {out}")
     _report_left_out(prepared)
 
@@ -430,6 +451,13 @@ def _prepared(
     ready, left_out = len(prepared.rasters), len(prepared.left_out)
     typer.echo(f"{ready} slides ready in {folder} ({made} made), {left_out} left out", err=True)
     return prepared
+
+
+def _shard(text: str) -> tuple[int, int]:
+    number, slash, of = text.partition("/")
+    if not (slash and number.isdecimal() and of.isdecimal()):
+        raise typer.BadParameter(f"--shard {text}: write i/n, such as 1/20")
+    return int(number), int(of)
 
 
 def _with_masks(cohort: Cohort, masks: Path | None) -> Cohort:

@@ -19,7 +19,7 @@ SETTINGS = {
     "model": {
         "backbone": {"name": "resnet18", "weights": "none", "truncate": "layer2"},
         "modules": 2,
-        "heads": {"kernel": 3},
+        "heads": {"kernel": 3, "norm": "none"},
         "reconstruction": {"alpha": 0.1, "side": 32},
     },
     "train": {

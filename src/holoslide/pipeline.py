@@ -32,8 +32,10 @@ from holoslide.geometry import Box
 from holoslide.models.calibration import calibrate
 from holoslide.models.classifier import InputConfig, LocalClassifier
 from holoslide.models.streamed import StreamedClassifier
+from holoslide.slides.cluster import prepare_on_cluster
 from holoslide.slides.cohort import Cohort, SlideRow
-from holoslide.slides.prepare import PrepareConfig, PrepareJob, PrepareResult, prepare
+from holoslide.slides.facts import Mpp
+from holoslide.slides.prepare import STALL_S, PrepareConfig, PrepareJob, PrepareResult, prepare
 from holoslide.slides.raster import Raster
 from holoslide.streaming.plan import Plan
 from holoslide.training.loop import FitResult, Progress, Sample, fit
@@ -62,20 +64,38 @@ def default_rasters(table: Path) -> Path:
 
 def prepare_cohort(
     cohort: Cohort, rasters: Path, config: PrepareConfig, *, labels: bool = False, workers: int = 0,
-    progress: Advance | None = None,
+    stall_s: float = STALL_S, cluster: str | None = None, progress: Advance | None = None,
 ) -> Prepared:  # fmt: skip
     """Prepare what is not prepared; a slide that fails is left out with its reason, the rest go on.
 
-    With `labels`, slides without one are left out, too.
+    With `labels`, slides without one are left out, too. `cluster` is the address of a Dask scheduler, whose
+    workers prepare in place of `workers` processes here.
     """
     usable, findings = cohort.usable(labels=labels)
-    jobs = [PrepareJob(row.slide_id, row.path, row.mpp, row.mask) for row in usable if row.path is not None]
-    results = prepare(jobs, rasters, config, workers=workers or os.cpu_count() or 1, progress=progress)
+    jobs = [
+        PrepareJob(row.slide_id, row.path, row.mpp, row.mask, row.fallback_mpp)
+        for row in usable
+        if row.path is not None
+    ]
+    if cluster is not None:
+        results = prepare_on_cluster(jobs, rasters, config, cluster, stall_s=stall_s, progress=progress)
+    else:
+        count = workers or os.cpu_count() or 1
+        results = prepare(jobs, rasters, config, workers=count, stall_s=stall_s, progress=progress)
     left_out = [(finding.where, f"{finding.what}; {finding.remedy}") for finding in findings]
     left_out += [(r.slide_id, r.reason or "failed") for r in results if r.status == "failed"]
     paths = {r.slide_id: r.path for r in results if r.path is not None and r.status != "failed"}
-    kept = dataclasses.replace(usable, rows=tuple(row for row in usable if row.slide_id in paths))
+    used = {r.slide_id: r.mpp for r in results}
+    rows = tuple(_with_mpp(row, used[row.slide_id]) for row in usable if row.slide_id in paths)
+    kept = dataclasses.replace(usable, rows=rows)
     return Prepared(kept, paths, left_out, results)
+
+
+def _with_mpp(row: SlideRow, used: Mpp | None) -> SlideRow:
+    """The row with the user's microns per pixel, if they were needed, so that a run's own table has them."""
+    if row.mpp is not None or used is None or used.source != "user":
+        return row
+    return dataclasses.replace(row, mpp=used.y)
 
 
 def train(
@@ -149,10 +169,9 @@ def cohort_of(sources: Sequence[Path], *, slides: Path | None = None, mpp: float
     """A slide table, or slide files taken as a cohort without labels; `mpp` is theirs, where they do not say."""
     if len(sources) == 1 and sources[0].suffix.lower() in TABLES:
         cohort = Cohort.from_csv(sources[0], slides=slides)
-        rows = tuple(r if r.mpp is not None else dataclasses.replace(r, mpp=mpp) for r in cohort)
-        return dataclasses.replace(cohort, rows=rows)
-    rows = tuple(SlideRow(path.stem, path.stem, mpp=mpp, path=path.absolute()) for path in sources)
-    return Cohort.from_rows(rows, name="command line")
+    else:
+        cohort = Cohort.from_files(sources)
+    return cohort if mpp is None else cohort.with_mpp(mpp)
 
 
 def samples(cohort: Cohort, rasters: dict[str, Path]) -> list[Sample]:

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import functools
 import json
 import math
-from collections.abc import Iterable, Sequence
+import threading
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import PIL.Image
@@ -48,7 +51,9 @@ from holoslide.models.classifier import LocalClassifier
 from holoslide.models.hub import model_folder
 from holoslide.models.streamed import StreamedClassifier
 from holoslide.pipeline import FACTS, LEFT_OUT, Advance, Prepared, environment, write_json, write_rows
+from holoslide.slides.cluster import on_cluster
 from holoslide.slides.cohort import SPLITS, Cohort, SlideRow
+from holoslide.slides.facts import one_line
 from holoslide.slides.prepare import PrepareConfig
 from holoslide.slides.raster import Raster
 from holoslide.training.parallel import mixed_dtype
@@ -82,6 +87,7 @@ class Predictor:
         best = folder / "best" if (folder / "best").is_dir() else folder
         if not best.is_dir():
             raise CheckpointError(folder, "is not a run or a model", "give the folder that train wrote")
+        self.folder = folder
         self.model = LocalClassifier.load(best)
         self.config = config or (
             RunConfig.load(folder / "config.yaml") if (folder / "config.yaml").exists() else RunConfig()
@@ -133,23 +139,64 @@ def prediction_table(
 
 def predict_cohort(
     predictor: Predictor, prepared: Prepared, out: Path, *, heatmaps: Path | None = None,
-    progress: Advance | None = None,
+    cluster: str | None = None, progress: Advance | None = None,
 ) -> int:  # fmt: skip
-    """Score slides into a table, and draw their heatmaps; a slide that fails is added to those left out."""
-    scored = []
-    for done, row in enumerate(prepared.cohort, start=1):
-        try:
-            one = predictor.score(row, prepared.rasters[row.slide_id])
-            if heatmaps is not None:
-                draw_heatmap(one, heatmaps)
-            scored.append(one)
-        except SlideError as error:
-            prepared.left_out.append((row.slide_id, str(error)))
+    """Score slides into a table, and draw their heatmaps; a slide that fails is added to those left out.
+
+    `cluster` is the address of a Dask scheduler, whose workers score: they need the same files, and the model's.
+    """
+    rows = list(prepared.cohort)
+    table: dict[int, dict[str, str]] = {}
+    heatmaps = None if heatmaps is None else heatmaps.absolute()
+    work = [
+        (predictor.folder.absolute(), row, prepared.rasters[row.slide_id].absolute(), heatmaps)
+        for row in rows
+    ]
+    found: Iterator[tuple[int, Any]]
+    if cluster is None:
+        found = ((index, _predicted(predictor, *each[1:])) for index, each in enumerate(work))
+    else:
+        found = on_cluster(cluster, predict_one, work)
+    for done, (index, outcome) in enumerate(found, start=1):
+        if isinstance(outcome, dict):
+            table[index] = outcome
+        else:
+            prepared.left_out.append((rows[index].slide_id, one_line(outcome)))
         if progress is not None:
-            progress(done, len(prepared.cohort), row.slide_id)
+            progress(done, len(rows), rows[index].slide_id)
     out.parent.mkdir(parents=True, exist_ok=True)
-    write_rows(prediction_table(scored, predictor.model.classes), out)
-    return len(scored)
+    write_rows([table[index] for index in sorted(table)], out)
+    return len(table)
+
+
+def _predicted(
+    predictor: Predictor, row: SlideRow, raster: Path, heatmaps: Path | None
+) -> dict[str, str] | SlideError:
+    """A slide's row of the table of predictions, or what is wrong with the slide."""
+    try:
+        one = predictor.score(row, raster)
+        if heatmaps is not None:
+            draw_heatmap(one, heatmaps)
+    except SlideError as error:
+        return error
+    (values,) = prediction_table([one], predictor.model.classes)
+    return values
+
+
+_one_at_a_time = threading.Lock()  # a cluster's worker may have several threads, and has one model for all
+
+
+@functools.lru_cache(maxsize=1)
+def _predictor(folder: Path) -> Predictor:
+    return Predictor(folder)
+
+
+def predict_one(
+    folder: Path, row: SlideRow, raster: Path, heatmaps: Path | None
+) -> dict[str, str] | SlideError:
+    """Score one slide on a cluster's worker, which keeps the model for the next."""
+    with _one_at_a_time:
+        return _predicted(_predictor(folder), row, raster, heatmaps)
 
 
 def draw_heatmap(one: Scored, folder: Path) -> None:

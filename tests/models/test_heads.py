@@ -99,6 +99,24 @@ def test_one_cell_is_enough_and_has_gradients() -> None:
         readout(cell[:0])
 
 
+def plain_without_norm(readout: Readout, cells_NC: Tensor) -> Tensor:
+    values_NC = F.relu(cells_NC * readout.norm.weight + readout.norm.bias)
+    pooled_C = torch.softmax(readout.pooling(values_NC), 0) @ values_NC
+    return readout.output(F.relu(readout.hidden(pooled_C)))
+
+
+def test_without_a_norm_a_cell_speaks_for_itself() -> None:
+    readout = randomised(readout_of(6, 3, norm="none"))
+    cells_NC = torch.randn(40, 6, dtype=torch.float64)
+    torch.testing.assert_close(
+        readout(cells_NC), plain_without_norm(readout, cells_NC), rtol=1e-12, atol=1e-12
+    )
+    leaf_NC = cells_NC.clone().requires_grad_()
+    (plain_NC,) = torch.autograd.grad(plain_without_norm(readout, leaf_NC)[0], leaf_NC)
+    (ours_NC,) = torch.autograd.grad(readout(leaf_NC)[0], leaf_NC)
+    torch.testing.assert_close(ours_NC, plain_NC, rtol=1e-10, atol=1e-13)
+
+
 @pytest.mark.parametrize("pooling", ["gated", "attention", "mean"])
 @pytest.mark.parametrize("chunk_cells", [1, 7, 40, 1000])
 def test_chunks_change_nothing(pooling: str, chunk_cells: int, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -385,7 +385,7 @@ def test_files_by_themselves_are_a_cohort_without_labels(tmp_path, monkeypatch):
     slides = touch(tmp_path, "a.ome.tif", "sub/b.svs", "sub/a.svs")
     monkeypatch.chdir(slides)
     cohort = Cohort.from_files(["a.ome.tif", slides / "sub/b.svs", "gone.svs"], mpp=0.5)
-    assert columns(cohort, "slide_id", "patient_id", "label", "mpp", "path") == [
+    assert columns(cohort, "slide_id", "patient_id", "label", "fallback_mpp", "path") == [
         ("a", "a", None, 0.5, slides / "a.ome.tif"),
         ("b", "b", None, 0.5, slides / "sub/b.svs"),
         ("gone", "gone", None, 0.5, None),
@@ -398,7 +398,7 @@ def test_files_by_themselves_are_a_cohort_without_labels(tmp_path, monkeypatch):
 
 def test_microns_per_pixel_for_slides_whose_table_has_none(tmp_path):
     cohort = read(tmp_path, "slide_id,mpp\na,0.2525\nb,\n")
-    assert columns(cohort.with_mpp(0.5), "mpp") == [(0.2525,), (0.5,)]
+    assert columns(cohort.with_mpp(0.5), "mpp", "fallback_mpp") == [(0.2525, 0.5), (None, 0.5)]
     with pytest.raises(CohortError, match="nan um per pixel cannot be; give a positive number"):
         cohort.with_mpp(float("nan"))
 

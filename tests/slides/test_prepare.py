@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import errno
-import fcntl
 import hashlib
 import math
 import os
-import random
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 import numpy as np
@@ -26,9 +21,9 @@ from numpy.typing import NDArray
 
 from holoslide.errors import CohortError, ConfigError, SlideError
 from holoslide.geometry import Box
+from holoslide.slides import claim, pyramid
 from holoslide.slides import prepare as prepare_module
-from holoslide.slides import pyramid
-from holoslide.slides.crew import Died, run_all
+from holoslide.slides.crew import Died
 from holoslide.slides.facts import GLASS
 from holoslide.slides.prepare import (
     PrepareConfig,
@@ -37,7 +32,6 @@ from holoslide.slides.prepare import (
     _pool,
     prepare,
     prepare_slide,
-    slide_sha256,
 )
 from holoslide.slides.pyramid import halve
 from holoslide.slides.raster import Raster
@@ -161,8 +155,8 @@ def test_the_scanned_part_bounds_the_raster(slide: Path, tmp_path: Path) -> None
     """As MRXS has it: the raster keeps to the bounds, and its origin counts from level 0's own corner."""
     bounds = Box(250, 300, 700, 800)
 
-    def bounded(path: Path, *, mpp: float | None = None) -> Reader:
-        reader = open_slide(path, mpp=mpp)
+    def bounded(path: Path, **more: Any) -> Reader:
+        reader = open_slide(path, **more)
         reader.bounds_l0 = bounds
         return reader
 
@@ -304,7 +298,7 @@ def test_a_raster_is_reused_only_if_its_recipe_is_the_same(slide: Path, tmp_path
     assert prepare_slide(given, tmp_path, config).status == "made"  # the same mpp, from another source
     moved.write_bytes(moved.read_bytes() + b"\0")
     assert prepare_slide(given, tmp_path, config).status == "made"
-    with patch.object(prepare_module.metadata, "version", return_value="99"):
+    with patch.object(prepare_module, "ALGORITHM", 99):
         assert prepare_slide(given, tmp_path, config).status == "made"
 
 
@@ -328,115 +322,19 @@ def test_the_bytes_depend_on_the_recipe_alone(slide: Path, tmp_path: Path) -> No
     assert digest(first.path) == digest(second.path)
 
 
-def test_a_slide_of_several_files_is_hashed_with_all_of_them(tmp_path: Path) -> None:
-    (tmp_path / "s.mrxs").write_bytes(b"head")
-    alone = slide_sha256(tmp_path / "s.mrxs")
-    assert alone == hashlib.sha256(b"head").hexdigest()
-    (tmp_path / "s").mkdir()
-    (tmp_path / "s" / "Data0001.dat").write_bytes(b"pixels")
-    both = slide_sha256(tmp_path / "s.mrxs")
-    (tmp_path / "s" / "Data0001.dat").write_bytes(b"others")
-    assert len({alone, both, slide_sha256(tmp_path / "s.mrxs")}) == 3
-
-    def dicom(name: str, series: bytes, more: bytes = b"") -> Path:
-        tag = b"\x20\x00\x0e\x00UI" + len(series).to_bytes(2, "little") + series
-        (tmp_path / name).write_bytes(bytes(128) + b"DICM" + tag + more)
-        return tmp_path / name
-
-    one = dicom("1.dcm", b"1.2.3.4.5")
-    dicom("2.dcm", b"1.2.3.4.5")
-    dicom("other.dcm", b"1.2.3.4.6")
-    before = slide_sha256(one)
-    dicom("other.dcm", b"1.2.3.4.6", b"changed")
-    assert slide_sha256(one) == before
-    dicom("2.dcm", b"1.2.3.4.5", b"changed")
-    assert slide_sha256(one) != before
-
-
 # --- Faults --------------------------------------------------------------------------------------------
 
 
 def test_a_full_disk_is_one_line_and_leaves_nothing(slide: Path, tmp_path: Path) -> None:
     full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     with (
-        patch.object(prepare_module.os, "fsync", side_effect=full),
+        patch.object(claim.os, "fsync", side_effect=full),
         pytest.raises(
             SlideError, match=r"one\.tif: cannot be written \(No space left on device\); make room"
         ),
     ):
         made(slide, tmp_path)
     assert list(tmp_path.iterdir()) == []
-
-
-def test_two_processes_never_write_one_raster(slide: Path, tmp_path: Path) -> None:
-    with (tmp_path / ".one.tif.part").open("wb") as other:
-        fcntl.flock(other, fcntl.LOCK_EX)
-        with pytest.raises(SlideError, match="is being written by another process; wait for it"):
-            made(slide, tmp_path)
-    assert made(slide, tmp_path).status == "made"
-
-
-def test_what_a_killed_run_left_is_cleaned_up(slide: Path, tmp_path: Path) -> None:
-    part = tmp_path / ".one.tif.part"
-    part.write_bytes(b"half a raster" * 10_000)
-    first = made(slide, tmp_path)
-    assert [p.name for p in tmp_path.iterdir()] == ["one.tif"]
-    before = digest(first.path)
-    part.write_bytes(b"half a raster")
-    assert made(slide, tmp_path).status == "reused"
-    assert [p.name for p in tmp_path.iterdir()] == ["one.tif"]
-    assert digest(first.path) == before
-
-
-KILLED = """
-import sys
-from pathlib import Path
-from holoslide.slides.prepare import PrepareConfig, PrepareJob, prepare
-if __name__ == "__main__":
-    slides = [Path(name) for name in sys.argv[2:]]
-    prepare([PrepareJob(s.stem, s) for s in slides], Path(sys.argv[1]), PrepareConfig(), workers=2)
-"""
-
-
-def test_killed_at_any_moment_a_last_run_ends_with_the_same_bytes(tmp_path: Path) -> None:
-    """Each kill strikes while a raster is being written: its temporary file is waited for first."""
-    rgb = paint(blobs((2600, 3000), reach=0.4))
-    slides = [write_slide(tmp_path / f"s{n}.tif", np.roll(rgb, 40 * n, axis=1), 1.0) for n in range(3)]
-    script = tmp_path / "run.py"
-    script.write_text(KILLED)
-    rng = random.Random(5)
-    undisturbed, disturbed = tmp_path / "undisturbed", tmp_path / "disturbed"
-
-    def command(folder: Path) -> list[str]:
-        return [sys.executable, str(script), str(folder), *map(str, slides)]
-
-    subprocess.run(command(undisturbed), check=True)
-
-    def parts() -> set[tuple[str, int]]:
-        found = set()
-        for path in disturbed.glob(".*.part"):
-            with contextlib.suppress(FileNotFoundError):
-                found.add((path.name, path.stat().st_mtime_ns))
-        return found
-
-    torn = 0
-    for _ in range(5):
-        before = parts()
-        process = subprocess.Popen(command(disturbed), start_new_session=True, stderr=subprocess.DEVNULL)
-        while process.poll() is None and parts() <= before:
-            time.sleep(0.002)
-        time.sleep(rng.uniform(0, 0.4))
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)  # the workers, too: they share the session we made
-        process.wait()
-        torn += not parts() <= before
-        for finished in list(disturbed.glob("s*.tif"))[:1]:
-            finished.unlink()  # so that the next run has something to do
-    assert torn >= 3
-    subprocess.run(command(disturbed), check=True)
-    files = {path.name: digest(path) for path in disturbed.iterdir()}
-    assert files == {path.name: digest(path) for path in undisturbed.iterdir()}
-    assert sorted(files) == ["s0.tif", "s1.tif", "s2.tif"]
 
 
 # --- Many slides -------------------------------------------------------------------------------------------
@@ -485,22 +383,6 @@ def test_a_folder_that_cannot_be_made_is_said_so(slide: Path, tmp_path: Path) ->
         prepare([PrepareJob("one", slide)], tmp_path / "file", PrepareConfig())
     with pytest.raises(ConfigError, match="0 processes can do nothing"):
         prepare([PrepareJob("one", slide)], tmp_path, PrepareConfig(), workers=0)
-
-
-def test_a_process_that_dies_fails_its_own_work_alone() -> None:
-    work = [
-        "1 + 1",
-        "__import__('os')._exit(3)",
-        "2 + 2",
-        "__import__('os').kill(__import__('os').getpid(), 11)",
-    ]
-    for workers in (1, 2, 9):
-        outcomes = dict(run_all(eval, [*work, "3 + 3"], workers=workers))
-        assert (outcomes[0], outcomes[2], outcomes[4]) == (2, 4, 6)
-        assert isinstance(outcomes[1], Died)
-        assert outcomes[1].how == "exit code 3"
-        assert isinstance(outcomes[3], Died)
-        assert outcomes[3].how == "SIGSEGV"
 
 
 def test_a_slide_that_kills_its_reader_is_a_failed_slide(slide: Path, tmp_path: Path) -> None:

@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
-import pydantic
 import safetensors
 import safetensors.torch
 import torch
@@ -183,6 +182,8 @@ class LocalClassifier(nn.Module):
 
         Decoders serve training alone and are left out; a training checkpoint holds them (`state_dict`).
         """
+        import pydantic  # here alone: training needs it not, and a machine lent for its GPU may lack it
+
         folder.mkdir(parents=True, exist_ok=True)
         card = {
             "format": FORMAT,
@@ -287,6 +288,8 @@ def _read_card(path: Path) -> dict[str, Any]:
 
 def _validate(kind: type[Any], values: Mapping[str, Any], where: Path) -> Any:
     """A configuration from plain values, none of which may be unknown to it."""
+    import pydantic  # here alone, as in `save`
+
     try:
         result = pydantic.TypeAdapter(kind).validate_python(values)
     except pydantic.ValidationError as error:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from holoslide.errors import ConfigError
 from holoslide.models.pooling import POOLINGS, Pooling
-from holoslide.models.readout import Readout
+from holoslide.models.readout import Norm, Readout
 
 # arXiv 2207.08267: hidden widths of the auxiliary classifiers and of H, the last.
 _AUXILIARY_HIDDEN = 128
@@ -26,13 +26,16 @@ _FINAL_ATTENTION = 128
 class HeadConfig:
     """All heads of a model.
 
-    `kernel` is the side of the stem's convolution, in cells; None takes the paper's for the map's depth (see
-    `kernel_for`). A head keeps its map's channels, but at most `max_channels`: the paper's networks end in 512,
-    and a 5 x 5 convolution from 2,048 channels to as many would alone outweigh the backbone. `dropout` falls on
-    the attention weights, in training only.
+    `norm` "slide" is the paper's GroupNorm over all cells of a slide. It lets each cell know of all others, so
+    that evidence may stand beside what it is about; with "none" a cell speaks for what it sees. `kernel` is the
+    side of the stem's convolution, in cells; None takes the paper's for the map's depth (see `kernel_for`). A head
+    keeps its map's channels, but at most `max_channels`: the paper's networks end in 512, and a 5 x 5 convolution
+    from 2,048 channels to as many would alone outweigh the backbone. `dropout` falls on the attention weights, in
+    training only.
     """
 
     pooling: Pooling = "gated"
+    norm: Norm = "slide"
     kernel: int | None = None
     max_channels: int = 512
     dropout: float = 0.2
@@ -42,6 +45,8 @@ class HeadConfig:
             raise ConfigError(
                 "model.heads.pooling", f"is {self.pooling}", f"choose {', '.join(get_args(Pooling))}"
             )
+        if self.norm not in get_args(Norm):
+            raise ConfigError("model.heads.norm", f"is {self.norm}", f"choose {', '.join(get_args(Norm))}")
         if self.kernel is not None and self.kernel < 1:
             raise ConfigError("model.heads.kernel", f"is {self.kernel}", "give 1 or more, or null")
         if self.max_channels < 2:
@@ -78,6 +83,7 @@ class Head(nn.Module):
             width,
             classes,
             POOLINGS[config.pooling](width, attention),
+            norm=config.norm,
             hidden=_FINAL_HIDDEN if final else _AUXILIARY_HIDDEN,
             rate=config.dropout,
         )

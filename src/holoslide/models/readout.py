@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -46,13 +46,32 @@ class CellNorm(nn.Module):
         return (cells_NC - mean_C) * (torch.rsqrt(variance_C + self.eps) * self.weight) + self.bias
 
 
+class CellScale(nn.Module):
+    """A scale and a shift per channel instead of a norm: what a cell says does not depend on other cells."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+
+    def forward(self, cells_NC: Tensor, mean_C: Tensor, variance_C: Tensor) -> Tensor:
+        """As `CellNorm`, whatever the statistics."""
+        return cells_NC * self.weight + self.bias
+
+
+Norm = Literal["slide", "none"]
+NORMS: dict[Norm, type[CellNorm] | type[CellScale]] = {"slide": CellNorm, "none": CellScale}
+
+
 class Readout(nn.Module):
     """Normalise the voting cells, pool them, classify; in the parameters' own precision, also under autocast."""
 
-    def __init__(self, channels: int, classes: int, pooling: nn.Module, *, hidden: int, rate: float) -> None:
+    def __init__(
+        self, channels: int, classes: int, pooling: nn.Module, *, norm: Norm, hidden: int, rate: float
+    ) -> None:
         """`rate` is that of the dropout on the attention weights."""
         super().__init__()
-        self.norm = CellNorm(channels)
+        self.norm = NORMS[norm](channels)
         self.pooling = pooling
         self.hidden = nn.Linear(channels, hidden)
         self.output = nn.Linear(hidden, classes)

@@ -49,7 +49,7 @@ def audit_slides(
     Rows without a file are `audit`'s. Errors come first, then in the order of the table.
     """
     jobs = [
-        SurveyJob(row.slide_id, row.path, row.mpp, row.mask, row.row)
+        SurveyJob(row.slide_id, row.path, row.mpp, row.mask, row.row, row.fallback_mpp)
         for row in cohort
         if row.path is not None
     ]

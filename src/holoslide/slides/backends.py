@@ -1,14 +1,13 @@
 """What opens slide files: OpenSlide for vendor formats and DICOM, tifffile for TIFF, Pillow for PNG and JPEG.
 
-A backend gives facts and the exact pixels of any box of any level; `reader.py` makes rasters of them.
-Tried on real files: Aperio SVS (JPEG and JPEG 2000), DICOM, a tiled pyramidal TIFF, a fluorescence OME-TIFF
-(refused). On generated files only: striped, planar and BigTIFF, OME-TIFF, grey and RGBA, PNG, JPEG. Never
-tried, for want of a file: NDPI, MRXS, SCN, BIF, Philips, VSI.
+Optional: wsidicom for DICOM that OpenSlide refuses, zarr for OME-Zarr. A backend gives facts and the exact pixels
+of any box of any level; `reader.py` makes rasters of them. Which formats were tried on what: `docs/formats.md`.
 """
 
 from __future__ import annotations
 
 import os
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from numpy.typing import NDArray
 
 from holoslide.errors import SlideError
 from holoslide.geometry import Box
+from holoslide.slides.dicom import WsidicomBackend, file_of_folder
 from holoslide.slides.facts import (
     CACHE_BYTES,
     DAMAGE,
@@ -34,6 +34,7 @@ from holoslide.slides.facts import (
     shown,
     unreadable,
 )
+from holoslide.slides.omezarr import OmeZarrBackend, is_zarr
 from holoslide.slides.tiff import TiffBackend, aperio_pages
 
 MAX_IMAGE_PX = 2**28  # PNG and JPEG cannot be read in part: 0.8 GB as RGB
@@ -42,13 +43,15 @@ MAX_IMAGE_PX = 2**28  # PNG and JPEG cannot be read in part: 0.8 GB as RGB
 def open_backend(path: Path) -> Backend:
     """Open a slide by its content, whatever its name; SlideError if it is none, or cannot be used."""
     try:
+        kind = path.stat().st_mode
+        if stat.S_ISDIR(kind):
+            return _open_folder(path)
+        if not stat.S_ISREG(kind):  # reading a pipe might wait for ever
+            raise SlideError(shown(path), "is no file", "give a slide's file")
         with path.open("rb") as file:
-            head = file.read(32)
+            head = file.read(132)
     except FileNotFoundError:
         raise SlideError(shown(path), "there is no such file", "check the path") from None
-    except IsADirectoryError:
-        remedy = "give a file; of a DICOM slide, any one of its .dcm files"
-        raise SlideError(shown(path), "is a folder", remedy) from None
     except OSError as error:
         raise SlideError(shown(path), f"cannot be opened ({error.strerror})", "check the file") from error
     if not head:
@@ -56,10 +59,17 @@ def open_backend(path: Path) -> Backend:
     if head.startswith((b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff")):
         return ImageBackend(path, head)
     openslide = _import_openslide(path)
+    is_dicom = head[128:] == b"DICM"
     try:
         vendor = openslide.OpenSlide.detect_format(path)
+        if is_dicom and vendor is not None:
+            openslide.OpenSlide(path).close()
     except openslide.OpenSlideError as error:
-        raise SlideError(shown(path), f"cannot be opened ({error})", DAMAGED) from error
+        if is_dicom:
+            return WsidicomBackend(path, one_line(error))
+        raise SlideError(shown(path), f"cannot be opened ({one_line(error)})", DAMAGED) from error
+    if is_dicom and vendor is None:
+        return WsidicomBackend(path, "not known as a slide")
     is_tiff = head[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
     if vendor in (None, "generic-tiff") and is_tiff:
         return TiffBackend(path)
@@ -73,6 +83,17 @@ def open_backend(path: Path) -> Backend:
             "give a slide OpenSlide knows, TIFF, PNG or JPEG",
         )
     return OpenSlideBackend(path)
+
+
+def _open_folder(path: Path) -> Backend:
+    """A folder that is a slide: OME-Zarr, or the files of one DICOM series."""
+    if is_zarr(path):
+        return OmeZarrBackend(path)
+    dicom = file_of_folder(path)
+    if dicom is not None:
+        return open_backend(dicom)
+    remedy = "give a file, or a folder that is one slide: OME-Zarr, or the .dcm files of one"
+    raise SlideError(shown(path), "is a folder", remedy)
 
 
 def _import_openslide(path: Path) -> Any:
@@ -115,6 +136,7 @@ class OpenSlideBackend:
         self.objective_power = number(properties.get("openslide.objective-power"))
         self.bounds_l0 = bounds_from_properties(properties, shapes[0])
         self._pages = aperio_pages(path, shapes) if self.vendor == "aperio" else []
+        self.icc_profile = self._find_profile()
 
     def in_strips(self, level: int) -> bool:
         """Never: all that OpenSlide opens is tiled, or as good as."""
@@ -142,6 +164,14 @@ class OpenSlideBackend:
                 self._slide = None
         for page in self._pages[:1]:
             page.file.close()
+
+    def _find_profile(self) -> bytes | None:
+        openslide = _import_openslide(self._path)
+        try:
+            profile: Any = self._handle().color_profile
+        except (openslide.OpenSlideError, *DAMAGE):  # of no use to those who do not ask for it
+            return None
+        return None if profile is None else bytes(profile.tobytes())
 
     def _region(self, level: int, box: Box) -> NDArray[np.uint8]:
         openslide, ratio = _import_openslide(self._path), self._ratios[level]
@@ -190,6 +220,7 @@ class ImageBackend:
                 f"is {width} x {height} px, too large for {self.vendor.upper()}, which must be decoded whole"
             )
             raise SlideError(shown(path), what, "save it as a tiled TIFF (vips tiffsave --tile --pyramid)")
+        self.icc_profile: bytes | None = image.info.get("icc_profile")
         self.pixels = "8-bit grey, shown as RGB" if mode in ("1", "L", "LA") else "8-bit RGB"
         self.levels = make_levels([(height, width)])
         self.bounds_l0 = Box(0, 0, height, width)

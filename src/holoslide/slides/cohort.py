@@ -29,6 +29,7 @@ from holoslide.slides.tables import (
     Table,
     clam_parts,
     clini_labels,
+    file_id,
     file_name,
     find_columns,
     read_table,
@@ -45,7 +46,8 @@ COLUMNS = ("slide_id", "patient_id", "label", "split", "mpp", "path")
 class SlideRow:
     """One slide. None: not known, or not in any part; `fault` says why a file that was looked for is not there.
 
-    `mpp` is the table's (um per pixel of level 0), `path` is absolute, `row` is the table's row. `mask` is the
+    `mpp` is the table's (um per pixel of level 0), `fallback_mpp` counts where neither the table nor the file says.
+    `path` is absolute, `row` is the table's row. `mask` is the
     user's own tissue mask, `site` where the slide was made; few tables have them.
     """
 
@@ -59,6 +61,7 @@ class SlideRow:
     site: str | None = None
     row: int | None = field(default=None, compare=False)
     fault: Finding | None = field(default=None, compare=False)
+    fallback_mpp: float | None = None
 
     def __post_init__(self) -> None:
         """Raise `CohortError` for texts that a table could not hold, and ids that cannot name a file."""
@@ -159,7 +162,7 @@ class Cohort:
         """
         files, rows = SlideFiles(Path(), None), []
         for path in map(str, paths):
-            slide_id = slide_name(Path(path).name)
+            slide_id = file_id(path)
             found = files.find(slide_id, name=None, path=path)
             rows.append(
                 SlideRow(
@@ -245,12 +248,12 @@ class Cohort:
         return replace(self, rows=tuple(rows), notes=tuple(notes))
 
     def with_mpp(self, mpp: float) -> Cohort:
-        """Microns per pixel for the slides that have none in the table; it goes before what their files say."""
+        """Microns per pixel for the slides that have none, neither in the table nor in their files."""
         if not (math.isfinite(mpp) and mpp > 0):
             raise CohortError(
                 self.name, f"{mpp} um per pixel cannot be", "give a positive number, such as 0.25"
             )
-        return replace(self, rows=tuple(row if row.mpp else replace(row, mpp=mpp) for row in self.rows))
+        return replace(self, rows=tuple(replace(row, fallback_mpp=mpp) for row in self.rows))
 
     def with_masks(self, folder: str | Path) -> Cohort:
         """The users' own tissue masks from a folder, named by slide id; a mask of the table goes before it.
@@ -270,6 +273,13 @@ class Cohort:
                 fault = Finding.of_slide("error", "no mask", row.slide_id, error.what, error.remedy, row.row)
                 rows.append(replace(row, path=None, fault=fault))
         return replace(self, rows=tuple(rows))
+
+    def shard(self, number: int, of: int) -> Cohort:
+        """Every `of`-th slide from the `number`-th (1 to `of`) on: no slide is in two shards, each is in one."""
+        if not 1 <= number <= of:
+            remedy = f"count from 1 to {max(1, of)} (SLURM: --array=1-{max(1, of)})"
+            raise CohortError(self.name, f"there is no shard {number} of {of}", remedy)
+        return replace(self, rows=self.rows[number - 1 :: of])
 
     def with_clam_split(self, path: str | Path) -> Cohort:
         """The parts of a CLAM file, `splits_{i}.csv` or `splits_{i}_bool.csv`, in place of those there were.

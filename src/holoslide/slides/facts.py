@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import threading
@@ -66,6 +67,7 @@ class Backend(Protocol):
     mpp: Mpp | None
     objective_power: float | None
     bounds_l0: Box
+    icc_profile: bytes | None
 
     def in_strips(self, level: int) -> bool:
         """Whether reading a few columns costs as much as reading whole rows."""
@@ -185,7 +187,16 @@ def bounds_from_properties(properties: Mapping[str, str], shape: tuple[int, int]
 
 def one_line(error: object) -> str:
     """Another library's message, fit to stand inside one of ours."""
-    return " ".join(str(error).split())[:200]
+    text = " ".join(str(error).split()) or type(error).__name__
+    return "".join(c if c.isprintable() else "?" for c in text)[:200]
+
+
+def quiet(*libraries: str) -> None:
+    """Let libraries not print what they then raise, unless the program that uses us logs by itself."""
+    for name in libraries:
+        logger = logging.getLogger(name)
+        if not logger.handlers:
+            logger.addHandler(logging.NullHandler())
 
 
 def unreadable(path: Path, level: int, box: Box, error: Exception) -> SlideError:

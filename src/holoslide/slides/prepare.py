@@ -9,18 +9,13 @@ the time or the machine: equal recipes give equal bytes.
 from __future__ import annotations
 
 import dataclasses
-import fcntl
-import hashlib
 import math
-import os
-import re
 import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import suppress
 from dataclasses import dataclass, field
-from importlib import metadata
 from pathlib import Path
 from typing import IO, Literal
 
@@ -29,16 +24,20 @@ from numpy.typing import NDArray
 
 from holoslide.errors import CohortError, ConfigError, HoloslideError, SlideError
 from holoslide.geometry import Box, ceil_div
-from holoslide.slides.crew import Died, run_all
-from holoslide.slides.facts import GLASS, shown
+from holoslide.slides.claim import LostClaim, claimed, is_clean, part_of, unfinished
+from holoslide.slides.crew import Beat, Died, run_all
+from holoslide.slides.facts import GLASS, Mpp, shown
 from holoslide.slides.outlines import outline_sha256
 from holoslide.slides.pyramid import BLOCK_PX, MIN_QUALITY, PyramidLevel, write_tiff
 from holoslide.slides.raster import TILE_PX, Raster, RasterRecord, Recipe
 from holoslide.slides.reader import Reader, open_slide
 from holoslide.slides.region import find_region
+from holoslide.slides.source import Stamp, noted_sha256, slide_sha256, stamp_of, write_note
 from holoslide.slides.tissue import Mask, TissueConfig
 
 MOST_ENLARGED = 1.1  # a slide this much coarser than the raster still serves
+ALGORITHM = 2  # to be raised with every change that gives other bytes: rasters of before are made again
+STALL_S = 600.0  # a slide that gets no further for so long is given up
 
 Advance = Callable[[int, int, str], None]  # (done, total, what was done last)
 
@@ -48,12 +47,14 @@ class PrepareConfig:
     """How rasters are made.
 
     `mpp`: um per raster pixel. `mask_cell_um`: about how large the cells of the tissue mask are; their side is
-    rounded to a multiple of 8 pixels. `jpeg_quality`: 75 to 100.
+    rounded to a multiple of 8 pixels. `jpeg_quality`: 75 to 100. `icc`: whether colours are those that the slide's
+    own colour profile means, in sRGB, where it has one; else they are as stored.
     """
 
     mpp: float = 2.0
     mask_cell_um: float = 16.0
     jpeg_quality: int = 90
+    icc: bool = False
     tissue: TissueConfig = field(default_factory=TissueConfig)
 
     def __post_init__(self) -> None:
@@ -77,24 +78,30 @@ class PrepareConfig:
 class PrepareJob:
     """A slide to prepare; `mpp`, um per pixel of its level 0, goes before what the file says.
 
-    `mask` is the user's own tissue mask (see `outlines.py`), which goes before what would be found.
+    `fallback_mpp` counts where neither says. `mask` is the user's own tissue mask (see `outlines.py`), which goes
+    before what would be found.
     """
 
     slide_id: str
     path: Path
     mpp: float | None = None
     mask: Path | None = None
+    fallback_mpp: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class PrepareResult:
-    """What became of a job: the raster's path, or the reason, one line, why there is none."""
+    """What became of a job: the raster's path, or the reason, one line, why there is none.
+
+    `mpp` is the slide's, as it was used.
+    """
 
     slide_id: str
     status: Literal["made", "reused", "failed"]
     path: Path | None = None
     reason: str | None = None
     seconds: float = 0.0
+    mpp: Mpp | None = None
 
 
 def prepare(
@@ -103,15 +110,29 @@ def prepare(
     config: PrepareConfig,
     *,
     workers: int = 1,
+    stall_s: float = STALL_S,
     progress: Advance | None = None,
 ) -> list[PrepareResult]:
     """Prepare slides in `workers` processes of their own; results in the order of the jobs.
 
-    Whatever is wrong with a slide, even what kills the process that reads it, is that slide's failure alone.
-    Raises `CohortError` for two jobs with one slide id, `SlideError` where `folder` cannot be made.
+    Whatever is wrong with a slide is that slide's failure alone, even what kills the process that reads it, or
+    lets it get no further for `stall_s`. Raises `CohortError` for two jobs with one slide id, `SlideError` where
+    `folder` cannot be made.
     """
     if workers < 1:
         raise ConfigError("workers", f"{workers} processes can do nothing", "give 1 or more")
+    check_jobs(jobs, folder)
+    results: dict[int, PrepareResult] = {}
+    work = [(job, folder, config) for job in jobs]
+    for index, outcome in run_all(attempt, work, workers=workers, limit_s=stall_s):
+        result = results[index] = result_of(jobs[index], outcome)
+        if progress is not None:
+            progress(len(results), len(jobs), f"{result.slide_id}: {result.status}")
+    return [results[index] for index in range(len(jobs))]
+
+
+def check_jobs(jobs: Sequence[PrepareJob], folder: Path) -> None:
+    """Refuse two jobs with one slide id, and make the folder."""
     twice = [slide_id for slide_id, count in Counter(job.slide_id for job in jobs).items() if count > 1]
     if twice:
         raise CohortError(
@@ -122,26 +143,22 @@ def prepare(
     except OSError as error:
         what = f"the folder cannot be made ({error.strerror})"
         raise SlideError(shown(folder), what, "give another for the rasters") from error
-    results: dict[int, PrepareResult] = {}
-    for index, outcome in run_all(_attempt, [(job, folder, config) for job in jobs], workers=workers):
-        if isinstance(outcome, Died):
-            what, remedy = (
-                f"the process that read it died ({outcome.how})",
-                "leave the slide out, and report it",
-            )
-            reason = str(SlideError(shown(jobs[index].path), what, remedy))
-            outcome = PrepareResult(jobs[index].slide_id, "failed", None, reason, outcome.seconds)
-        results[index] = outcome
-        if progress is not None:
-            progress(len(results), len(jobs), f"{outcome.slide_id}: {outcome.status}")
-    return [results[index] for index in range(len(jobs))]
 
 
-def _attempt(work: tuple[PrepareJob, Path, PrepareConfig]) -> PrepareResult:
+def result_of(job: PrepareJob, outcome: PrepareResult | Died) -> PrepareResult:
+    """The result, also of a job whose process died."""
+    if not isinstance(outcome, Died):
+        return outcome
+    what = f"the process that read it died ({outcome.how})"
+    reason = str(SlideError(shown(job.path), what, "leave the slide out, and report it"))
+    return PrepareResult(job.slide_id, "failed", None, reason, outcome.seconds)
+
+
+def attempt(work: tuple[PrepareJob, Path, PrepareConfig], beat: Beat) -> PrepareResult:
     """`prepare_slide`, with what is wrong with the slide as a result."""
     job, started = work[0], time.monotonic()
     try:
-        return prepare_slide(*work)
+        return prepare_slide(*work, beat=beat)
     except HoloslideError as error:
         reason = str(error)
     except MemoryError:
@@ -149,31 +166,47 @@ def _attempt(work: tuple[PrepareJob, Path, PrepareConfig]) -> PrepareResult:
     return PrepareResult(job.slide_id, "failed", None, reason, time.monotonic() - started)
 
 
-def prepare_slide(job: PrepareJob, folder: Path, config: PrepareConfig) -> PrepareResult:
+def prepare_slide(
+    job: PrepareJob, folder: Path, config: PrepareConfig, *, beat: Beat = lambda: None
+) -> PrepareResult:
     """Make a slide's raster in `folder`, unless it is there and its recipe is the very same.
 
-    Raises `SlideError`: the slide cannot be read, has no mpp or no tissue, is much coarser than the raster; or
-    the raster cannot be written, or is being written by another process.
+    `beat` is called while it gets on. Raises `SlideError`: the slide cannot be read, changes meanwhile, has no mpp
+    or no tissue, is much coarser than the raster; or the raster cannot be written.
     """
     started = time.monotonic()
     target = raster_path(folder, job.slide_id)
-    with open_slide(job.path, mpp=job.mpp) as slide:
+    if target.exists() and job.path.exists() and target.samefile(job.path):
+        what = "is a slide, and its raster would take its place"
+        raise SlideError(shown(target), what, "choose another folder for the rasters")
+    with open_slide(job.path, mpp=job.mpp, fallback_mpp=job.fallback_mpp, icc=config.icc) as slide:
+        slide.on_part = beat
         _refuse_coarse(slide, config.mpp)
-        recipe = _recipe(job, slide, config)
+        stamp = stamp_of(job.path)
+        noted = noted_sha256(target, stamp)
+        recipe = _recipe(job, slide, config, noted or slide_sha256(job.path, beat))
         status: Literal["made", "reused"] = "reused"
         try:
-            if not _is_made(target, recipe) or _part(target).exists():
-                with _claimed(target) as file:
+            while noted is None or not (_is_made(target, recipe) and is_clean(target)):
+                with suppress(LostClaim), claimed(target, beat):
                     if not _is_made(target, recipe):  # nor by another process, meanwhile
+                        with unfinished(target) as file:
+                            _make(slide, recipe, config, file, mask=job.mask)
+                            _refuse_changed(job.path, stamp)
                         status = "made"
-                        _make(slide, recipe, config, file, mask=job.mask)
-                        file.flush()
-                        os.fsync(file.fileno())
-                        _part(target).replace(target)
+                    part_of(target).unlink(missing_ok=True)
+                    write_note(target, stamp, recipe.slide_sha256)
+                    noted = recipe.slide_sha256
         except OSError as error:
             what = f"cannot be written ({error.strerror or error})"
             raise SlideError(shown(target), what, "make room there, or choose another folder") from error
-    return PrepareResult(job.slide_id, status, target, None, time.monotonic() - started)
+        mpp = slide.require_mpp()
+    return PrepareResult(job.slide_id, status, target, None, time.monotonic() - started, mpp)
+
+
+def _refuse_changed(path: Path, stamp: Stamp) -> None:
+    if stamp_of(path) != stamp:
+        raise SlideError(shown(path), "changed while it was read", "run it again, once it is copied whole")
 
 
 def raster_path(folder: Path, slide_id: str) -> Path:
@@ -187,16 +220,16 @@ def raster_path(folder: Path, slide_id: str) -> Path:
 # --- Whether it is made already -----------------------------------------------------------------------------
 
 
-def _recipe(job: PrepareJob, slide: Reader, config: PrepareConfig) -> Recipe:
+def _recipe(job: PrepareJob, slide: Reader, config: PrepareConfig, sha256: str) -> Recipe:
     mpp = slide.require_mpp()
     return Recipe(
         slide_id=job.slide_id,
-        slide_sha256=slide_sha256(job.path),
+        slide_sha256=sha256,
         slide_mpp=(mpp.y, mpp.x),
         slide_mpp_source=mpp.source,
         settings=dataclasses.asdict(config),
         mask_sha256=None if job.mask is None else outline_sha256(job.mask),
-        software=f"holoslide {metadata.version('holoslide')}",
+        algorithm=ALGORITHM,
     )
 
 
@@ -207,89 +240,6 @@ def _is_made(target: Path, recipe: Recipe) -> bool:
         with Raster.open(target) as raster:
             return raster.record.recipe == recipe
     except SlideError:  # damaged, or of another version: made again
-        return False
-
-
-def slide_sha256(path: Path) -> str:
-    """SHA-256 of a slide's file; of all of them where it has several (MRXS, DICOM). Raises `SlideError`."""
-    try:
-        files = _slide_files(path)
-        digests = []
-        for each in files:
-            with each.open("rb") as file:
-                digests.append(hashlib.file_digest(file, "sha256").hexdigest())
-    except OSError as error:
-        raise SlideError(shown(path), f"cannot be read ({error.strerror})", "check the file") from error
-    if len(files) == 1:
-        return digests[0]
-    listing = "".join(f"{digest}  {each.name}\n" for digest, each in zip(digests, files, strict=True))
-    return hashlib.sha256(listing.encode("utf-8", "surrogateescape")).hexdigest()
-
-
-def _slide_files(path: Path) -> list[Path]:
-    """The file itself, and those of the same slide beside it."""
-    if path.suffix.lower() == ".mrxs":
-        folder = path.with_suffix("")
-        return [path, *sorted(p for p in folder.iterdir() if p.is_file())] if folder.is_dir() else [path]
-    series = _dicom_series(path)
-    if series is None:
-        return [path]
-    siblings = {p for p in path.parent.iterdir() if p.is_file() and _dicom_series(p) == series}
-    return sorted(siblings | {path})
-
-
-def _dicom_series(path: Path) -> bytes | None:
-    """The series instance UID (0020,000E) of a DICOM file; None for other files."""
-    with path.open("rb") as file:
-        head = file.read(132)
-        if head[128:] != b"DICM":
-            return None
-        found = re.search(rb"\x20\x00\x0e\x00(?:UI..|....)([0-9.]{5,64})", file.read(2**16), re.DOTALL)
-    return found[1] if found else None
-
-
-# --- Names and locks ----------------------------------------------------------------------------------------
-
-
-def _part(target: Path) -> Path:
-    return target.with_name(f".{target.name}.part")
-
-
-@contextmanager
-def _claimed(target: Path) -> Iterator[IO[bytes]]:
-    """A file under a temporary name, empty and ours alone; gone afterwards, unless it was renamed.
-
-    What a killed run left under that name is overwritten: its lock died with it.
-    """
-    part = _part(target)
-    while True:
-        part.touch()
-        try:
-            file = part.open("r+b")  # "wb" would empty it before it is known to be ours
-        except FileNotFoundError:
-            continue  # its holder has just renamed it
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.close()
-            what = "is being written by another process"
-            raise SlideError(shown(target), what, "wait for it, or end it") from None
-        if _is_same(file, part):
-            break
-        file.close()  # renamed after it was opened: it is the raster now
-    try:
-        file.truncate(0)
-        yield file
-    finally:
-        if _is_same(file, part):
-            part.unlink()
-        file.close()
-
-
-def _is_same(file: IO[bytes], path: Path) -> bool:
-    try:
-        return os.path.samestat(os.fstat(file.fileno()), path.stat())
-    except FileNotFoundError:
         return False
 
 
@@ -418,6 +368,7 @@ def _record(
         levels=levels,
         mask_cell_px=config.mask_cell_px,
         glass=GLASS,
+        icc_profile=slide.icc_profile,
         tissue_px=total,
         tissue_mean=(means[0], means[1], means[2]),
         tissue_std=(math.sqrt(variances[0]), math.sqrt(variances[1]), math.sqrt(variances[2])),

@@ -1,6 +1,7 @@
 """The prepared slide: one TIFF with the pixels at the target resolution, the tissue mask, and how it was made.
 
-The file, format version 2 (`prepare.py` writes it; version 1 knew no masks of users, and is read as well):
+The file, format version 2 (`prepare.py` writes it; version 1 knew neither masks of users nor colour profiles, and
+is read as well):
 
 - pages 0, 1, ...: the pyramid, each level half the one before; RGB as JPEG 4:4:4 in square tiles, resolution
   tags in um per pixel. Level 0 is the raster. QuPath and OpenSlide open it as a generic tiled TIFF.
@@ -30,7 +31,7 @@ from numpy.typing import NDArray
 
 from holoslide.errors import SlideError
 from holoslide.geometry import Box, ceil_div
-from holoslide.slides.facts import DAMAGE, ForkLock, one_line, shown
+from holoslide.slides.facts import DAMAGE, ForkLock, one_line, quiet, shown
 from holoslide.slides.reader import area_average
 
 FORMAT = "holoslide raster"
@@ -50,7 +51,8 @@ _cache_lock = (
 class Recipe:
     """All that decides a raster's bytes: equal recipes give equal files.
 
-    `settings` is the whole `PrepareConfig`; `slide_sha256` is of the slide's file, or of all its files,
+    `settings` is the whole `PrepareConfig`, `algorithm` the number of the way that rasters are made;
+    `slide_sha256` is of the slide's file, or of all its files,
     `mask_sha256` of the user's own tissue mask, None where the tissue was looked for.
     """
 
@@ -59,7 +61,7 @@ class Recipe:
     slide_mpp: tuple[float, float]
     slide_mpp_source: str
     settings: dict[str, Any]
-    software: str
+    algorithm: int
     mask_sha256: str | None = None
 
 
@@ -69,7 +71,7 @@ class RasterRecord:
 
     `origin_l0`: level-0 pixel (y, x) of the first raster pixel; `bounds_l0`: the slide's scanned part, (top,
     left, bottom, right). `tissue_mean`, `tissue_std`: per channel, 0 to 255, of the `tissue_px` pixels that are
-    in the mask and on the slide, as they were before JPEG.
+    in the mask and on the slide, as they were before JPEG. `icc_profile`: the colour profile that was applied.
     """
 
     recipe: Recipe
@@ -84,6 +86,7 @@ class RasterRecord:
     tissue_px: int
     tissue_mean: tuple[float, float, float]
     tissue_std: tuple[float, float, float]
+    icc_profile: str | None = None
 
     def to_json(self) -> str:
         """One line of ASCII, the same for equal records."""
@@ -105,7 +108,10 @@ class RasterRecord:
             what = f"is a prepared slide of format {version}, and this holoslide reads format {VERSION}"
             raise SlideError(shown(path), what, "prepare it again, or use the holoslide that made it")
         try:
-            recipe = Recipe(**_tuples(facts.pop("recipe")))
+            values = _tuples(facts.pop("recipe"))
+            if version == 1:  # it had the package's version in place of the algorithm's
+                values["algorithm"] = 1 if values.pop("software") else 0
+            recipe = Recipe(**values)
             record = cls(recipe=recipe, **_tuples(facts))
             record.check()
         except (TypeError, KeyError, ValueError, AttributeError) as error:
@@ -285,6 +291,7 @@ def _parse(path: Path) -> tuple[RasterRecord, tuple[_Level, ...], NDArray[np.boo
     """Record, levels and mask of a file, checked against each other and against the file's length."""
     import tifffile
 
+    quiet("tifffile")
     try:
         size_bytes = path.stat().st_size
         if size_bytes == 0:

@@ -18,7 +18,9 @@ from numpy.typing import NDArray
 from holoslide.errors import SlideError
 from holoslide.geometry import Box
 from holoslide.slides.backends import open_backend
+from holoslide.slides.colour import ToSrgb
 from holoslide.slides.facts import GLASS, Level, Mpp, shown
+from holoslide.slides.source import stamp_of
 
 __all__ = ["GLASS", "Level", "Mpp", "Reader", "area_average", "open_slide"]
 
@@ -27,26 +29,35 @@ MAX_FACTOR = 1024  # slide pixels per raster pixel, each way; more would not be 
 LEVEL_TOLERANCE = 1.01  # a level this much too coarse still serves: 4.00 for 3.98
 
 
-def open_slide(path: str | Path, *, mpp: float | None = None) -> Reader:
-    """Open a slide of any known format; `mpp` (um per pixel of level 0) goes before what the file says.
+def open_slide(
+    path: str | Path, *, mpp: float | None = None, fallback_mpp: float | None = None, icc: bool = False
+) -> Reader:
+    """Open a slide of any known format.
 
+    `mpp` (um per pixel of level 0) goes before what the file says, `fallback_mpp` counts where it says nothing.
+    `icc`: colours as the slide's own profile means them, in sRGB, if it has one; else as they are stored.
     SlideError, in one line, for what is missing, no slide, damaged, or not one plane of 8-bit RGB.
     """
-    return Reader(Path(path), mpp)
+    return Reader(Path(path), mpp, fallback_mpp=fallback_mpp, icc=icc)
 
 
 class Reader:
     """An open slide. Safe to share between threads, to send to worker processes, and to use after a fork.
 
     `levels` are finest first; `mpp` is None where nobody knows; `bounds_l0` is the part that was scanned.
+    `icc_profile` names the colour profile that is applied. `on_part` is called with each part that was read.
     """
 
-    def __init__(self, path: Path, mpp: float | None = None) -> None:
-        if mpp is not None and not (math.isfinite(mpp) and mpp > 0):
-            raise SlideError(
-                shown(path), f"{mpp} um per pixel cannot be", "give a positive number, such as 0.25"
-            )
-        self.path, self._user_mpp, self._closed = path, mpp, False
+    def __init__(
+        self, path: Path, mpp: float | None = None, *, fallback_mpp: float | None = None, icc: bool = False
+    ) -> None:
+        for value in (mpp, fallback_mpp):
+            if value is not None and not (math.isfinite(value) and value > 0):
+                what = f"{value} um per pixel cannot be"
+                raise SlideError(shown(path), what, "give a positive number, such as 0.25")
+        self.path, self._closed = path, False
+        self._user_mpp, self._fallback_mpp, self._icc = mpp, fallback_mpp, icc
+        self.on_part: Callable[[], None] = lambda: None
         self._backend = open_backend(path)
         self.vendor = self._backend.vendor
         self.levels = self._backend.levels
@@ -54,6 +65,9 @@ class Reader:
         self.bounds_l0 = self._backend.bounds_l0
         self.objective_power = self._backend.objective_power
         self.mpp = self._find_mpp()
+        profile = self._backend.icc_profile
+        self._to_srgb = ToSrgb(path, profile) if icc and profile is not None else None
+        self.icc_profile = None if self._to_srgb is None else self._to_srgb.name
 
     def __enter__(self) -> Reader:
         return self
@@ -63,8 +77,9 @@ class Reader:
     ) -> None:
         self.close()
 
-    def __reduce__(self) -> tuple[type[Reader], tuple[Path, float | None]]:
-        return Reader, (self.path, self._user_mpp)
+    def __reduce__(self) -> tuple[object, tuple[Path]]:
+        more = {"mpp": self._user_mpp, "fallback_mpp": self._fallback_mpp, "icc": self._icc}
+        return partial(open_slide, **more), (self.path,)  # type: ignore[arg-type]
 
     def close(self) -> None:
         """Let go of the file; reading is a ValueError from then on, as it is of any closed file."""
@@ -99,7 +114,7 @@ class Reader:
         factors = self._factors(mpp)
         number = self._level_for(factors)
         level = self.levels[number]
-        fetch = partial(self._backend.read_level, number)
+        fetch = partial(self._fetch, number)
         steps = (factors[0] / level.downsample_y, factors[1] / level.downsample_x)
         out = np.empty((*box_px.shape, 3), np.uint8)
         for part in _parts(box_px, steps, in_strips=self._backend.in_strips(number)):
@@ -107,6 +122,7 @@ class Reader:
             y = (origin_l0[0] + rows * factors[0]) / level.downsample_y
             x = (origin_l0[1] + columns * factors[1]) / level.downsample_x
             out[part.relative_to(box_px).slices] = area_average(fetch, level.shape, y, x)
+            self.on_part()
         return out
 
     def thumbnail(self, mpp: float) -> NDArray[np.uint8]:
@@ -129,13 +145,14 @@ class Reader:
             ],
             "mpp": mpp,
             "objective_power": self.objective_power,
+            "colour_profile": self._backend.icc_profile is not None,
             "bounds": {
                 "top": bounds.top,
                 "left": bounds.left,
                 "height": bounds.height,
                 "width": bounds.width,
             },
-            "file_bytes": self.path.stat().st_size,
+            "file_bytes": sum(size for _, size, _ in stamp_of(self.path).files),
         }
 
     def _find_mpp(self) -> Mpp | None:
@@ -143,7 +160,13 @@ class Reader:
             return Mpp(self._user_mpp, self._user_mpp, "user")
         if self._backend.mpp is None and self.objective_power is not None:
             return Mpp(10 / self.objective_power, 10 / self.objective_power, "objective power")
+        if self._backend.mpp is None and self._fallback_mpp is not None:
+            return Mpp(self._fallback_mpp, self._fallback_mpp, "user")
         return self._backend.mpp
+
+    def _fetch(self, level: int, box: Box) -> NDArray[np.uint8]:
+        pixels = self._backend.read_level(level, box)
+        return pixels if self._to_srgb is None else self._to_srgb(pixels)
 
     def _factors(self, mpp: float) -> tuple[float, float]:
         """Level-0 pixels per raster pixel, (y, x)."""

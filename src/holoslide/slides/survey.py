@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from holoslide.errors import HoloslideError, SlideError
 from holoslide.geometry import Box
-from holoslide.slides.crew import Died, run_all
+from holoslide.slides.crew import Beat, Died, run_all
 from holoslide.slides.facts import DAMAGE, Mpp, shown
 from holoslide.slides.findings import Finding
 from holoslide.slides.morphology import Mask
@@ -32,19 +32,24 @@ PROBE_PX = 64
 PROBES = 3  # each way, spread over the scanned part, and one in the last corner
 PICTURE_PX = 320  # longer side of a thumbnail
 PICTURE_QUALITY = 72
+STALL_S = 600.0  # a slide that gets no further for so long is given up
 SKETCH = 32  # cells each way of the coarse picture by which copies are found
 MOST_BLURRED = 0.3  # of the tissue, from which it is worth a warning
 
 
 @dataclass(frozen=True, slots=True)
 class SurveyJob:
-    """A slide to look at; `mpp` and `mask` as in a slide table, `row` for its findings."""
+    """A slide to look at; `mpp` and `mask` as in a slide table, `row` for its findings.
+
+    `fallback_mpp` counts where neither table nor file tell the microns per pixel.
+    """
 
     slide_id: str
     path: Path
     mpp: float | None = None
     mask: Path | None = None
     row: int | None = None
+    fallback_mpp: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +122,9 @@ def survey(
 ) -> list[Survey]:
     """Open slides in `workers` processes of their own; results in the order of the jobs."""
     found: dict[int, Survey] = {}
-    for index, outcome in run_all(survey_slide, [(job, config) for job in jobs], workers=workers):
+    for index, outcome in run_all(
+        survey_slide, [(job, config) for job in jobs], workers=workers, limit_s=STALL_S
+    ):
         job = jobs[index]
         if isinstance(outcome, Died):
             what = f"{shown(job.path)} the process that read it died ({outcome.how})"
@@ -130,7 +137,7 @@ def survey(
     return [found[index] for index in range(len(jobs))]
 
 
-def survey_slide(work: tuple[SurveyJob, TissueConfig]) -> Survey:
+def survey_slide(work: tuple[SurveyJob, TissueConfig], beat: Beat = lambda: None) -> Survey:
     """Look at one slide; whatever is wrong with it is among the findings."""
     job, config = work
     lacking = missing_companion(job.path)
@@ -141,7 +148,8 @@ def survey_slide(work: tuple[SurveyJob, TissueConfig]) -> Survey:
         )
         return Survey(job.slide_id, job.path, (_error(job, "missing companion", what, remedy),))
     try:
-        with open_slide(job.path, mpp=job.mpp) as slide:
+        with open_slide(job.path, mpp=job.mpp, fallback_mpp=job.fallback_mpp) as slide:
+            slide.on_part = beat
             return _look(job, slide, config)
     except SlideError as error:
         return Survey(job.slide_id, job.path, (_unreadable(job, error),))
@@ -160,6 +168,7 @@ def _look(job: SurveyJob, slide: Reader, config: TissueConfig) -> Survey:
         findings.append(_error(job, "no mpp", what, "give it in the table's mpp column, or with --slide-mpp"))
     try:
         with open_slide(job.path, mpp=1.0) as bare:  # so that a raster pixel is a slide pixel
+            bare.on_part = slide.on_part
             thumbnail = _thumbnail(bare)
             print_ = _print(bare, thumbnail)
         if slide.mpp is not None:

@@ -272,6 +272,19 @@ def slide_name(text: str, *, features: bool = False) -> str:
     return text if stem == name else stem
 
 
+def file_id(path: str) -> str:
+    """A file's name as an id, whatever characters are in it.
+
+    >>> file_id("a/7.svs"), file_id("a\\nb.svs"), file_id(".x.tif")
+    ('7', 'a_b', '_x')
+    """
+    name = slide_name(Path(path).name)
+    text = "".join(c if c.isprintable() and c not in "/\\" else "_" for c in name).strip()
+    if text.startswith("."):
+        text = "_" + text[1:]
+    return "_" + text if text.casefold() in UNKNOWN else text
+
+
 def file_name(text: str) -> str | None:
     """The name or path of a slide's file, if it is one: an id has no such extension."""
     return text.replace("\\", "/") if _EXTENSION.search(text) else None

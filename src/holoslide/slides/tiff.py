@@ -32,6 +32,7 @@ from holoslide.slides.facts import (
     number,
     one_line,
     over_glass,
+    quiet,
     shown,
     unreadable,
 )
@@ -50,6 +51,7 @@ def aperio_pages(path: Path, shapes: Sequence[tuple[int, int]]) -> list[TiffPixe
     """
     import tifffile
 
+    quiet("tifffile")
     file = TiffFileBytes(path)
     try:
         with tifffile.TiffFile(path) as tiff:
@@ -228,6 +230,7 @@ class TiffBackend:
     def __init__(self, path: Path) -> None:
         import tifffile
 
+        quiet("tifffile")
         self._file = TiffFileBytes(path)
         try:
             with tifffile.TiffFile(path) as tiff:
@@ -239,6 +242,7 @@ class TiffBackend:
                 self.mpp = None if image is None else _ome_mpp(image)
                 if self.mpp is None:
                     self.mpp = _tag_mpp(base)
+                self.icc_profile = _icc_profile(base)
                 self.objective_power = None if image is None else _ome_power(tiff.ome_metadata or "", image)
         except DAMAGE as error:
             raise SlideError(shown(path), f"is not a readable TIFF ({one_line(error)})", DAMAGED) from error
@@ -337,6 +341,11 @@ def _ome_power(xml: str, image: ET.Element) -> float | None:
         if settings is not None and objective.get("ID") == settings.get("ID"):
             return number(objective.get("NominalMagnification"))
     return None
+
+
+def _icc_profile(page: Any) -> bytes | None:
+    value = page.tags.valueof("InterColorProfile")
+    return value if isinstance(value, bytes) else None
 
 
 def _tag_mpp(page: Any) -> Mpp | None:
