@@ -1,4 +1,4 @@
-"""The `holoslide` command: thin, and the only file that prints. Heavy imports wait until a command needs them."""
+"""The `holoslide` command: thin; only the files `cli*.py` print. Heavy imports wait until a command needs them."""
 
 from __future__ import annotations
 
@@ -11,6 +11,24 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from holoslide.cli_options import (
+    USER_ERROR,
+    ClusterOption,
+    ConfigOption,
+    JsonOption,
+    MasksOption,
+    MppOption,
+    PresetOption,
+    RastersOption,
+    SetOption,
+    SlideMppOption,
+    SlidesOption,
+    TableArgument,
+    WorkersOption,
+    report_left_out,
+    with_masks,
+)
+from holoslide.cli_share import export, serve
 from holoslide.errors import HoloslideError
 
 if TYPE_CHECKING:
@@ -18,7 +36,6 @@ if TYPE_CHECKING:
     from holoslide.console import Bar, TrainingBar
     from holoslide.pipeline import Prepared
     from holoslide.results import Evaluation
-    from holoslide.slides.cohort import Cohort
     from holoslide.slides.survey import Survey
 
 app = typer.Typer(
@@ -29,38 +46,6 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-
-USER_ERROR = 1
-
-TableArgument = Annotated[
-    Path, typer.Argument(help="CSV: slide_id, patient_id, label[, split][, mpp][, path].")
-]
-SlidesOption = Annotated[Path | None, typer.Option("--slides", help="Folder of the slide files.")]
-MasksOption = Annotated[
-    Path | None,
-    typer.Option("--masks", help="Folder of your own tissue masks: <slide id>.geojson, .json, .png or .pkl."),
-]
-RastersOption = Annotated[
-    Path | None,
-    typer.Option("--rasters", help="Folder of prepared slides (default: rasters/ beside the table)."),
-]
-ConfigOption = Annotated[Path | None, typer.Option("--config", help="YAML file of settings.")]
-SetOption = Annotated[
-    list[str] | None, typer.Option("--set", help="One setting, part.key=value; repeatable.")
-]
-PresetOption = Annotated[str, typer.Option("--preset", help="Settings to start from: default or paper.")]
-WorkersOption = Annotated[int, typer.Option("--workers", help="Processes that open slides (0: one a core).")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print data as JSON.")]
-SlideMppOption = Annotated[
-    float | None, typer.Option("--slide-mpp", help="Microns per pixel of the slides, where they do not say.")
-]
-ClusterOption = Annotated[
-    str | None,
-    typer.Option("--cluster", help="Address of a Dask scheduler (tcp://...) whose workers do the work."),
-]
-MppOption = Annotated[
-    float | None, typer.Option("--mpp", help="Microns per pixel to prepare at (default 2.0).")
-]
 
 
 @app.command()
@@ -110,7 +95,7 @@ def audit(
 
     if sheet is not None and not open_files:
         raise typer.BadParameter("a contact sheet needs the slides opened: leave --table-only out")
-    cohort = _with_masks(Cohort.from_csv(table, slides=slides, require_splits=False), masks)
+    cohort = with_masks(Cohort.from_csv(table, slides=slides, require_splits=False), masks)
     cohort = cohort if slide_mpp is None else cohort.with_mpp(slide_mpp)
     findings = audit_table(cohort)
     surveys: list[Survey] = []
@@ -157,7 +142,7 @@ def prepare(
     from holoslide.pipeline import cohort_of, default_rasters, prepare_cohort
 
     settings = _settings(config, "default", sets, mpp)
-    cohort = _with_masks(cohort_of(sources, slides=slides, mpp=slide_mpp), masks)
+    cohort = with_masks(cohort_of(sources, slides=slides, mpp=slide_mpp), masks)
     cohort = cohort if shard is None else cohort.shard(*_shard(shard))
     folder = rasters or default_rasters(sources[0])
     with _bar("preparing") as advance:
@@ -176,7 +161,7 @@ def prepare(
     else:
         rows = [[r.slide_id, r.status, f"{r.seconds:.1f}", r.reason or ""] for r in prepared.results]
         _print_table(["slide", "status", "seconds", "reason"], rows)
-    _report_left_out(prepared, quiet=as_json)
+    report_left_out(prepared, quiet=as_json)
 
 
 @app.command()
@@ -243,7 +228,7 @@ def train(
         with _bar("testing") as advance:
             evaluation = evaluate_run(out, prepared, progress=advance)
         _print_evaluation(evaluation)
-    _report_left_out(prepared)
+    report_left_out(prepared)
 
 
 @app.command()
@@ -273,7 +258,7 @@ def evaluate(
         typer.echo(json.dumps(evaluation.to_dict(), indent=2))
     else:
         _print_evaluation(evaluation)
-    _report_left_out(prepared, quiet=as_json)
+    report_left_out(prepared, quiet=as_json)
 
 
 @app.command()
@@ -296,7 +281,7 @@ def predict(
     from holoslide.results import Predictor, predict_cohort
 
     predictor = Predictor(run)
-    cohort = _with_masks(cohort_of(sources, slides=slides, mpp=slide_mpp), masks)
+    cohort = with_masks(cohort_of(sources, slides=slides, mpp=slide_mpp), masks)
     folder = rasters or default_rasters(sources[0])
     with _bar("preparing") as advance:
         prepared = prepare_cohort(
@@ -305,7 +290,7 @@ def predict(
     with _bar("scoring") as advance:
         count = predict_cohort(predictor, prepared, out, heatmaps=heatmaps, cluster=cluster, progress=advance)
     typer.echo(f"{count} slides scored: {out}")
-    _report_left_out(prepared)
+    report_left_out(prepared)
 
 
 @app.command()
@@ -324,75 +309,8 @@ def heatmap(
     predict(run, sources, out / "predictions.csv", slides, masks, rasters, slide_mpp, out, workers)
 
 
-@app.command()
-def export(
-    run: Annotated[Path, typer.Argument(help="A run's folder, a saved model's, or hub:owner/name.")],
-    sources: Annotated[
-        list[Path] | None,
-        typer.Argument(help="A slide table (CSV), or slide files (default: the run's own table)."),
-    ] = None,
-    what: Annotated[
-        str, typer.Option("--what", help="Any of geojson, ome-tiff, h5, csv, onnx, model; comma between.")
-    ] = "geojson,ome-tiff,h5,csv",
-    out: Annotated[Path, typer.Option("--out", "-o", help="The folder to write into.")] = Path("export"),
-    share: Annotated[
-        float, typer.Option("--share", help="Hot regions hold this share of the evidence (geojson).")
-    ] = 0.5,
-    crop: Annotated[
-        bool,
-        typer.Option(
-            "--crop-to-bounds", help="Count from the scanned part's corner, as QuPath does (geojson)."
-        ),
-    ] = False,
-    slides: SlidesOption = None,
-    masks: MasksOption = None,
-    rasters: RastersOption = None,
-    slide_mpp: SlideMppOption = None,
-    workers: WorkersOption = 0,
-) -> None:
-    """Write files for QuPath (geojson, ome-tiff), CLAM (h5, csv) and others (onnx, model)."""
-    from holoslide.exports import OF_MODEL, OF_SLIDES, checked_kinds, export_model, export_slides
-    from holoslide.pipeline import cohort_of, default_rasters, prepare_cohort, rasters_of
-    from holoslide.results import Predictor
-
-    kinds = checked_kinds(what)
-    predictor = Predictor(run)
-    if set(kinds) & set(OF_MODEL):
-        for path in export_model(predictor, run, out, kinds):
-            typer.echo(str(path))
-    if not set(kinds) & set(OF_SLIDES):
-        return
-    tables = sources or [run / "cohort.csv"]
-    cohort = _with_masks(cohort_of(tables, slides=slides, mpp=slide_mpp), masks)
-    folder = rasters or (None if sources else rasters_of(run)) or default_rasters(tables[0])
-    with _bar("preparing") as advance:
-        prepared = prepare_cohort(
-            cohort, folder, predictor.prepare_config(), workers=workers, progress=advance
-        )
-    with _bar("exporting") as advance:
-        count = export_slides(
-            predictor, prepared, out, kinds, share=share, crop_to_bounds=crop, progress=advance
-        )
-    typer.echo(f"{count} slides exported: {out}")
-    _report_left_out(prepared)
-
-
-@app.command()
-def serve(
-    run: Annotated[Path, typer.Argument(help="A run's folder.")],
-    host: Annotated[
-        str, typer.Option("--host", help="Address to listen on; other machines' need a token.")
-    ] = "127.0.0.1",
-    port: Annotated[int, typer.Option("--port", min=1, max=65535)] = 8765,
-    rasters: RastersOption = None,
-) -> None:
-    """Look at a run in a browser: slides, predictions, heatmaps; write notes and corrected labels."""
-    from holoslide.pipeline import rasters_of
-    from holoslide.serve.server import make_viewer
-
-    viewer = make_viewer(run, host=host, port=port, rasters=rasters or rasters_of(run))
-    typer.echo(f"the viewer is at {viewer.url} (stop it with Ctrl+C)")
-    viewer.run()
+app.command()(export)
+app.command()(serve)
 
 
 @app.command()
@@ -441,7 +359,7 @@ def _prepared(
     from holoslide.pipeline import default_rasters, prepare_cohort, rasters_of
     from holoslide.slides.cohort import Cohort
 
-    cohort = _with_masks(Cohort.from_csv(table, slides=slides).with_splits(settings.split), masks)
+    cohort = with_masks(Cohort.from_csv(table, slides=slides).with_splits(settings.split), masks)
     folder = rasters or (rasters_of(run) if run else None) or default_rasters(table)
     with _bar("preparing") as advance:
         prepared = prepare_cohort(
@@ -460,24 +378,9 @@ def _shard(text: str) -> tuple[int, int]:
     return int(number), int(of)
 
 
-def _with_masks(cohort: Cohort, masks: Path | None) -> Cohort:
-    return cohort if masks is None else cohort.with_masks(masks)
-
-
 def _workers(count: int) -> int:
     """As given; 0 is one a core."""
     return count or os.cpu_count() or 1
-
-
-def _report_left_out(prepared: Prepared, *, quiet: bool = False) -> None:
-    """Name the slides that were not used, and let the exit code say so."""
-    if not prepared.left_out:
-        return
-    if not quiet:
-        typer.echo(f"{len(prepared.left_out)} slides left out:", err=True)
-        for slide_id, reason in prepared.left_out:
-            typer.echo(f"  {slide_id}: {reason}", err=True)
-    raise typer.Exit(USER_ERROR)
 
 
 def _print_facts(facts: list[dict[str, Any]]) -> None:

@@ -22,15 +22,15 @@ _WRITERS: dict[str, tuple[str, Callable[[Path, Exported], None]]] = {
 }
 
 
-def checked_kinds(what: str) -> list[str]:
+def checked_kinds(to: str) -> list[str]:
     """The kinds of file that a comma-separated list names; ConfigError for another."""
-    kinds = [kind.strip() for kind in what.split(",") if kind.strip()]
+    kinds = [kind.strip() for kind in to.split(",") if kind.strip()]
     known = (*OF_SLIDES, *OF_MODEL)
     for kind in kinds:
         if kind not in known:
-            raise ConfigError(f"--what {what}", f"{kind} is no export", f"choose among {', '.join(known)}")
+            raise ConfigError(f"--to {to}", f"{kind} is no export", f"choose among {', '.join(known)}")
     if not kinds:
-        raise ConfigError("--what", "names nothing", f"choose among {', '.join(known)}")
+        raise ConfigError("--to", "names nothing", f"choose among {', '.join(known)}")
     return kinds
 
 
@@ -86,7 +86,7 @@ def clam_table(scored: Sequence[Scored], classes: Sequence[str]) -> list[dict[st
     """Rows as in CLAM's fold files, `slide_id, Y, Y_hat, p_0, p_1...`: classes by number; Y empty if not known."""
     rows = []
     for one in scored:
-        label, probabilities = one.row.label, one.scores.probabilities[-1]
+        label, probabilities = one.row.label or "", one.scores.probabilities[-1]
         rows.append(
             {
                 "slide_id": one.row.slide_id,

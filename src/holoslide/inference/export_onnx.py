@@ -61,7 +61,8 @@ class WholeClassifier(nn.Module):
         self.border, self.pool = network.border, network.pool
         self.stem, self.parts = model.stem, model.parts
         self.head_stems = nn.ModuleList(head.stem for head in network.heads)
-        self.readouts = nn.ModuleList(head.readout for head in network.heads)
+        self.readouts = [head.readout for head in network.heads]
+        self.weights = nn.ModuleList(self.readouts)  # so that they move and are exported with the rest
         self.kernels = [head_stride(head) for head in network.heads]
         fields = _fields(network)
         self.strides = [field.stride for field in fields]
