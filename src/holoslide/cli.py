@@ -356,7 +356,8 @@ def _prepared(
     masks: Path | None = None,
 ) -> Prepared:
     """The labelled slides of a table with their rasters; splits that the table does not name are drawn."""
-    from holoslide.pipeline import default_rasters, prepare_cohort, rasters_of
+    from holoslide.pipeline import default_rasters, prepare_cohort
+    from holoslide.runs import rasters_of
     from holoslide.slides.cohort import Cohort
 
     cohort = with_masks(Cohort.from_csv(table, slides=slides).with_splits(settings.split), masks)

@@ -46,8 +46,9 @@ def export(
     """Write files for QuPath (geojson, ome-tiff), CLAM (h5, csv) and others (onnx, model)."""
     from holoslide.console import Bar
     from holoslide.exports import OF_MODEL, OF_SLIDES, checked_kinds, export_model, export_slides
-    from holoslide.pipeline import cohort_of, default_rasters, prepare_cohort, rasters_of
+    from holoslide.pipeline import cohort_of, default_rasters, prepare_cohort
     from holoslide.results import Predictor
+    from holoslide.runs import rasters_of
 
     kinds = checked_kinds(to)
     predictor = Predictor(run)
@@ -80,7 +81,7 @@ def serve(
     rasters: RastersOption = None,
 ) -> None:
     """Look at a run in a browser: slides, predictions, heatmaps; write notes and corrected labels."""
-    from holoslide.pipeline import rasters_of
+    from holoslide.runs import rasters_of
     from holoslide.serve.server import make_viewer
 
     viewer = make_viewer(run, host=host, port=port, rasters=rasters or rasters_of(run))

@@ -50,7 +50,8 @@ from holoslide.inference.predict import SlideScores, score_slide
 from holoslide.models.classifier import LocalClassifier
 from holoslide.models.hub import model_folder
 from holoslide.models.streamed import StreamedClassifier
-from holoslide.pipeline import FACTS, LEFT_OUT, Advance, Prepared, environment, write_json, write_rows
+from holoslide.pipeline import Advance, Prepared, environment, write_json, write_rows
+from holoslide.runs import FACTS, LEFT_OUT
 from holoslide.slides.cluster import on_cluster
 from holoslide.slides.cohort import SPLITS, Cohort, SlideRow
 from holoslide.slides.facts import one_line

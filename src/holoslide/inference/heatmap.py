@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from holoslide.errors import SlideError
-from holoslide.inference.predict import CellScores
+
+if TYPE_CHECKING:  # the viewer reads heatmaps, and must not wait for torch
+    from holoslide.inference.predict import CellScores
 
 
 class Placed(Protocol):

@@ -27,6 +27,8 @@ from holoslide.slides.cohort import Cohort, SlideRow
 from holoslide.slides.polygons import mask_polygons
 from holoslide.slides.raster import Raster
 
+FAINTEST = 0.35  # opacity of a cell whose evidence is 0
+
 
 @dataclass(frozen=True, slots=True)
 class Layer:
@@ -53,10 +55,17 @@ class Layer:
         }
 
     def png(self) -> bytes:
-        """One pixel per cell, transparent where no cell votes."""
-        alpha = np.where(np.isfinite(self.values_HW), 255, 0)
-        rgba = np.dstack([self.scale.colour(self.values_HW), alpha]).round().astype(np.uint8)
+        """One pixel per cell, transparent where no cell votes, and nearly so where evidence says little."""
+        alpha = np.where(np.isfinite(self.values_HW), self._opacity(), 0.0)
+        rgba = np.dstack([self.scale.colour(self.values_HW), 255 * alpha]).round().astype(np.uint8)
         return _png(rgba)
+
+    def _opacity(self) -> NDArray[np.float64]:
+        """1, but for evidence less the nearer it is to 0: its pale middle colours would veil the tissue."""
+        if not self.scale.low < 0 < self.scale.high:
+            return np.ones(self.values_HW.shape)
+        strength = np.abs(2 * self.scale.position(self.values_HW) - 1)
+        return FAINTEST + (1 - FAINTEST) * np.nan_to_num(np.sqrt(strength))
 
     def legend_png(self) -> bytes:
         """The scale from low to high, as the layer's colours are."""

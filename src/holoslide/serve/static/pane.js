@@ -20,6 +20,13 @@ export class Pane extends EventTarget {
     this.canvas.tabIndex = 0;
     this.canvas.setAttribute("aria-label", "Slide: drag to move, wheel to zoom");
     this.title = add(this.element, "div", "pane-title");
+    this.buttons = add(this.element, "div", "zoom");
+    for (const [sign, words, act] of [["+", "Zoom in (+)", () => this.zoom.zoom(2)], ["−", "Zoom out (−)", () => this.zoom.zoom(0.5)], ["⤢", "Whole slide (f)", () => this.zoom.fit()]]) {
+      const button = add(this.buttons, "button", "", sign);
+      button.title = words;
+      button.setAttribute("aria-label", words);
+      button.addEventListener("click", act);
+    }
     this.message = add(this.element, "p", "pane-message");
     this.readout = add(this.element, "div", "readout");
     const bar = add(this.element, "div", "scalebar");
@@ -53,7 +60,6 @@ export class Pane extends EventTarget {
     this.slide = slide;
     this.layer = null;
     this.rings = [];
-    this.title.textContent = id;
     this.say(slide.error ?? "");
     this.zoom.open(slide.picture, (key) => this.url(`/tiles/${key}.jpg`));
     this.drawBar();
@@ -136,6 +142,7 @@ export class Pane extends EventTarget {
   }
 
   drawLayer(context) {
+    this.title.textContent = this.slide.id + (this.layer && !this.hidden ? ` · ${this.layer.title}` : "");
     this.canvas.dataset.layer = this.layer && !this.hidden ? this.layer.name : "";
     if (!this.layer || this.hidden || this.fade === 0) return;
     const [top, left, bottom, right] = this.layer.box_l0;
