@@ -37,7 +37,11 @@ def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     table = write_phantoms(folder, task="focus", slides=8, config=drawn)
     config = RunConfig.from_dict(SETTINGS, where="tests")
     prepared = prepare_cohort(
-        Cohort.from_csv(table).with_splits(config.split), folder / "rasters", config.prepare, labels=True, workers=1
+        Cohort.from_csv(table).with_splits(config.split),
+        folder / "rasters",
+        config.prepare,
+        labels=True,
+        workers=1,
     )
     train(prepared, config, folder / "run")
     evaluate_run(folder / "run", prepared, split="all")

@@ -130,7 +130,10 @@ def make_app(run: RunView) -> FastAPI:
         _known(run, slide_id)
         if sent.label and sent.label not in run.classes:
             raise HTTPException(422, "the label is no class of this run")
-        added = reviews.add(slide_id, reviewer=sent.reviewer, label=sent.label, note=sent.note)
+        try:
+            added = reviews.add(slide_id, reviewer=sent.reviewer, label=sent.label, note=sent.note)
+        except OSError as error:
+            raise HTTPException(507, f"it cannot be written: {error.strerror}") from error
         return JSONResponse(asdict(added), status_code=201, headers=_FRESH)
 
     @app.exception_handler(HoloslideError)

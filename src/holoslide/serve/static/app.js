@@ -12,6 +12,7 @@ let panes = [];
 let active;
 let told = ""; // the address as this page last wrote it
 let writing = 0;
+let following = false; // an address is being followed: what moves meanwhile is not the reviewer's doing
 
 async function start() {
   const answer = await fetch("/api/run");
@@ -57,6 +58,7 @@ function activate(pane) {
 
 // The other picture goes along, by um, as long as both show one slide or the reviewer wants it.
 function moved(pane) {
+  if (following) return;
   const other = panes.find((each) => each !== pane);
   if (other?.slide?.picture && byId("together").checked && pane.place) {
     const { mpp } = pane.place;
@@ -242,6 +244,7 @@ function address() {
 
 // Not at every frame of a movement: browsers forbid that.
 function writeAddress() {
+  if (following) return;
   clearTimeout(writing);
   writing = setTimeout(() => {
     told = address();
@@ -252,6 +255,17 @@ function writeAddress() {
 async function follow() {
   const words = new URLSearchParams(location.hash.slice(1));
   if (!words.get("slide")) return;
+  following = true;
+  try {
+    await showAddress(words);
+  } finally {
+    following = false;
+  }
+  if (active.slide) showSlide();
+  writeAddress();
+}
+
+async function showAddress(words) {
   await compare(words.has("b.slide"));
   for (const [number, pane] of panes.entries()) {
     const get = (key) => words.get((number ? "b." : "") + key);
@@ -267,7 +281,6 @@ async function follow() {
     pane.place = { x: Number(get("x") ?? NaN), y: Number(get("y") ?? NaN), mpp: Number(get("mpp") ?? NaN) };
     pane.last = pane.place;
   }
-  if (active.slide) showSlide();
 }
 
 async function copyLink() {
