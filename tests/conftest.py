@@ -1,6 +1,7 @@
 """What all tests share: where the real data is, and quiet, few-threaded numerics."""
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -9,6 +10,53 @@ from pathlib import Path
 import pytest
 
 REPO = Path(__file__).resolve().parent.parent
+
+SETTINGS = {
+    "prepare": {"mpp": 8.0},
+    "model": {
+        "backbone": {"name": "resnet18", "weights": "none", "truncate": "layer1"},
+        "modules": 2,
+        "heads": {"kernel": 3},
+        "reconstruction": {"side": 8, "patches": 2},
+    },
+    "train": {"epochs": 1, "lr": 1e-3, "accumulate": 2, "precision": "32"},
+}
+
+
+@pytest.fixture(scope="session")
+def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of two modules on eight small drawn slides, all of them scored; its table and slides lie beside it.
+
+    Tests that write into a run take `run_copy`.
+    """
+    from holoslide.config import RunConfig
+    from holoslide.pipeline import prepare_cohort, train
+    from holoslide.results import evaluate_run
+    from holoslide.slides.cohort import Cohort
+    from holoslide.slides.phantom import PhantomConfig, write_phantoms
+
+    folder = tmp_path_factory.mktemp("finished")
+    drawn = PhantomConfig(least_um=1500, most_um=1700, mpp=2.0)
+    table = write_phantoms(folder, task="focus", slides=8, config=drawn)
+    config = RunConfig.from_dict(SETTINGS, where="tests")
+    prepared = prepare_cohort(
+        Cohort.from_csv(table).with_splits(config.split),
+        folder / "rasters",
+        config.prepare,
+        labels=True,
+        workers=1,
+    )
+    train(prepared, config, folder / "run")
+    evaluate_run(folder / "run", prepared, split="all")
+    return folder / "run"
+
+
+@pytest.fixture
+def run_copy(finished_run: Path, tmp_path: Path) -> Path:
+    """A run's folder to write into: the tables and heatmaps without the model."""
+    copy = tmp_path / "run"
+    shutil.copytree(finished_run, copy, ignore=shutil.ignore_patterns("best", "last.ckpt", "tensorboard"))
+    return copy
 
 
 @pytest.fixture(scope="session")

@@ -9,9 +9,10 @@ from holoslide.config import RunConfig
 from holoslide.errors import CohortError
 from holoslide.inference.heatmap import Heatmap
 from holoslide.models.classifier import LocalClassifier
-from holoslide.pipeline import Prepared, cohort_of, prepare_cohort, rasters_of
+from holoslide.pipeline import Prepared, cohort_of, prepare_cohort
 from holoslide.pipeline import train as train_run
 from holoslide.results import Evaluation, Predictor, evaluate_run, predict_cohort
+from holoslide.runs import rasters_of
 from holoslide.slides.cohort import Cohort
 from holoslide.training.progress import Progress
 

@@ -1,4 +1,4 @@
-"""The `holoslide` command: thin, and the only file that prints. Heavy imports wait until a command needs them."""
+"""The `holoslide` command: thin; only the files `cli*.py` print. Heavy imports wait until a command needs them."""
 
 from __future__ import annotations
 
@@ -11,6 +11,25 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from holoslide.cli_options import (
+    USER_ERROR,
+    ClusterOption,
+    ConfigOption,
+    JsonOption,
+    MasksOption,
+    MppOption,
+    PresetOption,
+    RastersOption,
+    SetOption,
+    ShardOption,
+    SlideMppOption,
+    SlidesOption,
+    TableArgument,
+    WorkersOption,
+    report_left_out,
+    with_masks,
+)
+from holoslide.cli_share import export, serve
 from holoslide.errors import ConfigError, HoloslideError
 
 if TYPE_CHECKING:
@@ -18,7 +37,6 @@ if TYPE_CHECKING:
     from holoslide.console import Bar, TrainingBar
     from holoslide.pipeline import Prepared
     from holoslide.results import Evaluation
-    from holoslide.slides.cohort import Cohort
     from holoslide.slides.survey import Survey
 
 app = typer.Typer(
@@ -29,42 +47,6 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-
-USER_ERROR = 1
-
-TableArgument = Annotated[
-    Path, typer.Argument(help="CSV: slide_id, patient_id, label[, split][, mpp][, path].")
-]
-SlidesOption = Annotated[Path | None, typer.Option("--slides", help="Folder of the slide files.")]
-MasksOption = Annotated[
-    Path | None,
-    typer.Option("--masks", help="Folder of your own tissue masks: <slide id>.geojson, .json, .png or .pkl."),
-]
-RastersOption = Annotated[
-    Path | None,
-    typer.Option("--rasters", help="Folder of prepared slides (default: rasters/ beside the table)."),
-]
-ConfigOption = Annotated[Path | None, typer.Option("--config", help="YAML file of settings.")]
-SetOption = Annotated[
-    list[str] | None, typer.Option("--set", help="One setting, part.key=value; repeatable.")
-]
-PresetOption = Annotated[str, typer.Option("--preset", help="Settings to start from: default or paper.")]
-WorkersOption = Annotated[int, typer.Option("--workers", help="Processes that open slides (0: one a core).")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print data as JSON.")]
-SlideMppOption = Annotated[
-    float | None, typer.Option("--slide-mpp", help="Microns per pixel of the slides, where they do not say.")
-]
-ClusterOption = Annotated[
-    str | None,
-    typer.Option("--cluster", help="Address of a Dask scheduler (tcp://...) whose workers do the work."),
-]
-ShardOption = Annotated[
-    str | None,
-    typer.Option("--shard", help="Only part i of n, i/n, counted from 1: for job arrays."),
-]
-MppOption = Annotated[
-    float | None, typer.Option("--mpp", help="Microns per pixel to prepare at (default 2.0).")
-]
 
 
 @app.command()
@@ -114,7 +96,7 @@ def audit(
 
     if sheet is not None and not open_files:
         raise typer.BadParameter("a contact sheet needs the slides opened: leave --table-only out")
-    cohort = _with_masks(Cohort.from_csv(table, slides=slides, require_splits=False), masks)
+    cohort = with_masks(Cohort.from_csv(table, slides=slides, require_splits=False), masks)
     cohort = cohort if slide_mpp is None else cohort.with_mpp(slide_mpp)
     findings = audit_table(cohort)
     surveys: list[Survey] = []
@@ -189,7 +171,7 @@ def prepare(
     from holoslide.pipeline import cohort_of, default_rasters, prepare_cohort
 
     settings = _settings(config, "default", sets, mpp)
-    cohort = _with_masks(cohort_of(sources, slides=slides, mpp=slide_mpp), masks)
+    cohort = with_masks(cohort_of(sources, slides=slides, mpp=slide_mpp), masks)
     cohort = cohort if shard is None else cohort.shard(*_shard(shard))
     folder = rasters or default_rasters(sources[0])
     with _bar("preparing") as advance:
@@ -208,7 +190,7 @@ def prepare(
     else:
         rows = [[r.slide_id, r.status, f"{r.seconds:.1f}", r.reason or ""] for r in prepared.results]
         _print_table(["slide", "status", "seconds", "reason"], rows)
-    _report_left_out(prepared, quiet=as_json)
+    report_left_out(prepared, quiet=as_json)
 
 
 @app.command()
@@ -286,7 +268,7 @@ def train(
         with _bar("testing") as advance:
             evaluation = evaluate_run(out, prepared, progress=advance)
         _print_evaluation(evaluation)
-    _report_left_out(prepared)
+    report_left_out(prepared)
 
 
 def _train_repeatedly(
@@ -302,7 +284,7 @@ def _train_repeatedly(
         )
     _print_table(["measure", "mean", "s.d.", "of each run"], found.rows())
     typer.echo(f"report: {found.report}")
-    _report_left_out(prepared)
+    report_left_out(prepared)
 
 
 @app.command()
@@ -347,7 +329,7 @@ def evaluate(
         typer.echo(json.dumps(evaluation.to_dict(), indent=2))
     else:
         _print_evaluation(evaluation)
-    _report_left_out(prepared, quiet=as_json)
+    report_left_out(prepared, quiet=as_json)
 
 
 @app.command()
@@ -371,7 +353,7 @@ def predict(
     from holoslide.results import Predictor, predict_cohort
 
     predictor = Predictor(run)
-    cohort = _with_masks(cohort_of(sources, slides=slides, mpp=slide_mpp), masks)
+    cohort = with_masks(cohort_of(sources, slides=slides, mpp=slide_mpp), masks)
     if shard is not None:
         number, of = _shard(shard)
         cohort, out = cohort.shard(number, of), out.with_stem(f"{out.stem}-{number}-of-{of}")
@@ -383,7 +365,7 @@ def predict(
     with _bar("scoring") as advance:
         count = predict_cohort(predictor, prepared, out, heatmaps=heatmaps, cluster=cluster, progress=advance)
     typer.echo(f"{count} slides scored: {out}")
-    _report_left_out(prepared)
+    report_left_out(prepared)
 
 
 @app.command()
@@ -400,6 +382,10 @@ def heatmap(
     """Draw where a model looks and what speaks for each class: PNG over the slide, and the raw scores."""
     out.mkdir(parents=True, exist_ok=True)
     predict(run, sources, out / "predictions.csv", slides, masks, rasters, slide_mpp, out, workers)
+
+
+app.command()(export)
+app.command()(serve)
 
 
 @app.command()
@@ -445,10 +431,11 @@ def _prepared(
     masks: Path | None = None,
 ) -> Prepared:
     """The labelled slides of a table with their rasters; splits that the table does not name are drawn."""
-    from holoslide.pipeline import default_rasters, prepare_cohort, rasters_of
+    from holoslide.pipeline import default_rasters, prepare_cohort
+    from holoslide.runs import rasters_of
     from holoslide.slides.cohort import Cohort
 
-    cohort = _with_masks(Cohort.from_csv(table, slides=slides).with_splits(settings.split), masks)
+    cohort = with_masks(Cohort.from_csv(table, slides=slides).with_splits(settings.split), masks)
     folder = rasters or (rasters_of(run) if run else None) or default_rasters(table)
     with _bar("preparing") as advance:
         prepared = prepare_cohort(
@@ -467,24 +454,9 @@ def _shard(text: str) -> tuple[int, int]:
     return int(number), int(of)
 
 
-def _with_masks(cohort: Cohort, masks: Path | None) -> Cohort:
-    return cohort if masks is None else cohort.with_masks(masks)
-
-
 def _workers(count: int) -> int:
     """As given; 0 is one a core."""
     return count or os.cpu_count() or 1
-
-
-def _report_left_out(prepared: Prepared, *, quiet: bool = False) -> None:
-    """Name the slides that were not used, and let the exit code say so."""
-    if not prepared.left_out:
-        return
-    if not quiet:
-        typer.echo(f"{len(prepared.left_out)} slides left out:", err=True)
-        for slide_id, reason in prepared.left_out:
-            typer.echo(f"  {slide_id}: {reason}", err=True)
-    raise typer.Exit(USER_ERROR)
 
 
 def _print_facts(facts: list[dict[str, Any]]) -> None:

@@ -33,6 +33,7 @@ from holoslide.geometry import Box
 from holoslide.models.calibration import calibrate, needs_statistics
 from holoslide.models.classifier import InputConfig, LocalClassifier
 from holoslide.models.streamed import StreamedClassifier
+from holoslide.runs import DATA, FACTS, LEFT_OUT
 from holoslide.slides.cluster import prepare_on_cluster
 from holoslide.slides.cohort import Cohort, SlideRow
 from holoslide.slides.facts import Mpp
@@ -43,7 +44,6 @@ from holoslide.training.history import resident_bytes
 from holoslide.training.loop import FitResult, Progress, Sample, fit
 from holoslide.training.parallel import mixed_dtype
 
-LEFT_OUT, FACTS, DATA = "left_out.csv", "run.json", "data.csv"
 TABLES = {".csv", ".tsv", ".txt"}
 Advance = Callable[[int, int, str], None]  # (done, total, what was done last)
 _log = logging.getLogger(__name__)
@@ -156,15 +156,6 @@ def _windows(model: LocalClassifier, rasters: Sequence[Path], *, seed: int) -> t
             pixels = torch.from_numpy(raster.read(Box.at(int(y), int(x), side, side)))
             windows.append(((pixels / 255 - model.mean) / model.std).permute(2, 0, 1))
     return torch.stack(windows)
-
-
-def rasters_of(run: Path) -> Path | None:
-    """Where a run's prepared slides are, if it says so and they are still there."""
-    path = run / FACTS
-    if not path.exists():
-        return None
-    rasters = json.loads(path.read_text(encoding="utf-8")).get("rasters")
-    return Path(rasters) if rasters and Path(rasters).is_dir() else None
 
 
 def cohort_of(sources: Sequence[Path], *, slides: Path | None = None, mpp: float | None = None) -> Cohort:

@@ -26,7 +26,8 @@ from holoslide.evaluation.report_data import (
     choose_slides,
 )
 from holoslide.inference.heatmap import Heatmap
-from holoslide.pipeline import DATA, FACTS, LEFT_OUT, environment
+from holoslide.pipeline import environment
+from holoslide.runs import DATA, FACTS, LEFT_OUT
 from holoslide.slides.cohort import SPLITS, Cohort
 from holoslide.slides.raster import Raster
 from holoslide.training.planning import PLAN

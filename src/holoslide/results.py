@@ -39,9 +39,10 @@ from holoslide.evaluation.overlay import (
 )
 from holoslide.evaluation.report import write_report
 from holoslide.evaluation.report_data import Prediction
-from holoslide.inference.heatmap import Heatmap, make_heatmap
+from holoslide.inference.heatmap import Heatmap, heatmap_paths, make_heatmap
 from holoslide.inference.predict import SlideScores, score_slide
 from holoslide.models.classifier import LocalClassifier
+from holoslide.models.hub import model_folder
 from holoslide.models.streamed import StreamedClassifier
 from holoslide.pipeline import Advance, Prepared, write_json, write_rows
 from holoslide.reporting import pictures_of, raster_picture, report_of
@@ -57,24 +58,35 @@ VALIDATION = "validation.json"
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """What a model says about one slide of a cohort, and its heatmap."""
+    """What a model says about one slide of a cohort, and the heatmap of each of its heads, the last the model's."""
 
     row: SlideRow
     raster: Path
     scores: SlideScores
-    heatmap: Heatmap
+    heatmaps: tuple[Heatmap, ...]
+
+    @property
+    def heatmap(self) -> Heatmap:
+        """The model's own: the last head's."""
+        return self.heatmaps[-1]
+
+    @property
+    def prediction(self) -> str:
+        """The class that the last head finds most probable."""
+        return self.heatmap.classes[int(self.scores.probabilities[-1].argmax())]
 
 
 class Predictor:
-    """A trained model, ready to score rasters; `folder` is a run or a saved model."""
+    """A trained model, ready to score rasters; `source` is a run, a saved model, or a hub's `hub:owner/name`."""
 
-    def __init__(self, folder: Path, config: RunConfig | None = None) -> None:
-        model_folder = folder / "best" if (folder / "best").is_dir() else folder
-        if not model_folder.is_dir():
+    def __init__(self, source: str | Path, config: RunConfig | None = None) -> None:
+        folder = model_folder(source)
+        best = folder / "best" if (folder / "best").is_dir() else folder
+        if not best.is_dir():
             raise CheckpointError(folder, "is not a run or a model", "give the folder that train wrote")
         self.folder = folder
-        self.model_folder = model_folder
-        self.model = LocalClassifier.load(model_folder)
+        self.model_folder = best
+        self.model = LocalClassifier.load(best)
         self.config = config or (
             RunConfig.load(folder / "config.yaml") if (folder / "config.yaml").exists() else RunConfig()
         )
@@ -84,8 +96,8 @@ class Predictor:
         self.network = StreamedClassifier(self.model, self.config.stream, mixed=mixed)
 
     def score(self, row: SlideRow, raster_path: Path) -> Scored:
-        """Run one slide; the heatmap comes from the same pass as the prediction."""
-        last = len(self.network.heads) - 1
+        """Run one slide; the heatmaps come from the same pass as the prediction."""
+        heads = range(len(self.network.heads))
         with Raster.open(raster_path) as raster:
             if self.model.mpp is not None and not math.isclose(raster.mpp, self.model.mpp, rel_tol=1e-6):
                 raise SlideError(
@@ -94,9 +106,9 @@ class Predictor:
                     f"prepare it with --mpp {self.model.mpp}",
                 )
             self.network.follow(self.network.plan_for(raster, training=False))
-            scores = score_slide(self.network, raster, explain=[last])
-            heatmap = make_heatmap(scores.cells[last], raster, self.model.classes)
-        return Scored(row, raster_path, scores, heatmap)
+            scores = score_slide(self.network, raster, explain=heads)
+            maps = tuple(make_heatmap(scores.cells[k], raster, self.model.classes) for k in heads)
+        return Scored(row, raster_path, scores, maps)
 
     def prepare_config(self) -> PrepareConfig:
         """How rasters must be made for this model."""
@@ -194,7 +206,10 @@ def predict_one(
 def draw_heatmap(one: Scored, folder: Path) -> None:
     """Write a slide's raw scores, and its attention and the predicted class's evidence over the slide."""
     folder.mkdir(parents=True, exist_ok=True)
-    one.heatmap.save(folder / f"{one.row.slide_id}.npz")
+    for path, one_map in zip(
+        heatmap_paths(folder, one.row.slide_id, len(one.heatmaps)), one.heatmaps, strict=True
+    ):
+        one_map.save(path)
     picture = slide_picture(one)
     target = int(one.scores.probabilities[-1].argmax())
     relative = relative_attention(one.heatmap.attention_HW)

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from holoslide import files
 from holoslide.errors import CheckpointError
 from holoslide.models.classifier import LocalClassifier
 from holoslide.training import checkpoint
@@ -31,16 +32,16 @@ def test_reads_what_it_wrote(tmp_path):
 
 def test_a_write_that_fails_leaves_the_old_file(tmp_path):
     path = tmp_path / "a"
-    checkpoint.write_atomically(path, lambda file: file.write(b"old"))
+    files.write_atomically(path, lambda file: file.write(b"old"))
 
     def fail(file):
         file.write(b"ne")
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        checkpoint.write_atomically(path, fail)
+        files.write_atomically(path, fail)
     assert path.read_bytes() == b"old"
-    checkpoint.write_atomically(path, lambda file: file.write(b"new"))
+    files.write_atomically(path, lambda file: file.write(b"new"))
     assert path.read_bytes() == b"new"
     assert list(tmp_path.iterdir()) == [path]
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from holoslide.errors import SlideError
-from holoslide.inference.predict import CellScores
+
+if TYPE_CHECKING:  # the viewer reads heatmaps, and must not wait for torch
+    from holoslide.inference.predict import CellScores
 
 
 class Placed(Protocol):
@@ -74,6 +76,16 @@ class Heatmap:
             raise SlideError(
                 path, f"is not a heatmap ({error})", "make it again with holoslide heatmap"
             ) from error
+
+
+def heatmap_paths(folder: Path, slide_id: str, modules: int) -> list[Path]:
+    """Where the raw scores of each module's head are kept: the last, which is the model's own, by the slide's name.
+
+    >>> [path.name for path in heatmap_paths(Path(), "a", 3)]
+    ['a.module-1.npz', 'a.module-2.npz', 'a.npz']
+    """
+    earlier = [folder / f"{slide_id}.module-{k}.npz" for k in range(1, modules)]
+    return [*earlier, folder / f"{slide_id}.npz"]
 
 
 def make_heatmap(scores: CellScores, raster: Placed, classes: tuple[str, ...]) -> Heatmap:

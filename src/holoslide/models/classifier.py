@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from holoslide.errors import CheckpointError, ConfigError
 from holoslide.models.backbone import BackboneConfig
 from holoslide.models.heads import Head, HeadConfig
+from holoslide.models.hub import model_folder
 from holoslide.models.partition import Trunk, Unit, build_trunk, cut
 from holoslide.models.reconstruction import Decoder, ReconstructionConfig, side_for
 
@@ -197,11 +198,12 @@ class LocalClassifier(nn.Module):
         safetensors.torch.save_file(state, folder / WEIGHTS_FILE)
 
     @classmethod
-    def load(cls, folder: Path) -> Self:
-        """The model that `save` wrote, on the CPU and in evaluation mode; nothing is downloaded.
+    def load(cls, source: str | Path) -> Self:
+        """The model that `save` wrote, on the CPU and in evaluation mode: a folder, or `hub:owner/name[@revision]`.
 
-        . Raises `CheckpointError` if the directory is not whole.
+        Raises `CheckpointError` if the directory is not whole, or the hub has no such model.
         """
+        folder = model_folder(source)
         card = _read_card(folder / CARD_FILE)
         config: ModelConfig = _validate(ModelConfig, card["model"], folder / CARD_FILE)
         inputs: InputConfig = _validate(InputConfig, card["inputs"], folder / CARD_FILE)

@@ -7,18 +7,18 @@ A checkpoint is taken right after an optimiser step, when no gradient is pending
 from __future__ import annotations
 
 import dataclasses
-import os
 import pickle
 import shutil
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
 
 from holoslide.errors import CheckpointError
+from holoslide.files import sync, write_atomically
 
 FORMAT = "holoslide training checkpoint"
 VERSION = 1
@@ -124,17 +124,6 @@ def describe(value: object, name: str = "") -> Identity:
 # --- Files that are never seen half written ---------------------------------------------------------------------
 
 
-def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
-    """Write under a temporary name, on to the disk, and rename: `path` is the old file or the new one."""
-    temporary = path.with_name(f".{path.name}.tmp")  # one writer: what a killed one left is written over
-    with temporary.open("wb") as file:
-        write(file)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    _sync(path.parent)
-
-
 def replace_folder(folder: Path, save: Callable[[Path], object]) -> None:
     """Let `save` fill a temporary folder and move its files, one by one, over those of `folder`.
 
@@ -145,15 +134,7 @@ def replace_folder(folder: Path, save: Callable[[Path], object]) -> None:
     save(temporary)
     folder.mkdir(parents=True, exist_ok=True)
     for path in sorted(temporary.iterdir(), key=lambda p: p.suffix == ".safetensors"):  # weights last
-        _sync(path)
+        sync(path)
         path.replace(folder / path.name)
     temporary.rmdir()
-    _sync(folder)
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    sync(folder)

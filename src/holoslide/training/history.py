@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
 
-from holoslide.training.checkpoint import write_atomically
+from holoslide.files import write_atomically
 
 Row = dict[str, float]
 Monitor = Literal["auroc", "loss"]

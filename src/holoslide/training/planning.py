@@ -14,9 +14,9 @@ from pathlib import Path
 import pydantic
 from lightning_fabric import Fabric
 
+from holoslide.files import write_atomically
 from holoslide.models.streamed import StreamConfig, StreamedClassifier
 from holoslide.streaming.plan import Plan
-from holoslide.training.checkpoint import write_atomically
 from holoslide.training.samples import Slides
 
 PLAN = "plan.json"  # in the run's folder

@@ -1,0 +1,63 @@
+"""What several commands share: their options, and how slides that were left out are told."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from holoslide.pipeline import Prepared
+    from holoslide.slides.cohort import Cohort
+
+USER_ERROR = 1
+
+TableArgument = Annotated[
+    Path, typer.Argument(help="CSV: slide_id, patient_id, label[, split][, mpp][, path].")
+]
+SlidesOption = Annotated[Path | None, typer.Option("--slides", help="Folder of the slide files.")]
+MasksOption = Annotated[
+    Path | None,
+    typer.Option("--masks", help="Folder of your own tissue masks: <slide id>.geojson, .json, .png or .pkl."),
+]
+RastersOption = Annotated[
+    Path | None,
+    typer.Option("--rasters", help="Folder of prepared slides (default: rasters/ beside the table)."),
+]
+ConfigOption = Annotated[Path | None, typer.Option("--config", help="YAML file of settings.")]
+SetOption = Annotated[
+    list[str] | None, typer.Option("--set", help="One setting, part.key=value; repeatable.")
+]
+PresetOption = Annotated[str, typer.Option("--preset", help="Settings to start from: default or paper.")]
+WorkersOption = Annotated[int, typer.Option("--workers", help="Processes that open slides (0: one a core).")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print data as JSON.")]
+SlideMppOption = Annotated[
+    float | None, typer.Option("--slide-mpp", help="Microns per pixel of the slides, where they do not say.")
+]
+ShardOption = Annotated[
+    str | None,
+    typer.Option("--shard", help="Only part i of n, i/n, counted from 1: for job arrays."),
+]
+ClusterOption = Annotated[
+    str | None,
+    typer.Option("--cluster", help="Address of a Dask scheduler (tcp://...) whose workers do the work."),
+]
+MppOption = Annotated[
+    float | None, typer.Option("--mpp", help="Microns per pixel to prepare at (default 2.0).")
+]
+
+
+def with_masks(cohort: Cohort, masks: Path | None) -> Cohort:
+    return cohort if masks is None else cohort.with_masks(masks)
+
+
+def report_left_out(prepared: Prepared, *, quiet: bool = False) -> None:
+    """Name the slides that were not used, and let the exit code say so."""
+    if not prepared.left_out:
+        return
+    if not quiet:
+        typer.echo(f"{len(prepared.left_out)} slides left out:", err=True)
+        for slide_id, reason in prepared.left_out:
+            typer.echo(f"  {slide_id}: {reason}", err=True)
+    raise typer.Exit(USER_ERROR)

@@ -1,0 +1,111 @@
+"""What a run gives to other programs: files for each slide, and the model by itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from holoslide.errors import ConfigError, SlideError
+from holoslide.inference.card import model_card
+from holoslide.inference.export import Exported, write_geojson, write_h5
+from holoslide.inference.export_onnx import export_onnx
+from holoslide.inference.export_tiff import write_ome_tiff
+from holoslide.pipeline import Advance, Prepared, write_rows
+from holoslide.results import Predictor, Scored, prediction_table
+from holoslide.slides.raster import Raster
+
+OF_SLIDES = ("geojson", "ome-tiff", "h5", "csv")
+OF_MODEL = ("onnx", "model")
+_WRITERS: dict[str, tuple[str, Callable[[Path, Exported], None]]] = {
+    "ome-tiff": ("-heatmap.ome.tif", write_ome_tiff),
+    "h5": (".h5", write_h5),
+}
+
+
+def checked_kinds(to: str) -> list[str]:
+    """The kinds of file that a comma-separated list names; ConfigError for another."""
+    kinds = [kind.strip() for kind in to.split(",") if kind.strip()]
+    known = (*OF_SLIDES, *OF_MODEL)
+    for kind in kinds:
+        if kind not in known:
+            raise ConfigError(f"--to {to}", f"{kind} is no export", f"choose among {', '.join(known)}")
+    if not kinds:
+        raise ConfigError("--to", "names nothing", f"choose among {', '.join(known)}")
+    return kinds
+
+
+def export_model(predictor: Predictor, run: Path, out: Path, kinds: Sequence[str]) -> list[Path]:
+    """The model as ONNX, or as a folder that a hub takes: weights, settings and a card."""
+    out.mkdir(parents=True, exist_ok=True)
+    card = model_card(predictor.model, title=run.resolve().name, run=run if run.is_dir() else None)
+    written = []
+    if "model" in kinds:
+        folder = out / "model"
+        predictor.model.save(folder)
+        (folder / "config.yaml").write_text(predictor.config.to_yaml(), encoding="utf-8")
+        (folder / "README.md").write_text(card, encoding="utf-8")
+        written.append(folder)
+    if "onnx" in kinds:
+        written.append(export_onnx(predictor.model, predictor.config.stream, out, card=card))
+    return written
+
+
+def export_slides(
+    predictor: Predictor,
+    prepared: Prepared,
+    out: Path,
+    kinds: Sequence[str],
+    *,
+    share: float = 0.5,
+    crop_to_bounds: bool = False,
+    progress: Advance | None = None,
+) -> int:
+    """Score slides and write the files of each; gives how many. A slide that fails is added to those left out.
+
+    `share` decides the hot regions, see `write_geojson`; `crop_to_bounds` counts GeoJSON's coordinates from the
+    corner of the part that was scanned.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    scored = []
+    for done, row in enumerate(prepared.cohort, start=1):
+        try:
+            one = predictor.score(row, prepared.rasters[row.slide_id])
+            _write_files(one, out, kinds, share=share, crop_to_bounds=crop_to_bounds)
+            scored.append(one)
+        except SlideError as error:
+            prepared.left_out.append((row.slide_id, str(error)))
+        if progress is not None:
+            progress(done, len(prepared.cohort), row.slide_id)
+    if "csv" in kinds:
+        write_rows(prediction_table(scored, predictor.model.classes), out / "predictions.csv")
+        write_rows(clam_table(scored, predictor.model.classes), out / "predictions-clam.csv")
+    return len(scored)
+
+
+def clam_table(scored: Sequence[Scored], classes: Sequence[str]) -> list[dict[str, str]]:
+    """Rows as in CLAM's fold files, `slide_id, Y, Y_hat, p_0, p_1...`: classes by number; Y empty if not known."""
+    rows = []
+    for one in scored:
+        label, probabilities = one.row.label or "", one.scores.probabilities[-1]
+        rows.append(
+            {
+                "slide_id": one.row.slide_id,
+                "Y": str(list(classes).index(label)) if label in classes else "",
+                "Y_hat": str(int(probabilities.argmax())),
+                **{f"p_{k}": f"{p:.6f}" for k, p in enumerate(probabilities)},
+            }
+        )
+    return rows
+
+
+def _write_files(one: Scored, out: Path, kinds: Sequence[str], *, share: float, crop_to_bounds: bool) -> None:
+    with Raster.open(one.raster) as raster:
+        record = raster.record
+    slide_id = one.row.slide_id
+    for kind in kinds:
+        if kind in _WRITERS:
+            suffix, write = _WRITERS[kind]
+            write(out / f"{slide_id}{suffix}", Exported.of(one.heatmap, record, one.prediction))
+    if "geojson" in kinds:
+        cropped = Exported.of(one.heatmap, record, one.prediction, crop_to_bounds=crop_to_bounds)
+        write_geojson(out / f"{slide_id}.geojson", cropped, share=share)

@@ -1,0 +1,84 @@
+"""The model card: what a model is, what it was trained on, how good it was, and what it is not for."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from holoslide.models.classifier import LocalClassifier
+
+_HEAD = """---
+library_name: holoslide
+pipeline_tag: image-classification
+tags: [pathology, whole-slide-image, locally-supervised-learning]
+---
+
+# {title}
+
+A classifier of whole pathology slides ({classes}), trained on entire slides from one label per slide with
+holoslide.
+
+```python
+from holoslide import LocalClassifier
+
+model = LocalClassifier.load("hub:owner/name")  # or the path of this folder
+```
+
+| | |
+| --- | --- |
+| backbone | {backbone}, cut into {modules} locally trained modules |
+| input | RGB at {mpp} um per pixel, tissue on glass of {glass} |
+| classes | {classes} |
+| parameters | {parameters:,} |
+"""
+
+_LIMITS = """
+## What it is not for
+
+It is a research model. It has not been shown to be safe or right for diagnosis, and its probabilities are not
+calibrated unless a report says so. Expect worse on other scanners, stains, laboratories, organs and patients than
+those it was trained on. A heatmap shows what the model used, not where disease is.
+"""
+
+
+def model_card(model: LocalClassifier, *, title: str, run: Path | None = None) -> str:
+    """The card as Markdown with the hub's header; `run` adds what its files tell of data and results."""
+    text = _HEAD.format(
+        title=title,
+        classes=" against ".join(model.classes),
+        backbone=model.config.backbone.name,
+        modules=len(model.units),
+        mpp=model.mpp,
+        glass=list(model.glass),
+        parameters=sum(p.numel() for p in model.parameters()),
+    )
+    if run is not None:
+        text += _data(run / "cohort.csv") + _results(run / "metrics.json")
+    return text + _LIMITS
+
+
+def _data(table: Path) -> str:
+    if not table.exists():
+        return ""
+    with table.open(newline="", encoding="utf-8") as file:
+        counts = Counter((row["split"], row["label"]) for row in csv.DictReader(file))
+    lines = [f"| {split or 'no part'} | {label or 'none'} | {n} |" for (split, label), n in counts.items()]
+    return "\n## Slides\n\n| part | label | slides |\n| --- | --- | --- |\n" + "\n".join(sorted(lines)) + "\n"
+
+
+def _results(path: Path) -> str:
+    if not path.exists():
+        return ""
+    measured: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))["slides"]
+    lines = []
+    for name in ("auroc", "auprc", "accuracy", "balanced_accuracy", "log_loss"):
+        value = measured.get(name)
+        if isinstance(value, dict) and value.get("value") is not None:
+            low, high = value.get("low"), value.get("high")
+            interval = "" if low is None or high is None else f"{low:.3f} to {high:.3f}"
+            lines.append(f"| {name.replace('_', ' ')} | {value['value']:.3f} | {interval} |")
+    head = "\n## Results on the part that was kept for the end\n\n| measure | value | 95 % interval |\n"
+    return head + "| --- | --- | --- |\n" + "\n".join(lines) + "\n"

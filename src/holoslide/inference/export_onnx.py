@@ -1,0 +1,237 @@
+"""The whole classifier as one ONNX file, for rasters of any size, with a card that says what goes in and comes out.
+
+The file has no tiles: it sees the whole raster at once, and takes the memory of that. Streaming's two borders
+become plain padding. "glass": so much glass is put around the raster that no cell that votes sees zero padding.
+"zeros": nothing is put around it, and the network's own padding is what the border is. Which cells vote comes from
+the tissue mask, as a weight of 0 or 1: a graph has no lists of cells.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from holoslide.errors import ModelError
+from holoslide.files import write_atomically
+from holoslide.geometry import Box, ceil_div
+from holoslide.models.classifier import LocalClassifier
+from holoslide.models.readout import Readout
+from holoslide.models.streamed import StreamConfig, StreamedClassifier, head_stride
+from holoslide.slides.pixels import Pixels
+from holoslide.streaming.receptive import Receptive
+
+OPSET = 18
+INPUTS, OUTPUTS = ("pixels", "tissue"), ("logits", "probabilities", "attention", "evidence")
+
+
+@dataclass(frozen=True, slots=True)
+class _Frame:
+    """Pixels of padding before the raster, the backbone's total stride, and the largest head cell's side."""
+
+    before_px: int
+    stride_px: int
+    cell_px: int
+
+
+class WholeClassifier(nn.Module):
+    """A streamed classifier's answer without streaming: `pixels` (H, W, 3), `tissue` (H, W), both uint8.
+
+    Gives logits (K, L) of all heads; and of the last, the probabilities (L,), and attention (h, w) and evidence
+    (L, h, w) on the grid of its cells, 0 where a cell does not vote.
+    """
+
+    mean: Tensor
+    std: Tensor
+    glass: Tensor
+
+    def __init__(self, network: StreamedClassifier) -> None:
+        super().__init__()
+        model = network.model
+        self.border, self.pool = network.border, network.pool
+        self.stem, self.parts = model.stem, model.parts
+        self.head_stems = nn.ModuleList(head.stem for head in network.heads)
+        self.readouts = [head.readout for head in network.heads]
+        self.weights = nn.ModuleList(self.readouts)  # so that they move and are exported with the rest
+        self.kernels = [head_stride(head) for head in network.heads]
+        fields = _fields(network)
+        self.strides = [field.stride for field in fields]
+        self.frame = _frame(fields, self.kernels)
+        self.register_buffer("mean", 255 * model.mean.float())
+        self.register_buffer("std", 255 * model.std.float())
+        self.register_buffer("glass", torch.tensor(model.glass, dtype=torch.float32))
+
+    def forward(self, pixels_HW3: Tensor, tissue_HW: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """See the class."""
+        features = self.stem(self._padded(pixels_HW3, tissue_HW))
+        logits = []
+        for k, part in enumerate(self.parts):
+            features = part(features)
+            cells_CHW, votes_HW = self._cells(k, features, tissue_HW)
+            answer, attention_HW, evidence_LHW = _read(self.readouts[k], cells_CHW, votes_HW)
+            logits.append(answer)
+        return torch.stack(logits), torch.softmax(logits[-1], dim=0), attention_HW, evidence_LHW
+
+    def _padded(self, pixels_HW3: Tensor, tissue_HW: Tensor) -> Tensor:
+        """Normalised, with glass wherever there is no tissue, and around it: (1, 3, H', W')."""
+        above_HW3 = (pixels_HW3.float() - self.glass) * (tissue_HW > 0).float()[..., None]
+        image = above_HW3.permute(2, 0, 1)[None]
+        if self.border == "glass":
+            height, width = image.shape[2], image.shape[3]
+            stride, before = self.frame.stride_px, self.frame.before_px
+            after = before + ceil_div(self.frame.cell_px, stride) * stride
+            down = after + (stride - height % stride) % stride
+            right = after + (stride - width % stride) % stride
+            image = F.pad(image, (before, right, before, down))
+        shift = (self.glass - self.mean) / self.std
+        return image / self.std[:, None, None] + shift[:, None, None]
+
+    def _cells(self, k: int, features_BCHW: Tensor, tissue_HW: Tensor) -> tuple[Tensor, Tensor]:
+        """Head k's cells (C, h, w), and a weight of 1 for each that votes, (h, w)."""
+        kernel, stride = self.kernels[k], self.strides[k]
+        side_px = kernel * stride
+        if self.border == "glass":
+            first = self.frame.before_px // stride
+            rows = (tissue_HW.shape[0] + side_px - 1) // side_px
+            columns = (tissue_HW.shape[1] + side_px - 1) // side_px
+            features_BCHW = features_BCHW[
+                :, :, first : first + rows * kernel, first : first + columns * kernel
+            ]
+        cells_CHW = self.head_stems[k](features_BCHW)[0]
+        if self.pool == "all":
+            return cells_CHW, torch.ones_like(cells_CHW[0])
+        padded = F.pad((tissue_HW > 0).float()[None, None], (0, side_px - 1, 0, side_px - 1))
+        votes_HW = F.max_pool2d(padded, side_px, stride=side_px)[0, 0]
+        return cells_CHW, votes_HW[: cells_CHW.shape[1], : cells_CHW.shape[2]]
+
+
+def _read(readout: Readout, cells_CHW: Tensor, votes_HW: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """A readout over the cells that vote, as `Readout.explain`: logits (L,), attention and evidence on the grid."""
+    cells_NC, votes_N = cells_CHW.flatten(1).T, votes_HW.flatten()
+    share_N = votes_N / votes_N.sum()
+    mean_C = share_N @ cells_NC
+    variance_C = share_N @ (cells_NC - mean_C) ** 2
+    values_NC = readout.values(cells_NC, mean_C, variance_C)
+    scores_N = readout.pooling(values_NC)
+    scores_N = torch.where(votes_N > 0, scores_N, torch.full_like(scores_N, -torch.inf))
+    attention_N = torch.softmax(scores_N, dim=0)
+    before_H = readout.hidden(attention_N @ values_NC)
+    open_LH = readout.output.weight * (before_H > 0).float()
+    evidence_NL = attention_N[:, None] * (values_NC @ (open_LH @ readout.hidden.weight).T)
+    height, width = votes_HW.shape
+    return (
+        readout.output(F.relu(before_H)),
+        attention_N.reshape(height, width),
+        evidence_NL.T.reshape(-1, height, width),
+    )
+
+
+def _fields(network: StreamedClassifier) -> list[Receptive]:
+    """The receptive field on pixels of each part's output."""
+    field, fields = Receptive(), []
+    for chain in (network.stem, *network.parts):
+        for segment in chain.segments:
+            field = field.then(segment.field)
+        fields.append(field)
+    return fields[1:]
+
+
+def _frame(fields: list[Receptive], kernels: list[int]) -> _Frame:
+    stride = math.lcm(*(field.stride for field in fields))
+    halo = max(max(-field.low, field.high) for field in fields)
+    cell = max(field.stride * kernel for field, kernel in zip(fields, kernels, strict=True))
+    return _Frame(ceil_div(halo, stride) * stride, stride, cell)
+
+
+def onnx_inputs(raster: Pixels, *, pool: str = "tissue") -> dict[str, NDArray[np.uint8]]:
+    """What the file is fed with: a prepared slide's pixels, and its tissue mask in pixels, 1 or 0.
+
+    Where tissue decides what votes, both reach to the end of the mask's last cells, as the mask does.
+    """
+    cell = raster.mask_cell_px
+    tissue = raster.mask.astype(np.uint8).repeat(cell, axis=0).repeat(cell, axis=1)
+    if pool == "all":
+        tissue = tissue[: raster.shape_px[0], : raster.shape_px[1]]
+    return {"pixels": raster.read(Box(0, 0, *tissue.shape)), "tissue": np.ascontiguousarray(tissue)}
+
+
+def export_onnx(model: LocalClassifier, stream: StreamConfig, folder: Path, *, card: str = "") -> Path:
+    """Write `model.onnx`, and what goes in and comes out into `model-onnx.md`, below `card`; gives the file.
+
+    The model is copied to the processor and to float32; `stream` says its border and its pooling.
+    """
+    import onnx
+
+    network = StreamedClassifier(copy.deepcopy(model).cpu().float().eval(), stream)
+    whole = WholeClassifier(network).eval()
+    side = 4 * whole.frame.cell_px + 1  # of the example: any size will do, but no special one
+    example = (torch.full((side, side + 8, 3), 200, dtype=torch.uint8), torch.ones(side, side + 8).byte())
+    sides = {0: torch.export.Dim("height", min=2), 1: torch.export.Dim("width", min=2)}
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")  # the exporter's own, about its own
+        program = torch.onnx.export(
+            whole, example, dynamo=True, dynamic_shapes=(sides, sides), opset_version=OPSET,
+            input_names=list(INPUTS), output_names=list(OUTPUTS), verbose=False,
+        )  # fmt: skip
+    if program is None:
+        raise ModelError("onnx", "torch's exporter gave nothing", "export with another version of torch")
+    proto = program.model_proto
+    facts = _facts(network, whole)
+    for output in proto.graph.output[2:]:  # else they are named by the formula of their size
+        for dimension, name in zip(output.type.tensor_type.shape.dim[-2:], ("rows", "columns"), strict=True):
+            dimension.dim_param = name
+    onnx.helper.set_model_props(proto, {"holoslide": json.dumps(facts)})
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "model.onnx"
+    write_atomically(path, lambda file: file.write(proto.SerializeToString()))
+    text = (card + _SECTION.format(**facts)).lstrip()
+    write_atomically(folder / "model-onnx.md", lambda file: file.write(text.encode()))
+    return path
+
+
+def _facts(network: StreamedClassifier, whole: WholeClassifier) -> dict[str, Any]:
+    """What a user of the file must know; also in the file itself, as the property `holoslide`."""
+    model = network.model
+    field, kernel = _fields(network)[-1], whole.kernels[-1]
+    cell = field.then(Receptive(kernel, 0, kernel - 1))
+    return {
+        "classes": list(model.classes),
+        "mpp": model.mpp,
+        "glass": list(model.glass),
+        "border": network.border,
+        "pool": network.pool,
+        "heads": len(network.heads),
+        "cell_px": cell.stride,
+        # A cell is drawn around the middle of what it sees, which padding moves by a little.
+        "shift_px": (cell.low + cell.high) / 2 - (cell.stride - 1) / 2,
+    }
+
+
+_SECTION = """
+## The ONNX file
+
+`model.onnx` is the whole classifier, from a raster's pixels to the answer, for rasters of any size.
+
+| name | shape | what it is |
+| --- | --- | --- |
+| `pixels` (in) | (H, W, 3) uint8 | RGB of the slide at {mpp} um per pixel |
+| `tissue` (in) | (H, W) uint8 | 1: tissue; 0: none, and the pixel is taken as glass, {glass} |
+| `logits` (out) | ({heads}, L) | of every head, the last being the model's answer |
+| `probabilities` (out) | (L,) | of the classes, in this order: {classes} |
+| `attention` (out) | (h, w) | of the last head's cells, sums to 1 |
+| `evidence` (out) | (L, h, w) | what each cell adds to each logit; the head's bias is not in it |
+
+Cell (y, x) is the square of {cell_px} pixels whose first pixel is (y, x) * {cell_px} + {shift_px}. The border is
+"{border}", the pooling is over "{pool}". `holoslide.inference.export_onnx.onnx_inputs` makes the two inputs from a
+prepared slide. The raster goes through in one piece: memory grows with its area, unlike in holoslide itself.
+"""

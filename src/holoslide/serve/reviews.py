@@ -1,0 +1,90 @@
+"""What reviewers write: a CSV in the run's folder to which rows are only ever added.
+
+`time,reviewer,slide_id,label,note`: the last row of a slide is what holds, the earlier ones are its history. An
+empty label means that the table's label was not corrected.
+"""
+
+from __future__ import annotations
+
+import csv
+import fcntl
+import io
+import threading
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields
+from datetime import UTC, datetime
+from pathlib import Path
+
+from holoslide.errors import SlideError
+from holoslide.files import write_atomically
+
+FILE = "reviews.csv"
+
+
+@dataclass(frozen=True, slots=True)
+class Review:
+    """One entry: when (UTC), by whom, on which slide."""
+
+    time: str
+    reviewer: str
+    slide_id: str
+    label: str
+    note: str
+
+
+COLUMNS = [field.name for field in fields(Review)]
+
+
+class Reviews:
+    """The reviews of a run; safe between threads, and between several viewers of one run."""
+
+    def __init__(self, run: Path) -> None:
+        self._path = run / FILE
+        self._lock = threading.Lock()
+        self._read()  # a file that is none is told at once, not when a reviewer has written
+
+    def all(self) -> dict[str, list[Review]]:
+        """Every slide's entries, oldest first."""
+        found: dict[str, list[Review]] = defaultdict(list)
+        for review in self._read():
+            found[review.slide_id].append(review)
+        return dict(found)
+
+    def of(self, slide_id: str) -> list[Review]:
+        """One slide's entries, oldest first."""
+        return [review for review in self._read() if review.slide_id == slide_id]
+
+    def add(self, slide_id: str, *, reviewer: str, label: str, note: str) -> Review:
+        """Add an entry; it is on the disk when this returns, and what was there before is there still."""
+        time = datetime.now(UTC).isoformat(timespec="milliseconds")
+        review = Review(time, reviewer, slide_id, label, note)
+        with self._lock, _alone(self._path):
+            text = io.StringIO()
+            writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(asdict(each) for each in [*self._read(), review])
+            write_atomically(self._path, lambda file: file.write(text.getvalue().encode()))
+        return review
+
+    def _read(self) -> list[Review]:
+        if not self._path.exists():
+            return []
+        remedy = "move it away: it holds what reviewers wrote, and is never written over"
+        try:
+            with self._path.open(newline="", encoding="utf-8") as file:
+                rows = csv.DictReader(file)
+                if rows.fieldnames != COLUMNS:
+                    raise SlideError(self._path, f"has not the columns {','.join(COLUMNS)}", remedy)
+                return [Review(**{name: row[name] or "" for name in COLUMNS}) for row in rows]
+        except (UnicodeDecodeError, csv.Error) as error:
+            raise SlideError(self._path, f"cannot be read ({error})", remedy) from error
+
+
+@contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """Keep other processes from writing the same file."""
+    with path.with_name(f".{path.name}.lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield

@@ -1,0 +1,136 @@
+"""What the viewer answers: the run's slides, their tiles, the layers in register, the tissue."""
+
+import csv
+import io
+from pathlib import Path
+from urllib.parse import quote
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from holoslide.errors import CheckpointError
+from holoslide.geometry import Box
+from holoslide.inference.heatmap import Heatmap
+from holoslide.runs import rasters_of
+from holoslide.serve.server import make_viewer
+from holoslide.slides.raster import Raster
+from holoslide.slides.reader import open_slide
+from tests.serve.served import Served, serving
+
+
+def picture(body: bytes) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(body)))
+
+
+def test_the_list_has_every_slide_with_what_was_predicted(viewer: Served, finished_run: Path) -> None:
+    run = viewer.ask("/api/run").json
+    with (finished_run / "predictions.csv").open(newline="") as file:
+        predicted = {row["slide_id"]: row for row in csv.DictReader(file)}
+    assert [slide["id"] for slide in run["slides"]] == sorted(predicted)
+    assert (run["classes"], run["modules"]) == (["benign", "lesion"], 2)
+    for slide in run["slides"]:
+        row = predicted[slide["id"]]
+        assert slide["prediction"] == row["prediction"]
+        assert slide["label"] == row["label"]
+        assert slide["p"] == [float(row["p_benign"]), float(row["p_lesion"])]
+        assert slide["review"] is None
+
+
+def test_every_part_of_the_page_is_there(viewer: Served) -> None:
+    page = viewer.ask("/").body.decode()
+    assert "<script>" not in page
+    for name in ("app.js", "deepzoom.js", "pane.js", "list.js", "review.js", "style.css", "icon.svg"):
+        part = viewer.ask(f"/static/{name}")
+        assert (part.status, bool(part.body)) == (200, True)
+        assert b"http://" not in part.body.replace(b"http://www.w3.org/2000/svg", b"")
+        assert b"https://" not in part.body
+
+
+def test_tiles_are_the_slide(viewer: Served, finished_run: Path) -> None:
+    """Put together, the tiles of a level are what the reader gives, to what JPEG loses."""
+    facts = viewer.ask("/api/slides/focus-001").json["picture"]
+    assert facts["levels"] >= 2
+    with open_slide(finished_run.parent / "slides" / "focus-001.tiff") as reader:
+        assert (facts["height_l0"], facts["width_l0"]) == reader.shape_l0
+        height, width = reader.shape_l0
+        whole = reader.read(Box(0, 0, height, width), facts["mpp"])
+    rows = []
+    for y in range(-(-height // 256)):
+        tiles = [viewer.ask(f"/api/slides/focus-001/tiles/0/{y}/{x}.jpg") for x in range(-(-width // 256))]
+        assert {tile.headers["content-type"] for tile in tiles} == {"image/jpeg"}
+        rows.append(np.hstack([picture(tile.body) for tile in tiles]))
+    shown = np.vstack(rows)
+    assert shown.shape == whole.shape
+    assert np.abs(shown.astype(int) - whole).mean() < 3
+    top = picture(viewer.ask(f"/api/slides/focus-001/tiles/{facts['levels'] - 1}/0/0.jpg").body)
+    small = np.asarray(Image.fromarray(whole).resize(top.shape[1::-1], Image.Resampling.BOX))
+    assert np.abs(top.astype(int) - small).mean() < 4
+
+
+@pytest.mark.parametrize("tile", ["0/99/0", "0/0/99", "99/0/0", "-1/0/0", "0/-1/0", "1000000000000/0/0"])
+def test_tiles_that_do_not_exist_are_not_found(viewer: Served, tile: str) -> None:
+    assert viewer.ask(f"/api/slides/focus-001/tiles/{tile}.jpg").status == 404
+
+
+def test_layers_are_the_heatmaps_in_register(viewer: Served, finished_run: Path) -> None:
+    facts = viewer.ask("/api/slides/focus-002").json
+    names = {layer["name"] for layer in facts["layers"]}
+    assert names == {
+        kind.format(k) for k in (1, 2) for kind in ("attention-{}", "evidence-{}-0", "evidence-{}-1")
+    }
+    own = Heatmap.load(finished_run / "heatmaps" / "focus-002.npz")
+    (layer,) = [layer for layer in facts["layers"] if layer["name"] == "evidence-2-1"]
+    np.testing.assert_allclose(layer["box_l0"], own.box_l0)
+    raw = viewer.ask("/api/slides/focus-002/layers/evidence-2-1.f32").body
+    values = np.frombuffer(raw, "<f4").reshape(layer["rows"], layer["columns"])
+    np.testing.assert_allclose(values, own.evidence_LHW[1] - own.evidence_LHW[0], rtol=1e-5)
+    shown = picture(viewer.ask("/api/slides/focus-002/layers/evidence-2-1.png").body)
+    assert shown.shape == (*values.shape, 4)
+    np.testing.assert_array_equal(shown[..., 3] > 0, np.isfinite(values))
+    legend = picture(viewer.ask("/api/slides/focus-002/legends/evidence-2-1.png").body)
+    assert legend.shape == (1, 256, 3)
+
+
+def test_the_outline_is_the_tissue(viewer: Served, finished_run: Path) -> None:
+    pieces = viewer.ask("/api/slides/focus-001/outline").json
+    rasters = rasters_of(finished_run)
+    assert rasters is not None
+    with Raster.open(rasters / "focus-001.tif") as raster:
+        rows, columns = np.nonzero(raster.mask)
+        side_y, side_x = (raster.mask_cell_px * each for each in raster.l0_per_px)
+        top, left = raster.origin_l0
+    xs, ys = zip(*[point for piece in pieces for point in piece[0]], strict=True)
+    assert min(ys) == pytest.approx(top + rows.min() * side_y, abs=0.1)
+    assert max(ys) == pytest.approx(top + (rows.max() + 1) * side_y, abs=0.1)
+    assert min(xs) == pytest.approx(left + columns.min() * side_x, abs=0.1)
+    assert max(xs) == pytest.approx(left + (columns.max() + 1) * side_x, abs=0.1)
+
+
+def test_odd_names_and_missing_files_are_shown_as_what_they_are(nasty_run: Path) -> None:
+    with serving(nasty_run) as served:
+        slides = served.ask("/api/run").json["slides"]
+        odd, gone = slides[0]["id"], slides[-1]["id"]
+        assert odd.startswith("<img")
+        assert served.ask(f"/api/slides/{quote(odd, safe='')}").json["picture"]["levels"] >= 1
+        lost = served.ask(f"/api/slides/{gone}").json
+        assert lost["picture"] is None
+        assert gone in lost["error"]
+        assert served.ask(f"/api/slides/{gone}/tiles/0/0/0.jpg").status == 404
+
+
+def test_a_real_slide_with_bounds_and_a_fine_pyramid(data_dir: Path, run_copy: Path) -> None:
+    slide = data_dir / "wsi" / "CMU-1-Small-Region.svs"
+    (run_copy / "cohort.csv").write_text(
+        f"slide_id,patient_id,label,split,mpp,path\ncmu,p,benign,test,,{slide}\n"
+    )
+    with serving(run_copy) as served:
+        facts = served.ask("/api/slides/cmu").json["picture"]
+        assert facts["mpp"] == pytest.approx(0.499)
+        tile = picture(served.ask("/api/slides/cmu/tiles/1/1/2.jpg").body)
+        assert tile.shape == (256, 256, 3)
+
+
+def test_a_folder_that_is_no_run_is_said_to_be_none(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="is not a run"):
+        make_viewer(tmp_path)

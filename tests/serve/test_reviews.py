@@ -1,0 +1,112 @@
+"""What reviewers write is on the disk, whole, with who and when; nothing that was written is ever lost."""
+
+import csv
+import threading
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from holoslide.errors import SlideError
+from holoslide.serve.reviews import Reviews
+from tests.serve.served import serving
+
+
+def rows(run: Path) -> list[dict[str, str]]:
+    with (run / "reviews.csv").open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_review_is_written_with_who_and_when(run_copy: Path) -> None:
+    note = 'two foci, "both" small;\nsecond line, ä <script>alert(1)</script> =1+1'
+    with serving(run_copy) as served:
+        answer = served.write("focus-001", {"reviewer": " Dr. A ", "label": "lesion", "note": note})
+        assert answer.status == 201
+        assert served.write("focus-001", {"reviewer": "B", "label": "", "note": "no"}).status == 201
+        shown = served.ask("/api/slides/focus-001").json["reviews"]
+        assert served.ask("/api/run").json["slides"][0]["review"]["reviewer"] == "B"
+    first, second = rows(run_copy)
+    assert first | {"time": ""} == {
+        "time": "", "reviewer": "Dr. A", "slide_id": "focus-001", "label": "lesion", "note": note
+    }  # fmt: skip
+    assert abs((datetime.now(UTC) - datetime.fromisoformat(first["time"])).total_seconds()) < 300
+    assert second["note"] == "no"
+    assert shown == [first, second]
+    with serving(run_copy) as served:  # another viewer, later
+        assert served.ask("/api/slides/focus-001").json["reviews"] == shown
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        {"reviewer": "", "label": "", "note": ""},
+        {"reviewer": "  ", "label": "", "note": ""},
+        {"reviewer": "A", "label": "no class", "note": ""},
+        {"reviewer": "A", "label": "", "note": "x" * 10_001},
+        {"reviewer": "A" * 81, "label": "", "note": ""},
+        {"reviewer": "A", "label": "", "note": "", "path": "/etc/passwd"},
+        {"reviewer": ["A"], "label": "", "note": ""},
+        [],
+        b"not json",
+    ],
+)
+def test_what_is_no_review_is_refused_with_a_reason(run_copy: Path, sent: object) -> None:
+    with serving(run_copy) as served:
+        answer = served.write("focus-001", sent)
+        assert answer.status == 422
+        assert answer.json["error"]
+        assert served.write("none", {"reviewer": "A", "label": "", "note": ""}).status == 404
+    assert not (run_copy / "reviews.csv").exists()
+
+
+def test_many_writers_lose_nothing(tmp_path: Path) -> None:
+    """Two viewers of one run, as two processes have them, and several threads in each."""
+    viewers = [Reviews(tmp_path), Reviews(tmp_path)]
+
+    def write(worker: int) -> None:
+        for n in range(5):
+            viewers[worker % 2].add(f"s{worker}", reviewer=f"r{worker}", label="", note=f"{n}")
+
+    threads = [threading.Thread(target=write, args=(worker,)) for worker in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    found = Reviews(tmp_path).all()
+    assert {slide: [r.note for r in reviews] for slide, reviews in found.items()} == {
+        f"s{worker}": ["0", "1", "2", "3", "4"] for worker in range(6)
+    }
+    assert not list(tmp_path.glob("*.tmp"))
+
+
+def test_a_write_that_fails_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reviews = Reviews(tmp_path)
+    reviews.add("s", reviewer="A", label="", note="first")
+
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as broken:
+        broken.setattr("os.fsync", full)
+        with pytest.raises(OSError, match="No space"):
+            reviews.add("s", reviewer="A", label="", note="second")
+    assert [review.note for review in Reviews(tmp_path).of("s")] == ["first"]
+    reviews.add("s", reviewer="A", label="", note="third")
+    assert [review.note for review in Reviews(tmp_path).of("s")] == ["first", "third"]
+
+
+def test_a_disk_that_is_full_is_told_to_the_reviewer(run_copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    with serving(run_copy) as served, monkeypatch.context() as broken:
+        broken.setattr("os.fsync", full)
+        answer = served.write("focus-001", {"reviewer": "A", "label": "", "note": "n"})
+    assert (answer.status, answer.json["error"]) == (507, "it cannot be written: No space left on device")
+
+
+def test_another_file_of_that_name_is_not_written_over(tmp_path: Path) -> None:
+    (tmp_path / "reviews.csv").write_text("mine\n1\n")
+    with pytest.raises(SlideError, match="has not the columns"):
+        Reviews(tmp_path)
+    assert (tmp_path / "reviews.csv").read_text() == "mine\n1\n"
