@@ -19,7 +19,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from benchmarks.common import Figure, Options, Result, main, without_folders
-from holoslide.pipeline import rasters_of
+from holoslide.runs import rasters_of
 from holoslide.slides.cohort import Cohort
 from holoslide.slides.raster import Raster
 

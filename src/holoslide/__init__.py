@@ -7,7 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from holoslide.api import evaluate, fit, heatmap, predict
+    from holoslide.api import evaluate, fit, heatmap, predict, score
     from holoslide.config import RunConfig
     from holoslide.models.classifier import LocalClassifier
     from holoslide.slides.cohort import Cohort
@@ -24,6 +24,7 @@ __all__ = [
     "heatmap",
     "open_slide",
     "predict",
+    "score",
 ]
 
 _HOMES = {
@@ -36,6 +37,7 @@ _HOMES = {
     "heatmap": "api",
     "open_slide": "slides.reader",
     "predict": "api",
+    "score": "api",
 }
 
 
