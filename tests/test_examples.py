@@ -113,4 +113,4 @@ def test_every_example_has_its_test() -> None:
     tests = Path(__file__).read_text(encoding="utf-8")
     names = [path.name for path in EXAMPLES.glob("*.py")]
     assert names
-    assert [name for name in names if f'example("{name}"' not in tests] == []
+    assert [name for name in names if f'"{name}"' not in tests] == []
