@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 if TYPE_CHECKING:
-    from holoslide.api import evaluate, fit, heatmap, predict
+    from holoslide.api import evaluate, fit, heatmap, predict, score
     from holoslide.config import RunConfig
     from holoslide.models.classifier import LocalClassifier
     from holoslide.slides.cohort import Cohort
@@ -28,6 +28,7 @@ __all__ = [
     "heatmap",
     "open_slide",
     "predict",
+    "score",
 ]
 
 _HOMES = {
@@ -40,6 +41,7 @@ _HOMES = {
     "heatmap": "api",
     "open_slide": "slides.reader",
     "predict": "api",
+    "score": "api",
 }
 
 

@@ -1,17 +1,19 @@
-"""The whole job from Python: four functions, the same as the commands of their names."""
+"""The whole job from Python: functions that do the same as the commands of their names."""
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
 from holoslide.config import RunConfig
 from holoslide.errors import CohortError
 from holoslide.inference.heatmap import Heatmap
+from holoslide.inference.show import table_html
 from holoslide.models.classifier import LocalClassifier
 from holoslide.pipeline import Prepared, cohort_of, prepare_cohort
 from holoslide.pipeline import train as train_run
-from holoslide.results import Evaluation, Predictor, evaluate_run, predict_cohort
+from holoslide.results import Evaluation, Predictor, Scored, evaluate_run, predict_cohort
 from holoslide.runs import rasters_of
 from holoslide.slides.cohort import Cohort
 from holoslide.training.progress import Progress
@@ -25,6 +27,22 @@ class Run:
     best: Path
     best_epoch: int
     left_out: tuple[tuple[str, str], ...]
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: where the run is, and how good the model is, as far as it was evaluated."""
+        facts = [("folder", str(self.folder)), ("best epoch", str(self.best_epoch))]
+        facts += [("left out", f"{slide_id}: {reason}") for slide_id, reason in self.left_out]
+        path = self.folder / "metrics.json"
+        if not path.is_file():
+            return table_html(f"Run {self.folder.name}", [*facts, ("metrics", "not evaluated yet")], [])
+        measured = json.loads(path.read_text(encoding="utf-8"))["slides"]
+        facts += [("slides", str(measured["slides"])), ("report", str(self.folder / "report.html"))]
+        rows = [
+            [name.replace("_", " "), f"{m['value']:.3f}", _interval(m)]
+            for name, m in measured.items()
+            if isinstance(m, dict) and m.get("value") is not None
+        ]
+        return table_html(f"Run {self.folder.name}", facts, [["measure", "value", "95 % interval"], *rows])
 
 
 def fit(
@@ -79,14 +97,28 @@ def predict(
 
 def heatmap(run: Run | str | Path, slide: str | Path, *, mpp: float | None = None) -> Heatmap:
     """The last head's attention and evidence on one slide, in register with level 0."""
+    return score(run, slide, mpp=mpp).heatmap
+
+
+def score(run: Run | str | Path, slide: str | Path, *, mpp: float | None = None) -> Scored:
+    """One slide's prediction, `probabilities` by class, and the heatmaps of all heads, from one pass.
+
+    `mpp`: the slide's microns per pixel, where it does not say. Raises `CohortError` if it cannot be used.
+    """
     folder = run.folder if isinstance(run, Run) else Path(run)
     predictor = Predictor(folder)
     cohort = cohort_of([Path(slide)], mpp=mpp)
-    prepared = _prepare(cohort, predictor, folder / "rasters")
+    rasters = (folder if folder.is_dir() else Path(slide).parent) / "rasters"
+    prepared = _prepare(cohort, predictor, rasters)
     for slide_id, reason in prepared.left_out:
         raise CohortError(slide_id, reason, "choose another slide")
     row = cohort.rows[0]
-    return predictor.score(row, prepared.rasters[row.slide_id]).heatmap
+    return predictor.score(row, prepared.rasters[row.slide_id])
+
+
+def _interval(measure: dict[str, float | None]) -> str:
+    low, high = measure["low"], measure["high"]
+    return "" if low is None or high is None else f"{low:.3f} to {high:.3f}"
 
 
 def _prepare(cohort: Cohort, predictor: Predictor, folder: Path) -> Prepared:

@@ -41,6 +41,7 @@ from holoslide.evaluation.report import write_report
 from holoslide.evaluation.report_data import Prediction
 from holoslide.inference.heatmap import Heatmap, heatmap_paths, make_heatmap
 from holoslide.inference.predict import SlideScores, score_slide
+from holoslide.inference.show import prediction_html
 from holoslide.models.classifier import LocalClassifier
 from holoslide.models.hub import model_folder
 from holoslide.models.streamed import StreamedClassifier
@@ -74,6 +75,17 @@ class Scored:
     def prediction(self) -> str:
         """The class that the last head finds most probable."""
         return self.heatmap.classes[int(self.scores.probabilities[-1].argmax())]
+
+    @property
+    def probabilities(self) -> dict[str, float]:
+        """The model's, by class."""
+        return dict(zip(self.heatmap.classes, map(float, self.scores.probabilities[-1]), strict=True))
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        return prediction_html(
+            self.row.slide_id, self.prediction, list(self.probabilities.items()), self.heatmap
+        )
 
 
 class Predictor:

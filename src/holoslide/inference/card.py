@@ -80,5 +80,6 @@ def _results(path: Path) -> str:
             low, high = value.get("low"), value.get("high")
             interval = "" if low is None or high is None else f"{low:.3f} to {high:.3f}"
             lines.append(f"| {name.replace('_', ' ')} | {value['value']:.3f} | {interval} |")
-    head = "\n## Results on the part that was kept for the end\n\n| measure | value | 95 % interval |\n"
-    return head + "| --- | --- | --- |\n" + "\n".join(lines) + "\n"
+    head = "\n## Results of the run's last evaluation\n\n"
+    head += f"Of {measured['slides']} slides; the run's `metrics.json` has all.\n\n"
+    return head + "| measure | value | 95 % interval |\n| --- | --- | --- |\n" + "\n".join(lines) + "\n"

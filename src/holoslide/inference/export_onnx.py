@@ -231,7 +231,7 @@ _SECTION = """
 | `attention` (out) | (h, w) | of the last head's cells, sums to 1 |
 | `evidence` (out) | (L, h, w) | what each cell adds to each logit; the head's bias is not in it |
 
-Cell (y, x) is the square of {cell_px} pixels whose first pixel is (y, x) * {cell_px} + {shift_px}. The border is
+Cell (y, x) is the square of {cell_px} pixels whose first pixel is (y, x) * {cell_px} {shift_px:+}. The border is
 "{border}", the pooling is over "{pool}". `holoslide.inference.export_onnx.onnx_inputs` makes the two inputs from a
 prepared slide. The raster goes through in one piece: memory grows with its area, unlike in holoslide itself.
 """

@@ -59,6 +59,12 @@ class Heatmap:
             classes=np.array(self.classes),
         )
 
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        from holoslide.inference.show import heatmap_html
+
+        return heatmap_html(self)
+
     @classmethod
     def load(cls, path: Path) -> Heatmap:
         """Read what `save` wrote. Raises `SlideError` if it is something else."""

@@ -23,8 +23,9 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, StringConstraints
 
 from holoslide.errors import HoloslideError
+from holoslide.inference.layers import Layer
 from holoslide.serve.reviews import Review, Reviews
-from holoslide.serve.run import Layer, RunView
+from holoslide.serve.run import RunView
 from holoslide.serve.tiles import TILE_PX, Tile, TileStore
 
 STATIC = {

@@ -3,82 +3,17 @@
 from __future__ import annotations
 
 import csv
-import io
 import math
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import PIL.Image
-from numpy.typing import NDArray
-
 from holoslide.errors import CheckpointError, SlideError
-from holoslide.evaluation.overlay import (
-    Scale,
-    attention_scale,
-    evidence_for,
-    evidence_scale,
-    relative_attention,
-)
 from holoslide.inference.heatmap import Heatmap, heatmap_paths
+from holoslide.inference.layers import Layer, layers_of
 from holoslide.slides.cohort import Cohort, SlideRow
 from holoslide.slides.polygons import mask_polygons
 from holoslide.slides.raster import Raster
-
-FAINTEST = 0.35  # opacity of a cell whose evidence is 0
-
-
-@dataclass(frozen=True, slots=True)
-class Layer:
-    """Scores of one head on its grid, and how they are coloured; `box_l0` (top, left, bottom, right)."""
-
-    name: str
-    module: int
-    title: str
-    values_HW: NDArray[np.float64]
-    scale: Scale
-    box_l0: tuple[float, float, float, float]
-
-    def facts(self) -> dict[str, Any]:
-        """Plain values; ticks are (position from 0 to 1, label)."""
-        return {
-            "name": self.name,
-            "module": self.module,
-            "title": self.title,
-            "unit": self.scale.unit,
-            "rows": self.values_HW.shape[0],
-            "columns": self.values_HW.shape[1],
-            "box_l0": self.box_l0,
-            "ticks": self.scale.tick_places(),
-        }
-
-    def png(self) -> bytes:
-        """One pixel per cell, transparent where no cell votes, and nearly so where evidence says little."""
-        alpha = np.where(np.isfinite(self.values_HW), self._opacity(), 0.0)
-        rgba = np.dstack([self.scale.colour(self.values_HW), 255 * alpha]).round().astype(np.uint8)
-        return _png(rgba)
-
-    def _opacity(self) -> NDArray[np.float64]:
-        """1, but for evidence less the nearer it is to 0: its pale middle colours would veil the tissue."""
-        if not self.scale.low < 0 < self.scale.high:
-            return np.ones(self.values_HW.shape)
-        strength = np.abs(2 * self.scale.position(self.values_HW) - 1)
-        return FAINTEST + (1 - FAINTEST) * np.nan_to_num(np.sqrt(strength))
-
-    def legend_png(self) -> bytes:
-        """The scale from low to high, as the layer's colours are."""
-        place = np.linspace(0, 1, 256)
-        if self.scale.logarithmic:
-            values = self.scale.low * (self.scale.high / self.scale.low) ** place
-        else:
-            values = self.scale.low + place * (self.scale.high - self.scale.low)
-        return _png(self.scale.colour(values)[None].round().astype(np.uint8))
-
-    def raw(self) -> bytes:
-        """The scores as little-endian float32, row by row; NaN where no cell votes."""
-        return self.values_HW.astype("<f4").tobytes()
 
 
 class RunView:
@@ -134,7 +69,7 @@ class RunView:
             if not path.is_file():
                 continue
             heatmap = Heatmap.load(path)
-            layers |= {layer.name: layer for layer in _of_head(heatmap, module, last=module == self.modules)}
+            layers |= {layer.name: layer for layer in layers_of(heatmap, module, last=module == self.modules)}
         return layers
 
     def _outline(self, slide_id: str) -> list[list[list[tuple[float, float]]]]:
@@ -155,26 +90,6 @@ class RunView:
         ]
 
 
-def _of_head(heatmap: Heatmap, module: int, *, last: bool) -> list[Layer]:
-    where = f"module {module}" + (" (the model's)" if last else "")
-    relative = relative_attention(heatmap.attention_HW)
-    layers = [
-        Layer(
-            f"attention-{module}",
-            module,
-            f"Attention, {where}",
-            relative,
-            attention_scale([relative]),
-            heatmap.box_l0,
-        )
-    ]
-    for number, name in enumerate(heatmap.classes):
-        evidence = evidence_for(heatmap.evidence_LHW, number)
-        scale, title = evidence_scale(evidence, name), f"Evidence for {name}, {where}"
-        layers.append(Layer(f"evidence-{module}-{number}", module, title, evidence, scale, heatmap.box_l0))
-    return layers
-
-
 def _table(path: Path) -> list[dict[str, str]]:
     if not path.is_file():
         return []
@@ -185,9 +100,3 @@ def _table(path: Path) -> list[dict[str, str]]:
             if key.startswith("p_") and not math.isfinite(float(value)):
                 raise SlideError(path, f"holds {value} for {row['slide_id']}", "evaluate the run again")
     return rows
-
-
-def _png(pixels: NDArray[np.uint8]) -> bytes:
-    buffer = io.BytesIO()
-    PIL.Image.fromarray(pixels).save(buffer, "png")
-    return buffer.getvalue()

@@ -90,6 +90,7 @@ export class SlideList extends EventTarget {
     const key = byId("sort").value;
     this.shown.sort((a, b) => (this.rising ? 1 : -1) * order(a, b, key));
     byId("slides").replaceChildren(...this.shown.map((slide) => this.items.get(slide.id)));
+    this.items.get(this.current)?.scrollIntoView({ block: "nearest" });
     byId("count").textContent = this.shown.length === this.slides.length ? `${this.slides.length} slides` : `${this.shown.length} of ${this.slides.length} slides`;
   }
 
@@ -111,6 +112,7 @@ function isWrong(slide) {
 }
 
 function isIn(slide, state) {
+  if (state === "scored") return slide.prediction !== null;
   if (state === "wrong") return isWrong(slide);
   if (state === "right") return slide.prediction !== null && slide.label !== null && !isWrong(slide);
   return (state === "reviewed") === Boolean(slide.review);

@@ -1,0 +1,73 @@
+"""How results show themselves in a notebook: small pieces of HTML that need neither files nor network."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterable, Sequence
+from html import escape
+
+from holoslide.inference.heatmap import Heatmap
+from holoslide.inference.layers import Layer, layers_of
+
+PICTURE_PX = 260
+_QUIET = "color:#777;font-size:12px"
+
+
+def heatmap_html(heatmap: Heatmap) -> str:
+    """Attention and the evidence for each class side by side, every cell a square, with legends."""
+    pictures = "".join(_picture(layer) for layer in layers_of(heatmap, 1, last=False))
+    rows, columns = heatmap.attention_HW.shape
+    place = f"{rows} x {columns} cells of {heatmap.cell_l0[0]:g} x {heatmap.cell_l0[1]:g} level-0 pixels"
+    corner = f"first corner at y {heatmap.origin_l0[0]:g}, x {heatmap.origin_l0[1]:g}"
+    return (
+        f'<div style="display:flex;flex-wrap:wrap;gap:18px">{pictures}</div>'
+        f'<div style="{_QUIET}">{place}, {corner}</div>'
+    )
+
+
+def prediction_html(
+    slide_id: str, prediction: str, probabilities: Iterable[tuple[str, float]], heatmap: Heatmap
+) -> str:
+    """A slide's probabilities as bars, and its heatmap."""
+    bars = "".join(_bar(name, p, own=name == prediction) for name, p in probabilities)
+    return f"<h4>{escape(slide_id)}: {escape(prediction)}</h4><table>{bars}</table>{heatmap_html(heatmap)}"
+
+
+def table_html(title: str, facts: Sequence[tuple[str, str]], rows: Sequence[Sequence[str]]) -> str:
+    """A title, facts by name, and below them the rows of a table, of which the first is the header."""
+    said = "".join(f"<tr>{_cell(name)}{_cell(value)}</tr>" for name, value in facts)
+    head = "".join(f'<th style="text-align:left">{escape(text)}</th>' for text in (rows[0] if rows else ()))
+    body = "".join(f"<tr>{''.join(map(_cell, row))}</tr>" for row in rows[1:])
+    measured = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>" if rows else ""
+    return f"<h4>{escape(title)}</h4><table>{said}</table>{measured}"
+
+
+def _cell(text: str) -> str:
+    return f'<td style="text-align:left">{escape(text)}</td>'
+
+
+def _bar(name: str, p: float, *, own: bool) -> str:
+    colour = "#2a8f80" if own else "#9aa3ad"
+    fill = f'<div style="background:{colour};height:9px;width:{100 * p:.1f}%"></div>'
+    return (
+        f'<tr>{_cell(name)}<td style="width:180px">'
+        f'<div style="background:#8883">{fill}</div></td>{_cell(f"{p:.3f}")}</tr>'
+    )
+
+
+def _picture(layer: Layer) -> str:
+    rows, columns = layer.values_HW.shape
+    width = round(PICTURE_PX * min(1, columns / rows))
+    ticks = layer.scale.tick_places()
+    return (
+        f'<figure style="margin:0"><img src="{_data(layer.png())}" width="{width}" '
+        f'style="image-rendering:pixelated;background:#fff" alt="{escape(layer.scale.unit)}"><br>'
+        f'<img src="{_data(layer.legend_png())}" width="{PICTURE_PX}" height="9" alt="legend">'
+        f'<div style="{_QUIET};width:{PICTURE_PX}px;display:flex;justify-content:space-between">'
+        f"{''.join(f'<span>{escape(label)}</span>' for _, label in ticks)}</div>"
+        f'<figcaption style="{_QUIET}">{escape(layer.scale.unit)}</figcaption></figure>'
+    )
+
+
+def _data(png: bytes) -> str:
+    return f"data:image/png;base64,{base64.b64encode(png).decode()}"

@@ -1,0 +1,116 @@
+"""Every example runs as a user would run it, and says what is so."""
+
+import csv
+import runpy
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+from holoslide.inference.heatmap import Heatmap
+from tests.conftest import SETTINGS
+
+EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
+Example = Callable[..., str]
+
+
+@pytest.fixture
+def example(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Example:
+    """Runs an example in this process, which has its imports already; gives what it printed."""
+
+    monkeypatch.setattr("os.cpu_count", lambda: 1)  # slides are prepared here, too, and not in processes
+
+    def run(name: str, *arguments: object) -> str:
+        monkeypatch.setattr("sys.argv", [name, *map(str, arguments)])
+        runpy.run_path(str(EXAMPLES / name), run_name="__main__")
+        return capsys.readouterr().out
+
+    return run
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml.safe_dump(SETTINGS))
+    return path
+
+
+@pytest.fixture
+def slides(finished_run: Path) -> list[dict[str, str]]:
+    """The rows of the drawn slides' table, with their paths."""
+    with (finished_run / "cohort.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_train_on_a_folder(
+    example: Example, config: Path, slides: list[dict[str, str]], tmp_path: Path
+) -> None:
+    for row in slides:
+        target = tmp_path / "slides" / row["label"] / Path(row["path"]).name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(row["path"], target)
+    out = tmp_path / "run"
+    printed = example("train_on_a_folder.py", tmp_path / "slides", "--out", out, "--config", config)
+    assert printed.startswith("AUROC ")
+    assert (out / "report.html").is_file()
+    with (out / "cohort.csv").open(newline="") as file:
+        labels = {row["slide_id"]: row["label"] for row in csv.DictReader(file)}
+    assert labels == {row["slide_id"]: row["label"] for row in slides}
+
+
+def test_change_the_backbone(example: Example, config: Path, finished_run: Path, tmp_path: Path) -> None:
+    settings = yaml.safe_load(config.read_text())
+    settings["model"]["backbone"] = {"truncate": "features.denseblock1"}
+    config.write_text(yaml.safe_dump(settings))
+    options = ("--backbone", "densenet121", "--weights", "none", "--modules", 2, "--config", config)
+    printed = example(
+        "change_the_backbone.py", finished_run / "cohort.csv", "--out", tmp_path / "run", *options
+    )
+    assert printed.startswith("densenet121 in 2 modules, best after epoch 1")
+
+
+def test_stream_your_own_module(example: Example) -> None:
+    size, values, gradients = example("stream_your_own_module.py", "--side", 301).splitlines()
+    assert size == "output (8, 151, 121)"
+    assert float(values.split()[-1]) < 1e-5
+    assert float(gradients.split()[3]) < 1e-5
+
+
+def test_score_one_slide(example: Example, finished_run: Path, tmp_path: Path) -> None:
+    slide = finished_run.parent / "slides" / "focus-003.tiff"
+    printed = example("score_one_slide.py", finished_run, slide, "--heatmap", tmp_path / "h.npz")
+    with (finished_run / "predictions.csv").open(newline="") as file:
+        rows = {row["slide_id"]: row for row in csv.DictReader(file)}
+    assert printed.split()[:2] == ["benign", f"{float(rows['focus-003']['p_benign']):.3f}"]
+    assert Heatmap.load(tmp_path / "h.npz").classes == ("benign", "lesion")
+
+
+def test_bring_clam_splits(
+    example: Example, config: Path, slides: list[dict[str, str]], finished_run: Path, tmp_path: Path
+) -> None:
+    table, splits, out = tmp_path / "dataset.csv", tmp_path / "splits", tmp_path / "out"
+    lines = [f"{row['patient_id']},{row['slide_id']},{row['label']}" for row in slides]
+    table.write_text("\n".join(["case_id,slide_id,label", *lines]))
+    splits.mkdir()
+    benign, lesion = ([r["slide_id"] for r in slides if r["label"] == name] for name in ("benign", "lesion"))
+    text = "train,val,test\n" + "".join(f"{a},{b},{c}\n" for a, _, b, c in (benign, lesion))
+    text += "".join(f"{second},,\n" for _, second, _, _ in (benign, lesion))
+    (splits / "splits_0.csv").write_text(
+        "".join(f"{n or ''},{line}\n" for n, line in enumerate(text.splitlines()))
+    )
+    folder = finished_run.parent / "slides"
+    options = ("--slides", folder, "--out", out, "--config", config)
+    assert example("bring_clam_splits.py", table, splits, *options).startswith("fold 0: AUROC ")
+    with (out / "fold_0.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert {row["slide_id"]: row["Y"] for row in rows} == {benign[3]: "0", lesion[3]: "1"}
+    assert list(rows[0]) == ["slide_id", "Y", "Y_hat", "p_0", "p_1"]
+
+
+def test_every_example_has_its_test() -> None:
+    tests = Path(__file__).read_text(encoding="utf-8")
+    names = [path.name for path in EXAMPLES.glob("*.py")]
+    assert names
+    assert [name for name in names if f'"{name}"' not in tests] == []

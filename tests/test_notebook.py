@@ -1,0 +1,59 @@
+"""What a run, a prediction and a heatmap show of themselves in a notebook."""
+
+import base64
+import io
+import re
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from holoslide import score
+from holoslide.api import Run
+from holoslide.inference.heatmap import Heatmap
+
+
+def pictures(html: str) -> list[Image.Image]:
+    found = re.findall(r'src="data:image/png;base64,([^"]+)"', html)
+    return [Image.open(io.BytesIO(base64.b64decode(each))) for each in found]
+
+
+def heatmap(classes: tuple[str, ...]) -> Heatmap:
+    attention = np.array([[0.25, np.nan, 0.5], [0.25, np.nan, np.nan]], np.float32)
+    evidence = np.stack([attention, -attention])
+    return Heatmap(attention, evidence, np.zeros(2, np.float32), (10.0, 20.0), (64.0, 64.0), classes)
+
+
+def test_a_heatmap_shows_every_layer_with_its_legend() -> None:
+    html = heatmap(("a", "b"))._repr_html_()
+    attention, _, first, _, second, _ = pictures(html)
+    assert [picture.size for picture in (attention, first, second)] == [(3, 2)] * 3
+    opaque = np.asarray(attention)[..., 3] > 0
+    assert opaque.tolist() == [[True, False, True], [True, False, False]]
+    assert "evidence for b" in html
+    assert "first corner at y 10, x 20" in html
+    assert "http" not in html
+
+
+def test_names_are_shown_and_not_run() -> None:
+    html = heatmap(("<script>", "b"))._repr_html_()
+    assert "<script>" not in html
+    assert "&lt;script&gt;" in html
+
+
+def test_a_prediction_shows_its_probabilities_and_heatmap(finished_run: Path) -> None:
+    prediction = score(finished_run, finished_run.parent / "slides" / "focus-001.tiff")
+    html = prediction._repr_html_()
+    assert f"<h4>focus-001: {prediction.prediction}</h4>" in html
+    for name, p in prediction.probabilities.items():
+        assert name in html
+        assert f"{p:.3f}" in html
+    assert len(pictures(html)) == 6
+
+
+def test_a_run_shows_its_metrics_and_what_was_left_out(finished_run: Path, tmp_path: Path) -> None:
+    html = Run(finished_run, finished_run / "best", 1, (("x<1>", "cannot be read"),))._repr_html_()
+    assert "x&lt;1&gt;: cannot be read" in html
+    assert "balanced accuracy" in html
+    assert "report.html" in html
+    assert "not evaluated yet" in Run(tmp_path, tmp_path / "best", 1, ())._repr_html_()
