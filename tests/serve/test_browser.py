@@ -178,6 +178,8 @@ def test_filters_and_sorts(page: Any, viewer: Served) -> None:
     page.fill("#search", "")
     page.select_option("#by-label", "lesion")
     assert shown(page) == [slide["id"] for slide in slides if slide["label"] == "lesion"]
+    page.select_option("#by-state", "scored")
+    assert len(shown(page)) == 4
     page.select_option("#by-state", "wrong")
     wrong = [s["id"] for s in slides if s["label"] == "lesion" and s["prediction"] != "lesion"]
     assert shown(page) == wrong
