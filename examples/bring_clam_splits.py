@@ -10,6 +10,7 @@ import csv
 from pathlib import Path
 
 from holoslide import Cohort, RunConfig, evaluate, fit
+from holoslide.slides.folds import with_split_file
 
 
 def main() -> None:
@@ -30,7 +31,7 @@ def main() -> None:
     while (split := given.splits / f"splits_{fold}.csv").exists():
         out = given.out / f"fold_{fold}"
         # Slides are prepared once, for all folds.
-        run = fit(cohort.with_clam_split(split), config, out=out, rasters=given.out / "rasters")
+        run = fit(with_split_file(cohort, split), config, out=out, rasters=given.out / "rasters")
         auroc = evaluate(run).metrics.auroc.value
         with (out / "predictions.csv").open(newline="", encoding="utf-8") as file:
             rows = list(csv.DictReader(file))
