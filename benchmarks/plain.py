@@ -118,11 +118,11 @@ def _reconstruction(
     whole_cells = (features_BCHW.shape[2] // stride, features_BCHW.shape[3] // stride)
     boxes_cell = draw_patches(
         tissue.mask,
+        model.config.reconstruction,
         mask_cell_px=tissue.mask_cell_px,
         cell_px=tissue.cell_px,
         map_cells=whole_cells,
         side=decoder.side,
-        count=model.config.reconstruction.patches,
         generator=generator,
     )
     seen_BCHW = torch.cat([output_BCHW[:, :, *box.slices] for box in boxes_cell])

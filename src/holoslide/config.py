@@ -23,9 +23,14 @@ from holoslide.training.loop import TrainConfig
 
 PRESETS: dict[str, dict[str, Any]] = {
     "default": {},
-    # The paper's own settings where ours differ (arXiv 2207.08267): zero padding, every cell pooled.
+    # The paper's own settings where ours differ (arXiv 2207.08267): zero padding, every cell pooled,
+    # patches to reconstruct as large on a small slide.
     "paper": {
-        "model": {"backbone": {"name": "resnet34", "stem_stride": 3}, "modules": 8},
+        "model": {
+            "backbone": {"name": "resnet34", "stem_stride": 3},
+            "modules": 8,
+            "reconstruction": {"share": None},
+        },
         "stream": {"border": "zeros", "pool": "all"},
         "train": {"epochs": 55, "lr": 2e-5, "schedule": "step", "accumulate": 8},
     },

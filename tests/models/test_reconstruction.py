@@ -21,25 +21,30 @@ def seeded(seed: int = 0) -> torch.Generator:
     side=st.integers(1, 40),
     cell_px=st.sampled_from([4, 6, 12, 48]),
     mask_cell_px=st.sampled_from([1, 7, 16, 64]),
+    share=st.sampled_from([None, 0.1, 0.5]),
     seed=st.integers(0, 999),
 )
 @settings(max_examples=60, deadline=None)
 def test_patches_lie_in_the_map_and_hold_their_tissue(
-    map_cells: tuple[int, int], side: int, cell_px: int, mask_cell_px: int, seed: int
+    map_cells: tuple[int, int], side: int, cell_px: int, mask_cell_px: int, share: float | None, seed: int
 ) -> None:
     shape = tuple(-(-n * cell_px // mask_cell_px) for n in map_cells)
     mask = np.random.default_rng(seed).random(shape) < 0.1
     mask[0, 0] = True
+    config = ReconstructionConfig(patches=5, share=share)
     boxes = draw_patches(
         mask,
+        config,
         mask_cell_px=mask_cell_px,
         cell_px=cell_px,
         map_cells=map_cells,
         side=side,
-        count=5,
         generator=seeded(seed),
     )
     assert len(boxes) == 5
+    if share is not None:  # a patch has one cell at least
+        tissue_cells = mask.sum() * (mask_cell_px / cell_px) ** 2
+        side = min(side, max(1, int((share * tissue_cells / 5) ** 0.5)))
     for box in boxes:
         assert box.shape == (min(side, map_cells[0]), min(side, map_cells[1]))
         assert Box(0, 0, *map_cells).contains(box)
@@ -55,8 +60,9 @@ def test_patches_lie_in_the_map_and_hold_their_tissue(
 def test_patches_are_centred_on_tissue_uniformly() -> None:
     mask = np.zeros((20, 20), np.bool_)
     mask[10, 5:15] = True
+    config = ReconstructionConfig(patches=4000, share=None)
     boxes = draw_patches(
-        mask, mask_cell_px=32, cell_px=8, map_cells=(80, 80), side=6, count=4000, generator=seeded()
+        mask, config, mask_cell_px=32, cell_px=8, map_cells=(80, 80), side=6, generator=seeded()
     )
     centres = np.array([(box.top + 3, box.left + 3) for box in boxes])
     assert centres[:, 0].min() == 40  # mask row 10 is cells 40 to 43
@@ -67,7 +73,13 @@ def test_patches_are_centred_on_tissue_uniformly() -> None:
 
 
 def test_patches_come_from_their_generator_alone() -> None:
-    options = {"mask_cell_px": 8, "cell_px": 8, "map_cells": (30, 30), "side": 4, "count": 10}
+    options = {
+        "mask_cell_px": 8,
+        "cell_px": 8,
+        "map_cells": (30, 30),
+        "side": 4,
+        "config": ReconstructionConfig(),
+    }
     mask = np.ones((30, 30), np.bool_)
     state = torch.get_rng_state()
     first = draw_patches(mask, **options, generator=seeded(1))
@@ -80,11 +92,11 @@ def test_no_tissue_is_an_error() -> None:
     with pytest.raises(SlideError, match="the tissue mask is empty"):
         draw_patches(
             np.zeros((3, 3), np.bool_),
+            ReconstructionConfig(),
             mask_cell_px=8,
             cell_px=8,
             map_cells=(3, 3),
             side=2,
-            count=2,
             generator=seeded(),
         )
 
@@ -111,11 +123,11 @@ def test_the_decoder_is_the_methods(scale: int) -> None:
 def test_a_map_of_one_cell_is_reconstructed_too() -> None:
     boxes = draw_patches(
         np.ones((1, 1), np.bool_),
+        ReconstructionConfig(patches=2),
         mask_cell_px=64,
         cell_px=48,
         map_cells=(1, 1),
         side=32,
-        count=2,
         generator=seeded(),
     )
     assert boxes == [Box(0, 0, 1, 1)] * 2
@@ -127,3 +139,5 @@ def test_a_map_of_one_cell_is_reconstructed_too() -> None:
 def test_options_are_checked_when_made() -> None:
     with pytest.raises(ConfigError, match=r"model.reconstruction.patches: is 1; give 2 or more"):
         ReconstructionConfig(patches=1)
+    with pytest.raises(ConfigError, match=r"model.reconstruction.share: is 0; give more than 0, or null"):
+        ReconstructionConfig(share=0)

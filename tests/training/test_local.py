@@ -117,8 +117,8 @@ def plain_step(
             if glass_margin is not None:
                 frame = tuple(-(-n // (stride // step)) // step for n in slide.shape_px)
             boxes = draw_patches(
-                slide.mask, mask_cell_px=slide.mask_cell_px, cell_px=stride, map_cells=frame,
-                side=model.decoders[k].side, count=3, generator=generator,
+                slide.mask, model.config.reconstruction, mask_cell_px=slide.mask_cell_px, cell_px=stride,
+                map_cells=frame, side=model.decoders[k].side, generator=generator,
             )  # fmt: skip
             at = margin // stride
             patches = torch.cat(

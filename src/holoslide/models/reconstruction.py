@@ -6,6 +6,7 @@ H W cells.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,12 +26,15 @@ class ReconstructionConfig:
     """`alpha` weighs the loss, a mean absolute difference (0: none, and no decoders).
 
     `patches` are drawn a slide and module. `side` is theirs in cells of the module's output; None takes the
-    paper's for the map's depth: 128 in layer1, 64 in layer2, 32 in layer3.
+    paper's for the map's depth: 128 in layer1, 64 in layer2, 32 in layer3. On a small slide those are more
+    cells than its tissue has: all patches together take at most `share` of the tissue's area, and are made
+    smaller for that (None: never, as the paper).
     """
 
     alpha: float = 1.0
     patches: int = 10
     side: int | None = None
+    share: float | None = 0.25
 
     def __post_init__(self) -> None:
         if self.alpha < 0:
@@ -39,6 +43,18 @@ class ReconstructionConfig:
             raise ConfigError("model.reconstruction.patches", f"is {self.patches}", "give 2 or more")
         if self.side is not None and self.side < 1:
             raise ConfigError("model.reconstruction.side", f"is {self.side}", "give 1 or more, or null")
+        if self.share is not None and self.share <= 0:
+            raise ConfigError("model.reconstruction.share", f"is {self.share}", "give more than 0, or null")
+
+    def side_in(self, tissue_cells: float, *, largest: int) -> int:
+        """Side of the patches in a map with so many cells of tissue, where `largest` is the map's own.
+
+        >>> [ReconstructionConfig().side_in(cells, largest=128) for cells in (1_000_000, 62_500, 10)]
+        [128, 39, 1]
+        """
+        if self.share is None:
+            return largest
+        return max(1, min(largest, math.isqrt(int(self.share * tissue_cells / self.patches))))
 
 
 def side_for(depth: int) -> int:
@@ -54,7 +70,7 @@ class Decoder(nn.Module):
     """Patches of a module's output -> the same places of its input.
 
     Conv 3x3 -> BatchNorm -> ReLU -> conv 3x3, both to the input's channels. BatchNorm normalises by the
-    patches of one slide, in evaluation too: it keeps no running statistics. `side` is the patches'.
+    patches of one slide, in evaluation too: it keeps no running statistics. `side` is the patches' at most.
     """
 
     def __init__(self, channels: int, input_channels: int, *, side: int) -> None:
@@ -81,15 +97,15 @@ class Decoder(nn.Module):
 
 def draw_patches(
     mask: NDArray[np.bool_],
+    config: ReconstructionConfig,
     *,
     mask_cell_px: int,
     cell_px: int,
     map_cells: tuple[int, int],
     side: int,
-    count: int,
     generator: torch.Generator,
 ) -> list[Box]:
-    """Boxes of `side` cells of a feature map, around random points of the tissue, and inside the map.
+    """Boxes of at most `side` cells of a feature map, around random points of the tissue, and inside the map.
 
     `mask` (h, w) tells which squares of `mask_cell_px` raster pixels hold tissue, the first at pixel (0, 0);
     a cell of the map stands for `cell_px` pixels a side. A map smaller than a patch makes the patch smaller,
@@ -98,12 +114,12 @@ def draw_patches(
     tissue = torch.from_numpy(np.argwhere(mask))
     if len(tissue) == 0:
         raise SlideError("reconstruction", "the tissue mask is empty", "take the slide out of the table")
-    device = generator.device
+    count, device = config.patches, generator.device
     chosen = torch.randint(len(tissue), (count,), generator=generator, device=device).cpu()
     within_px = torch.randint(mask_cell_px, (count, 2), generator=generator, device=device).cpu()
     centres_cell = (tissue[chosen] * mask_cell_px + within_px) // cell_px
     limits = torch.tensor(map_cells).clamp(min=1)
-    sides = limits.clamp(max=side)
+    sides = limits.clamp(max=config.side_in(len(tissue) * (mask_cell_px / cell_px) ** 2, largest=side))
     firsts = torch.minimum((centres_cell - sides // 2).clamp(min=0), limits - sides)
     height, width = (int(n) for n in sides)
     return [Box.at(int(top), int(left), height, width) for top, left in firsts]

@@ -203,7 +203,7 @@ class StreamedClassifier:
                         trains=trains,
                         barrier=i == last,
                         head_bytes=self._head_bytes(k, source, training=training) if i == last else 0,
-                        decoder_bytes=self._decoder_bytes(k) if trains and i == last else 0,
+                        decoder_bytes=self._decoder_bytes(k, source) if trains and i == last else 0,
                     )
                 )
         return stages
@@ -219,16 +219,16 @@ class StreamedClassifier:
         if k < 0:
             return 0
         head, exact = self.heads[k], torch.promote_types(self.dtype, torch.float32).itemsize
-        unit = math.prod(s.field.stride for c in (self.stem, *self.parts[: k + 1]) for s in c.segments)
-        cells = source.tissue.area_px / (unit * head_stride(head)) ** 2 + 1
+        cells = self._tissue_cells(k, source) / head_stride(head) ** 2 + 1
         stored = self.parts[k].segments[-1].dtype.itemsize
         values: float = cells * head.stem.out_channels * (2 * stored + (exact if training else 0))
         values += 10 * exact * (CHUNK_VALUES + cells)
         if training and k < len(self.decoders):
-            values += self._patch_cells(k) * self.parts[k].segments[-1].out_channels * stored
+            patch_cells = self.model.config.reconstruction.patches * self._patch_side(k, source) ** 2
+            values += patch_cells * self.parts[k].segments[-1].out_channels * stored
         return int(values)
 
-    def _decoder_bytes(self, k: int) -> int:
+    def _decoder_bytes(self, k: int, source: PixelSource) -> int:
         """What reconstructing module k's input takes, measured on small patches: it grows with their area."""
         if k >= len(self.decoders):
             return 0
@@ -245,10 +245,16 @@ class StreamedClassifier:
                 del loss
             areas.append(side * side)
             runs.append(counted)
-        return int(SLACK * Peak.through(areas, runs).at(decoder.side**2))
+        return int(SLACK * Peak.through(areas, runs).at(self._patch_side(k, source) ** 2))
 
-    def _patch_cells(self, k: int) -> int:
-        return self.model.config.reconstruction.patches * self.decoders[k].side ** 2
+    def _patch_side(self, k: int, source: PixelSource) -> int:
+        cells = self._tissue_cells(k, source)
+        return self.model.config.reconstruction.side_in(cells, largest=self.decoders[k].side)
+
+    def _tissue_cells(self, k: int, source: PixelSource) -> float:
+        """Tissue's area in cells of part k's map."""
+        unit = math.prod(s.field.stride for c in (self.stem, *self.parts[: k + 1]) for s in c.segments)
+        return source.tissue.area_px / unit**2
 
 
 def _segments(part: nn.Sequential, units: int) -> list[nn.Module]:

@@ -85,11 +85,11 @@ class Objective:
         side = self.decoder.side if self.decoder is not None else 0
         return draw_patches(
             output.tissue.mask,
+            self.config,
             mask_cell_px=output.tissue.cell_px[0],
             cell_px=output.field.stride,
             map_cells=(features.frame.height // stride, features.frame.width // stride),
             side=side,
-            count=self.config.patches,
             generator=generator,
         )
 
