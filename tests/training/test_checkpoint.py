@@ -18,8 +18,9 @@ IDENTITY = {"train.lr": 0.1, "train.seed": 3}
 def _checkpoint() -> Checkpoint:
     position = Position(2, 1, [[0.5, 0.25]], 1.5, [{"epoch": 1, "valid/auroc_1": float("inf")}])
     return Checkpoint(
-        {"weight": torch.arange(3.0)}, {"state": {0: {"step": torch.tensor(4.0)}}}, position, IDENTITY
-    )
+        {"weight": torch.arange(3.0)}, {"weight": torch.ones(3)}, {"state": {0: {"step": torch.tensor(4.0)}}},
+        position, IDENTITY,
+    )  # fmt: skip
 
 
 def test_reads_what_it_wrote(tmp_path):
@@ -27,6 +28,7 @@ def test_reads_what_it_wrote(tmp_path):
     read = checkpoint.load(tmp_path / "a.ckpt", identity=IDENTITY)
     assert read.position == _checkpoint().position
     assert torch.equal(read.model["weight"], torch.arange(3.0))
+    assert torch.equal(read.average["weight"], torch.ones(3))
     assert read.optimizer == _checkpoint().optimizer
 
 

@@ -47,8 +47,8 @@ def slides(tmp_path_factory):
     return tiny.cohort(tmp_path_factory.mktemp("slides"))
 
 
-def weights(model):
-    return torch.cat([p.detach().double().flatten() for p in model.parameters()])
+def weights(*modules):
+    return torch.cat([p.detach().double().flatten() for m in modules for p in m.parameters()])
 
 
 # --- Steps ------------------------------------------------------------------------------------------------------
@@ -85,6 +85,25 @@ def test_equals_plain_accumulation_and_leaks_nothing_from_epoch_to_epoch(tmp_pat
             number += 1
     assert number == 9
     torch.testing.assert_close(weights(model), weights(plain), rtol=1e-10, atol=1e-12)
+
+
+def test_the_average_of_the_weights_is_what_is_validated_and_kept(tmp_path, slides):
+    """Beside runs that were stopped after each epoch, whose one step an epoch is the average's, too."""
+    config = {"epochs": 3, "accumulate": 5}
+    with_average = tiny.run(tmp_path / "a", slides, config=tiny.config(**config, average=0.15, milestones=()))
+    plain = [tiny.model() for _ in range(4)]
+    for epochs in (1, 2, 3):
+        stopped = tiny.config(**config | {"epochs": epochs}, milestones=())
+        tiny.run(tmp_path / str(epochs), slides, trained=plain[epochs], config=stopped)
+    saved = [weights(m.stem, m.parts, m.heads) for m in plain]  # a model directory has no decoders
+    average, kept = saved[0], []
+    for step in range(3):
+        keep = min(0.15, (1 + step) / (10 + step))
+        average = keep * average + (1 - keep) * saved[step + 1]
+        kept.append(average)
+    best = LocalClassifier.load(with_average.best)
+    found = weights(best.stem, best.parts, best.heads)
+    torch.testing.assert_close(found, kept[with_average.best_epoch - 1], rtol=1e-6, atol=1e-8)
 
 
 def test_every_slide_is_trained_once_an_epoch_in_another_order(tmp_path, slides):
@@ -362,6 +381,7 @@ def test_auroc_is_macro_over_classes_against_the_rest_and_nan_for_one_class():
         ({"class_weights": "some"}, "train.class_weights: is some"),
         ({"devices": 0}, "train.devices: is 0"),
         ({"patience": -1}, "train.patience: is -1"),
+        ({"average": 1}, "train.average: is 1; give 0 or more, and less than 1"),
         ({"warmup_epochs": 99}, "train.warmup_epochs: is 99"),
     ],
 )

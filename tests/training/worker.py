@@ -62,7 +62,7 @@ def resume_after_kills(folder: Path) -> dict[str, int]:
     Gives the number of runs killed at random, of such kills, and of kills around renamings.
     """
     slides, model = tiny.cohort(folder, train=3, valid=2), tiny.model()
-    config = tiny.config(epochs=3, checkpoint_minutes=0)
+    config = tiny.config(epochs=3, checkpoint_minutes=0, average=0.5)
 
     def run(name: str) -> None:
         tiny.run(folder / name, slides, trained=model, config=config, resume=True)

@@ -149,10 +149,13 @@ class StreamedClassifier:
     def _tiling(self) -> Tiling:
         return Tiling(side=self.config.tile_cells or 128, batch=self.config.batch, keep=self.config.keep)
 
-    def plan_for(self, slide: Pixels, *, training: bool, share: float = 1.0) -> Plan | None:
+    def plan_for(
+        self, slide: Pixels, *, training: bool, share: float = 1.0, held_bytes: int = 0
+    ) -> Plan | None:
         """Tiles and storage for a slide, and for all that have less tissue; None if the tiles were given.
 
-        `share` is this process's part of what memory is free. Raises `MemoryPlanError` if that is too little.
+        `share` is this process's part of what memory is free, and `held_bytes` what the budget has to hold beside
+        weights, gradients and the optimiser's moments. Raises `MemoryPlanError` if that is too little.
         """
         if self.config.tile_cells is not None:
             return None
@@ -164,7 +167,7 @@ class StreamedClassifier:
             host = int(_TAKEN * share * free_bytes(torch.device("cpu")))
         weights, twins = parameter_bytes(self.model), parameter_bytes(self.model.parts)
         # Training holds gradients of both, and AdamW's two moments of the weights, too.
-        fixed_bytes = 4 * weights + 2 * twins if training else weights + twins
+        fixed_bytes = held_bytes + (4 * weights + 2 * twins if training else weights + twins)
         return make_plan(
             self._stages(source, training=training),
             source.tissue,

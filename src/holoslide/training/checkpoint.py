@@ -1,7 +1,7 @@
 """Checkpoints that survive a kill at any moment, and refuse to go on with another run.
 
 A checkpoint is taken right after an optimiser step, when no gradient is pending. All draws are functions of
-(seed, epoch, slide), so weights, optimiser and position are all there is to keep.
+(seed, epoch, slide), so weights, their average, optimiser and position are all there is to keep.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from holoslide.errors import CheckpointError
 from holoslide.files import sync, write_atomically
 
 FORMAT = "holoslide training checkpoint"
-VERSION = 1
+VERSION = 2
 
 Plain = str | int | float | bool | None
 Identity = dict[str, Plain]
@@ -49,9 +49,10 @@ class Position:
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """Everything needed to go on: state dicts of model and optimiser, and the position."""
+    """Everything needed to go on: state dicts of model, averaged weights and optimiser, and the position."""
 
     model: dict[str, Any]
+    average: dict[str, Any]
     optimizer: dict[str, Any]
     position: Position
     identity: Identity
@@ -63,6 +64,7 @@ def save(checkpoint: Checkpoint, path: Path) -> None:
         "format": FORMAT,
         "version": VERSION,
         "model": checkpoint.model,
+        "average": checkpoint.average,
         "optimizer": checkpoint.optimizer,
         "position": dataclasses.asdict(checkpoint.position),
         "identity": checkpoint.identity,
@@ -89,7 +91,8 @@ def load(path: Path, *, identity: Identity) -> Checkpoint:
         )
     _refuse_other_run(path, content["identity"], identity)
     position = Position(**content["position"])
-    return Checkpoint(content["model"], content["optimizer"], position, content["identity"])
+    states = (content["model"], content["average"], content["optimizer"])
+    return Checkpoint(*states, position, content["identity"])
 
 
 def _refuse_other_run(path: Path, then: Identity, now: Identity) -> None:

@@ -27,6 +27,7 @@ from holoslide.slides.augment import AugmentConfig
 from holoslide.slides.raster import Raster
 from holoslide.streaming.features import Pixels
 from holoslide.training import checkpoint
+from holoslide.training.averaging import Average
 from holoslide.training.checkpoint import Checkpoint, Identity, Position
 from holoslide.training.history import Row, best_row, module_auroc, numbered, peaks, write_csv
 from holoslide.training.local import LocalStep, StepResult
@@ -114,6 +115,7 @@ class _Run:
         self.weights = self._class_weights()
         self.step = LocalStep(self.network, class_weights=self.weights)
         self.optimizer = _optimizer(model, config)
+        self.average = Average(model, config.average)
         self.rates = config.rates()
         self.steps_per_epoch = math.ceil(len(slides.train) / config.accumulate)
         self.position = Position()
@@ -125,13 +127,16 @@ class _Run:
     def to_the_end(self, progress: Progress) -> FitResult:
         """All epochs that are left; an early stop is a function of the history alone."""
         self.out.mkdir(parents=True, exist_ok=True)
-        self.plan = plan_run(self.network, self.slides, self.fabric, self.out)
+        held_bytes = self.average.size_bytes
+        self.plan = plan_run(self.network, self.slides, self.fabric, self.out, held_bytes=held_bytes)
         self.logger = TensorBoardLogger(self.out, "tensorboard", "", purge_step=self._steps())
         reports_to = progress if self.fabric.is_global_zero else Silent()
         self.reporter = Reporter(reports_to, self.slides, self.position, facts=self._facts())
         while self.position.epoch < self.config.epochs and not self._is_exhausted():
             self.train_epoch()
-            self.end_epoch(self.validate())
+            with self.average.in_place():
+                valid = self.validate()
+            self.end_epoch(valid)
         self.logger.finalize("success")
         self.fabric.barrier()  # every rank finds the files written
         best = self._best()
@@ -165,6 +170,7 @@ class _Run:
         for rates in self.optimizer.param_groups:
             rates["lr"] = rates["initial_lr"] * self._rate()
         self.optimizer.step()
+        self.average.update(self._steps())
         self.reporter.others("train", [group[place] for place in others(mine, self.fabric.global_rank)])
         rows: list[list[float]] = sum_over_ranks(self.fabric, losses).tolist()
         return rows
@@ -234,7 +240,8 @@ class _Run:
         is_best = self._best() == len(position.history) - 1
         if self.fabric.is_global_zero:
             if is_best:
-                checkpoint.replace_folder(self.out / "best", self.model.save)
+                with self.average.in_place():
+                    checkpoint.replace_folder(self.out / "best", self.model.save)
             self.save_last()
             write_csv(position.history, self.out / "history.csv")
             self.logger.log_metrics(row, self._steps())
@@ -246,13 +253,14 @@ class _Run:
         """Write the checkpoint; between two optimiser steps only, when no gradient is pending."""
         self.saved_at = time.monotonic()
         if self.fabric.is_global_zero:
-            state = (self.model.state_dict(), self.optimizer.state_dict())
+            state = (self.model.state_dict(), self.average.state(), self.optimizer.state_dict())
             checkpoint.save(Checkpoint(*state, self.position, self.identity), self.out / LAST)
 
     def resume(self) -> None:
         """Go on from the checkpoint."""
         saved = checkpoint.load(self.out / LAST, identity=self.identity)
         self.model.load_state_dict(saved.model)
+        self.average.restore(saved.average)
         self.optimizer.load_state_dict(saved.optimizer)
         self.position = saved.position
         if self.fabric.is_global_zero and self.position.history:

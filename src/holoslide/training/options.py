@@ -19,7 +19,9 @@ class TrainConfig:
     """How a run goes; the defaults are the paper's.
 
     `lr` is the heads' and decoders', the backbone's is `backbone_lr_ratio` of it. `schedule`, `milestones`,
-    `gamma` and `warmup_epochs` are as in `Schedule`. `accumulate` slides make one optimiser step. `precision`
+    `gamma` and `warmup_epochs` are as in `Schedule`. `accumulate` slides make one optimiser step. `average`
+    above 0 validates and keeps a moving average of the weights, of which each step leaves that much (say 0.98),
+    instead of the last step's. `precision`
     "auto" computes in bf16 where the device has it. Training stops after `patience` epochs without a better
     one by `monitor` (0: never). Every `log_every` steps go to the log, and a checkpoint is written after each
     epoch and, within long ones, every `checkpoint_minutes` (0: after every step).
@@ -34,6 +36,7 @@ class TrainConfig:
     gamma: float = 0.1
     warmup_epochs: float = 0.0
     accumulate: int = 8
+    average: float = 0.0
     class_weights: ClassWeights = "none"
     seed: int = 0
     precision: Precision = "auto"
@@ -58,6 +61,8 @@ class TrainConfig:
                 raise ConfigError(
                     f"train.{name}", f"is {getattr(self, name)}", f"choose {', '.join(get_args(choices))}"
                 )
+        if not 0 <= self.average < 1:
+            raise ConfigError("train.average", f"is {self.average}", "give 0 or more, and less than 1")
         self.rates()  # checks its own part
 
     def rates(self) -> Schedule:

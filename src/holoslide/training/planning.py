@@ -36,27 +36,29 @@ class RunPlan:
         return max((plan.peak_bytes for plan in (self.train, self.valid) if plan is not None), default=0)
 
 
-def plan_run(network: StreamedClassifier, slides: Slides, fabric: Fabric, out: Path) -> RunPlan:
+def plan_run(
+    network: StreamedClassifier, slides: Slides, fabric: Fabric, out: Path, *, held_bytes: int = 0
+) -> RunPlan:
     """The plan in `out`, if it is for the same settings, or else a new one, which is written there.
 
-    Every rank gets rank 0's. Raises `MemoryPlanError`.
+    `held_bytes` are what the run holds beside the model and its optimiser. Every rank gets rank 0's. Raises `MemoryPlanError`.
     """
     plan: RunPlan | None = None
     if fabric.is_global_zero:
         plan = _read(out / PLAN)
         if plan is None or plan.stream != network.config:
-            plan = _make(network, slides, share=_share(fabric))
+            plan = _make(network, slides, share=_share(fabric), held_bytes=held_bytes)
             _write(plan, out / PLAN)
     plan = fabric.broadcast(plan)
     assert plan is not None
     return plan
 
 
-def _make(network: StreamedClassifier, slides: Slides, *, share: float) -> RunPlan:
+def _make(network: StreamedClassifier, slides: Slides, *, share: float, held_bytes: int) -> RunPlan:
     with slides.open_largest("train") as pixels:
-        train = network.plan_for(pixels, training=True, share=share)
+        train = network.plan_for(pixels, training=True, share=share, held_bytes=held_bytes)
     with slides.open_largest("valid") as pixels:
-        valid = network.plan_for(pixels, training=False, share=share)
+        valid = network.plan_for(pixels, training=False, share=share, held_bytes=held_bytes)
     return RunPlan(network.config, train, valid)
 
 
