@@ -41,7 +41,8 @@ def plan_run(
 ) -> RunPlan:
     """The plan in `out`, if it is for the same settings, or else a new one, which is written there.
 
-    `held_bytes` are what the run holds beside the model and its optimiser. Every rank gets rank 0's. Raises `MemoryPlanError`.
+    `held_bytes` are what the run holds beside the model and its optimiser. Every rank gets rank 0's.
+    Raises `MemoryPlanError`.
     """
     plan: RunPlan | None = None
     if fabric.is_global_zero:
