@@ -16,7 +16,11 @@ _TRIES = 64  # draws before patients of several classes are said not to fit
 
 @dataclass(frozen=True, slots=True)
 class SplitConfig:
-    """The shares of the patients, which sum to 1, and the seed of the draw. A part with share 0 is not drawn."""
+    """How patients are shared out where the table names no split.
+
+    `train`, `valid` and `test` are shares of the patients, which sum to 1; a part with share 0 is not drawn.
+    `seed` is the draw's.
+    """
 
     train: float = 0.7
     valid: float = 0.15

@@ -18,13 +18,16 @@ ClassWeights = Literal["none", "balanced"]
 class TrainConfig:
     """How a run goes; the defaults are the paper's.
 
-    `lr` is the heads' and decoders', the backbone's is `backbone_lr_ratio` of it. `schedule`, `milestones`,
-    `gamma` and `warmup_epochs` are as in `Schedule`. `accumulate` slides make one optimiser step. `average`
-    above 0 validates and keeps a moving average of the weights, of which each step leaves that much (say 0.98),
-    instead of the last step's. `precision`
-    "auto" computes in bf16 where the device has it. Training stops after `patience` epochs without a better
-    one by `monitor` (0: never). Every `log_every` steps go to the log, and a checkpoint is written after each
-    epoch and, within long ones, every `checkpoint_minutes` (0: after every step).
+    All slides are seen `epochs` times, in an order that `seed` draws with all else that is random. `lr` is the
+    heads' and decoders', the backbone's is `backbone_lr_ratio` of it; `schedule` ("step" or "cosine"),
+    `milestones`, `gamma` and `warmup_epochs` say how it changes, see `Schedule`. `weight_decay` is AdamW's.
+    `accumulate` slides make one optimiser step. `average` above 0 validates and keeps a moving average of the
+    weights, of which each step leaves that much (say 0.98), instead of the last step's. `class_weights` "balanced"
+    makes rare classes count as much as common ones. `precision` "auto" computes in bf16 where the device has it.
+
+    Training stops after `patience` epochs without a better one by `monitor` (0: never). Every `log_every` steps go
+    to the log, and a checkpoint is written after each epoch and, within long ones, every `checkpoint_minutes` (0:
+    after every step). A run takes `devices` of the kind `accelerator` on each of `nodes` machines.
     """
 
     epochs: int = 55
