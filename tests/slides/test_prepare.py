@@ -7,6 +7,7 @@ import errno
 import hashlib
 import math
 import os
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,7 @@ from holoslide.slides.prepare import (
 from holoslide.slides.pyramid import halve
 from holoslide.slides.raster import Raster
 from holoslide.slides.reader import Reader, open_slide
+from holoslide.slides.tiff import TiffPixels
 from holoslide.slides.tissue import TissueConfig
 from tests.slides.drawn import blobs, paint, write_slide
 
@@ -404,16 +406,40 @@ def test_glass_is_never_read_and_strips_are_narrow(tmp_path: Path) -> None:
     path = write_slide(tmp_path / "s.tif", paint(tissue), 1.0)
     boxes: list[Box] = []
 
-    def spy(self: Reader, box: Box, mpp: float, origin_l0: tuple[int, int] = (0, 0)) -> NDArray[np.uint8]:
+    def spy(self: Reader, box: Box, mpp: float, *rest: Any, **more: Any) -> NDArray[np.uint8]:
         if mpp == 1.0:
             boxes.append(box)
-        return read(self, box, mpp, origin_l0)
+        return read(self, box, mpp, *rest, **more)
 
     read = Reader.read
     with patch.object(Reader, "read", spy):
         prepare_slide(PrepareJob("one", path), tmp_path, PrepareConfig(mpp=1.0))
     assert max(box.height for box in boxes) <= 256
     assert sum(box.area for box in boxes) < 0.25 * 1300 * 5700
+
+
+def test_threads_change_nothing(slide: Path, tmp_path: Path) -> None:
+    """Nor do more workers than slides, which become threads; each part of a box is read by one of them."""
+    contents = {made(slide, tmp_path).path.read_bytes()}  # type: ignore[union-attr]
+    readers: set[int] = set()
+
+    def spy(self: TiffPixels, box: Box) -> NDArray[np.uint8]:
+        readers.add(threading.get_ident())
+        return read(self, box)
+
+    read = TiffPixels.read
+    with patch.object(TiffPixels, "read", spy):
+        for threads in (2, 5):
+            folder = tmp_path / str(threads)
+            folder.mkdir()
+            result = prepare_slide(PrepareJob("one", slide), folder, PrepareConfig(), threads=threads)
+            assert result.path is not None
+            contents.add(result.path.read_bytes())
+    assert len(readers) > 2
+    (result,) = prepare([PrepareJob("one", slide)], tmp_path / "many", PrepareConfig(), workers=4)
+    assert result.path is not None
+    contents.add(result.path.read_bytes())
+    assert len(contents) == 1
 
 
 def test_bigtiff_only_where_it_is_needed(slide: Path, tmp_path: Path) -> None:

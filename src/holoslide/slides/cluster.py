@@ -88,7 +88,7 @@ def prepare_on_cluster(
 
 def attempt_apart(job: PrepareJob, folder: Path, config: PrepareConfig, stall_s: float) -> PrepareResult:
     """Prepare one slide in a process of its own."""
-    ((_, outcome),) = run_all(attempt, [(job, folder, config)], workers=1, limit_s=stall_s)
+    ((_, outcome),) = run_all(attempt, [(job, folder, config, 1)], workers=1, limit_s=stall_s)
     return result_of(job, outcome)
 
 

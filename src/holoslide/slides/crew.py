@@ -12,6 +12,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -59,8 +60,8 @@ def run_all(
 ) -> Iterator[tuple[int, Result | Died]]:
     """Call a module's function on each piece of work in fresh processes; (index, outcome) as they come.
 
-    The function gets the piece and a beat to call while it gets on; a process that neither answers nor beats for
-    `limit_s` is killed.
+    The function gets the piece and a beat to call while it gets on, from any thread; a process that neither answers
+    nor beats for `limit_s` is killed.
     """
     crew = _Crew(function, work, limit_s)
     try:
@@ -165,10 +166,12 @@ def serve(descriptor: int) -> None:
     with contextlib.suppress(OSError):  # not Linux
         Path("/proc/self/oom_score_adj").write_text(_FIRST_TO_GO)
     connection: Connection[Any, Any] = Connection(descriptor)
+    one_at_a_time = threading.Lock()
 
     def beat() -> None:
         try:
-            connection.send((False, None))
+            with one_at_a_time:
+                connection.send((False, None))
         except BrokenPipeError:
             os._exit(1)  # nobody waits for this work any more
 

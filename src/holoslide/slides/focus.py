@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from holoslide.geometry import Box
 from holoslide.slides.morphology import Mask, grow
+from holoslide.slides.ordered import in_order
 
 BLOCK_PX, CELLS = 128, 4  # what is read at a time, and its cells each way, each of which has a vote
 MOST_BLOCKS = 1024  # of a slide: where it has more, the middle of each larger block is looked at
@@ -49,11 +50,11 @@ def bands(rgb: NDArray[np.uint8]) -> Bands:
     return Bands(np.asarray(fine, np.float32), np.asarray(coarse, np.float32))
 
 
-def out_of_focus(read: Read, tissue: Mask, scale: float, *, least: float) -> Mask:
+def out_of_focus(read: Read, tissue: Mask, scale: float, *, least: float, threads: int = 1) -> Mask:
     """Which pixels of a mask of tissue are out of focus, as a mask of its size.
 
     `scale` is the length of a pixel of the mask in the pixels that `read` gives a box of. One block after the other
-    is read and forgotten.
+    is read and forgotten, by each of `threads`.
     """
     step = BLOCK_PX
     covered = _shares(tissue, step / scale / CELLS) >= 0.5
@@ -66,9 +67,11 @@ def out_of_focus(read: Read, tissue: Mask, scale: float, *, least: float) -> Mas
     bare = bare[:: math.ceil(len(bare) / GLASS_BLOCKS)] if len(bare) else bare
     floor = _noise([_look(read, place, step) for place in bare.tolist()])
     votes = np.zeros(covered.shape, np.float32)  # 1 blurred, -1 sharp, 0 nothing to judge by
-    for y, x in np.argwhere(_blocks(covered).any(axis=(1, 3))).tolist():
+    places = np.argwhere(_blocks(covered).any(axis=(1, 3))).tolist()
+    looks = in_order(lambda place: _look(read, place, step), places, threads=threads)
+    for (y, x), look in zip(places, looks, strict=True):
         cells = np.s_[y * CELLS : (y + 1) * CELLS, x * CELLS : (x + 1) * CELLS]
-        votes[cells] = _votes(_look(read, (y, x), step), floor, least)
+        votes[cells] = _votes(look, floor, least)
         if step > BLOCK_PX:  # what was looked at stands for all of the block
             votes[cells] = np.sign(votes[cells].sum())
     votes *= covered

@@ -29,6 +29,7 @@ from holoslide.geometry import Box, ceil_div
 from holoslide.slides.claim import LostClaim, claimed, is_clean, part_of, unfinished
 from holoslide.slides.crew import Beat, Died, run_all
 from holoslide.slides.facts import GLASS, Mpp, shown
+from holoslide.slides.ordered import in_order
 from holoslide.slides.outlines import outline_sha256
 from holoslide.slides.pyramid import BLOCK_PX, MIN_QUALITY, PyramidLevel, write_tiff
 from holoslide.slides.raster import TILE_PX, Raster, RasterRecord, Recipe
@@ -124,6 +125,7 @@ def prepare(
 ) -> list[PrepareResult]:
     """Prepare slides in `workers` processes of their own; results in the order of the jobs.
 
+    Where there are more workers than slides, each process decodes with several threads instead.
     Whatever is wrong with a slide is that slide's failure alone, even what kills the process that reads it, or
     lets it get no further for `stall_s`. Raises `CohortError` for two jobs with one slide id, `SlideError` where
     `folder` cannot be made.
@@ -132,7 +134,8 @@ def prepare(
         raise ConfigError("workers", f"{workers} processes can do nothing", "give 1 or more")
     check_jobs(jobs, folder)
     results: dict[int, PrepareResult] = {}
-    work = [(job, folder, config) for job in jobs]
+    threads = max(1, workers // max(1, len(jobs)))
+    work = [(job, folder, config, threads) for job in jobs]
     for index, outcome in run_all(attempt, work, workers=workers, limit_s=stall_s):
         result = results[index] = result_of(jobs[index], outcome)
         if progress is not None:
@@ -163,11 +166,11 @@ def result_of(job: PrepareJob, outcome: PrepareResult | Died) -> PrepareResult:
     return PrepareResult(job.slide_id, "failed", None, reason, outcome.seconds)
 
 
-def attempt(work: tuple[PrepareJob, Path, PrepareConfig], beat: Beat) -> PrepareResult:
-    """`prepare_slide`, with what is wrong with the slide as a result."""
-    job, started = work[0], time.monotonic()
+def attempt(work: tuple[PrepareJob, Path, PrepareConfig, int], beat: Beat) -> PrepareResult:
+    """`prepare_slide` with so many threads; what is wrong with the slide is the result."""
+    (job, folder, config, threads), started = work, time.monotonic()
     try:
-        return prepare_slide(*work, beat=beat)
+        return prepare_slide(job, folder, config, beat=beat, threads=threads)
     except HoloslideError as error:
         reason = str(error)
     except MemoryError:
@@ -176,19 +179,22 @@ def attempt(work: tuple[PrepareJob, Path, PrepareConfig], beat: Beat) -> Prepare
 
 
 def prepare_slide(
-    job: PrepareJob, folder: Path, config: PrepareConfig, *, beat: Beat = lambda: None
+    job: PrepareJob, folder: Path, config: PrepareConfig, *, beat: Beat = lambda: None, threads: int = 1
 ) -> PrepareResult:
     """Make a slide's raster in `folder`, unless it is there and its recipe is the very same.
 
-    `beat` is called while it gets on. Raises `SlideError`: the slide cannot be read, changes meanwhile, has no mpp
-    or no tissue, is much coarser than the raster; or the raster cannot be written.
+    `beat` is called while it gets on, from any of `threads`; the raster is the same for any number of them. Raises
+    `SlideError`: the slide cannot be read, changes meanwhile, has no mpp or no tissue, is much coarser than the
+    raster; or the raster cannot be written.
     """
     started = time.monotonic()
     target = raster_path(folder, job.slide_id)
     if target.exists() and job.path.exists() and target.samefile(job.path):
         what = "is a slide, and its raster would take its place"
         raise SlideError(shown(target), what, "choose another folder for the rasters")
-    with open_slide(job.path, mpp=job.mpp, fallback_mpp=job.fallback_mpp, icc=config.icc) as slide:
+    with open_slide(
+        job.path, mpp=job.mpp, fallback_mpp=job.fallback_mpp, icc=config.icc, threads=threads
+    ) as slide:
         slide.on_part = beat
         _refuse_coarse(slide, config.mpp)
         stamp = stamp_of(job.path)
@@ -325,7 +331,7 @@ def _make(
         )
     counts = np.zeros((3, 256), np.int64)
     with tempfile.TemporaryFile(dir=Path(file.name).parent) as scratch:
-        pyramid = PyramidLevel(place.shape_px, config.jpeg_quality, scratch)
+        pyramid = PyramidLevel(place.shape_px, config.jpeg_quality, scratch, threads=slide.threads)
         for strip, tissue in _strips(slide, place, config, stains):
             counts += _histogram(strip, tissue)
             pyramid.add(strip)
@@ -337,7 +343,7 @@ def _make(
 
 def _pixels(slide: Reader, place: _Place, config: PrepareConfig, box: Box) -> NDArray[np.uint8]:
     """RGB of a box of the raster, tissue or not."""
-    return slide.read(box, config.mpp, place.origin_l0)
+    return slide.read(box, config.mpp, place.origin_l0, threads=1)
 
 
 def _strips(
@@ -345,23 +351,29 @@ def _strips(
 ) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.uint8]]]:
     """The raster in strips one tile high: RGB, glass outside the mask; and which pixels are tissue.
 
-    Only runs of tiles with tissue in them are read.
+    As many are in the making as the reader has threads.
     """
-    cell_px, (height, width) = config.mask_cell_px, place.shape_px
-    for top in range(0, height, TILE_PX):
-        strip_box = Box(top, 0, min(top + TILE_PX, height), width)
-        cells = strip_box.cover(cell_px)
-        inside = place.mask[cells.slices].astype(np.uint8).repeat(cell_px, axis=0).repeat(cell_px, axis=1)
-        tissue = np.ascontiguousarray(inside[strip_box.relative_to(cells.times(cell_px)).slices])
-        strip = np.empty((*strip_box.shape, 3), np.uint8)
-        cv2.rectangle(strip, (0, 0), (width, strip_box.height), GLASS, cv2.FILLED)
-        for left, right in _runs(tissue):
-            box = Box(top, left, strip_box.bottom, right)
-            pixels = _pixels(slide, place, config, box)
-            if stains is not None:
-                pixels = stains(pixels)
-            cv2.copyTo(pixels, tissue[:, left:right], strip[:, left:right])
-        yield strip, tissue
+    height, width = place.shape_px
+    boxes = [Box(top, 0, min(top + TILE_PX, height), width) for top in range(0, height, TILE_PX)]
+    return in_order(partial(_strip, slide, place, config, stains), boxes, threads=slide.threads)
+
+
+def _strip(
+    slide: Reader, place: _Place, config: PrepareConfig, stains: Stains | None, strip_box: Box
+) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """One of them. Only runs of tiles with tissue in them are read."""
+    cells = strip_box.cover(config.mask_cell_px)
+    inside = place.mask[cells.slices].astype(np.uint8)
+    inside = inside.repeat(config.mask_cell_px, axis=0).repeat(config.mask_cell_px, axis=1)
+    tissue = np.ascontiguousarray(inside[strip_box.relative_to(cells.times(config.mask_cell_px)).slices])
+    strip = np.empty((*strip_box.shape, 3), np.uint8)
+    cv2.rectangle(strip, (0, 0), (strip_box.width, strip_box.height), GLASS, cv2.FILLED)
+    for left, right in _runs(tissue):
+        pixels = _pixels(slide, place, config, Box(strip_box.top, left, strip_box.bottom, right))
+        if stains is not None:
+            pixels = stains(pixels)
+        cv2.copyTo(pixels, tissue[:, left:right], strip[:, left:right])
+    return strip, tissue
 
 
 def _histogram(strip: NDArray[np.uint8], tissue: NDArray[np.uint8]) -> NDArray[np.int64]:

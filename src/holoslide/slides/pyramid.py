@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from holoslide.geometry import ceil_div
 from holoslide.slides.facts import GLASS
+from holoslide.slides.ordered import in_order
 from holoslide.slides.raster import MASK_TAG, TILE_PX, RasterRecord, pack_mask
 from holoslide.slides.tissue import Mask
 
@@ -19,22 +20,27 @@ MIN_QUALITY = 75  # from here on JPEG keeps a block of glass exactly: see the te
 BLOCK_PX = 8  # side of a JPEG block: no block may hold both tissue and glass
 SMALLEST_LEVEL_PX = 512  # the pyramid ends with the first level that is no larger
 UNDEFINED, REDUCED = 7, 1  # TIFF's data type of raw bytes, and its NewSubfileType of smaller copies
+_GLASS_TILE = np.full((TILE_PX, TILE_PX, 3), GLASS, np.uint8)
 CLASSIC_BYTES = 2**32 - 2**24  # larger files have to be BigTIFF, with room for what stands beside the tiles
 
 
 class PyramidLevel:
-    """A level of the pyramid in the making: takes strips, compresses tiles to the scratch file, feeds the next."""
+    """A level of the pyramid in the making: takes strips, compresses tiles to the scratch file, feeds the next.
 
-    def __init__(self, shape: tuple[int, int], quality: int, scratch: IO[bytes]) -> None:
+    `threads` compress at a time; the file is the same for any number.
+    """
+
+    def __init__(self, shape: tuple[int, int], quality: int, scratch: IO[bytes], *, threads: int = 1) -> None:
         self.shape = shape
-        self._quality, self._scratch = quality, scratch
+        self._quality, self._scratch, self._threads = quality, scratch, threads
         self._tiles: list[tuple[int, int]] = []  # (offset, length)
         self._waiting: list[NDArray[np.uint8]] = []
         self._rows_in = 0
         self._glass_tile: tuple[int, int] | None = None
         self._next: PyramidLevel | None = None
         if max(shape) > SMALLEST_LEVEL_PX:
-            self._next = PyramidLevel((ceil_div(shape[0], 2), ceil_div(shape[1], 2)), quality, scratch)
+            half = (ceil_div(shape[0], 2), ceil_div(shape[1], 2))
+            self._next = PyramidLevel(half, quality, scratch, threads=threads)
 
     def add(self, rows: NDArray[np.uint8]) -> None:
         """Take the next rows (n, width, 3): a tile's height, half of it, or the level's last."""
@@ -44,8 +50,9 @@ class PyramidLevel:
             return
         strip = self._waiting[0] if len(self._waiting) == 1 else np.concatenate(self._waiting)
         self._waiting.clear()
-        for left in range(0, self.shape[1], TILE_PX):
-            self._tiles.append(self._store(strip[:, left : left + TILE_PX]))
+        tiles = [strip[:, left : left + TILE_PX] for left in range(0, self.shape[1], TILE_PX)]
+        for tile, data in zip(tiles, in_order(self._compress, tiles, threads=self._threads), strict=True):
+            self._tiles.append(self._store(tile, data))
         if self._next is not None:
             self._next.add(halve(strip))
 
@@ -63,25 +70,37 @@ class PyramidLevel:
         """What the tiles will take in the file."""
         return sum(length for _, length in self._tiles)
 
-    def _store(self, pixels: NDArray[np.uint8]) -> tuple[int, int]:
+    def _compress(self, pixels: NDArray[np.uint8]) -> bytes | None:
+        """A tile's bytes; None for one of glass, which are all the same."""
+        return None if _is_glass(pixels) else self._encode(pixels)
+
+    def _store(self, pixels: NDArray[np.uint8], data: bytes | None) -> tuple[int, int]:
+        if data is not None:
+            return self._write(data)
+        if self._glass_tile is None:
+            self._glass_tile = self._write(self._encode(pixels))
+        return self._glass_tile
+
+    def _encode(self, pixels: NDArray[np.uint8]) -> bytes:
         import imagecodecs
 
-        glass = np.array(GLASS, np.uint8)
-        is_glass = bool((pixels[0, 0] == glass).all() and (pixels == glass).all())
-        if is_glass and self._glass_tile is not None:
-            return self._glass_tile
         missing = [(0, TILE_PX - n) for n in pixels.shape[:2]]
         is_whole = pixels.shape[:2] == (TILE_PX, TILE_PX)
         tile = np.ascontiguousarray(pixels) if is_whole else np.pad(pixels, [*missing, (0, 0)], mode="edge")
         data = imagecodecs.jpeg8_encode(
             tile, level=self._quality, subsampling="444", colorspace="RGB", outcolorspace="YCBCR"
         )
+        return bytes(data)
+
+    def _write(self, data: bytes) -> tuple[int, int]:
         place = self._scratch.seek(0, os.SEEK_END), len(data)
         self._scratch.write(data)
         self._scratch.flush()
-        if is_glass:
-            self._glass_tile = place
         return place
+
+
+def _is_glass(pixels: NDArray[np.uint8]) -> bool:
+    return np.array_equal(pixels, _GLASS_TILE[: len(pixels), : pixels.shape[1]])
 
 
 def halve(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:

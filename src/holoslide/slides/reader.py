@@ -20,6 +20,7 @@ from holoslide.geometry import Box
 from holoslide.slides.backends import open_backend
 from holoslide.slides.colour import ToSrgb
 from holoslide.slides.facts import GLASS, Level, Mpp, shown
+from holoslide.slides.ordered import in_order
 from holoslide.slides.source import stamp_of
 
 __all__ = ["GLASS", "Level", "Mpp", "Reader", "area_average", "open_slide"]
@@ -31,26 +32,39 @@ LEVEL_TOLERANCE = 1.01  # a level this much too coarse still serves: 4.00 for 3.
 
 
 def open_slide(
-    path: str | Path, *, mpp: float | None = None, fallback_mpp: float | None = None, icc: bool = False
+    path: str | Path,
+    *,
+    mpp: float | None = None,
+    fallback_mpp: float | None = None,
+    icc: bool = False,
+    threads: int = 1,
 ) -> Reader:
     """Open a slide of any known format.
 
     `mpp` (um per pixel of level 0) goes before what the file says, `fallback_mpp` counts where it says nothing.
     `icc`: colours as the slide's own profile means them, in sRGB, if it has one; else as they are stored.
-    SlideError, in one line, for what is missing, no slide, damaged, or not one plane of 8-bit RGB.
+    `threads` read a box at a time, whose pixels are the same for any number. SlideError, in one line, for what is
+    missing, no slide, damaged, or not one plane of 8-bit RGB.
     """
-    return Reader(Path(path), mpp, fallback_mpp=fallback_mpp, icc=icc)
+    return Reader(Path(path), mpp, fallback_mpp=fallback_mpp, icc=icc, threads=threads)
 
 
 class Reader:
     """An open slide. Safe to share between threads, to send to worker processes, and to use after a fork.
 
     `levels` are finest first; `mpp` is None where nobody knows; `bounds_l0` is the part that was scanned.
-    `icc_profile` names the colour profile that is applied. `on_part` is called with each part that was read.
+    `icc_profile` names the colour profile that is applied. `on_part` is called with each part that was read,
+    in the thread that asked for it.
     """
 
     def __init__(
-        self, path: Path, mpp: float | None = None, *, fallback_mpp: float | None = None, icc: bool = False
+        self,
+        path: Path,
+        mpp: float | None = None,
+        *,
+        fallback_mpp: float | None = None,
+        icc: bool = False,
+        threads: int = 1,
     ) -> None:
         for value in (mpp, fallback_mpp):
             if value is not None and not (math.isfinite(value) and value > 0):
@@ -58,6 +72,7 @@ class Reader:
                 raise SlideError(shown(path), what, "give a positive number, such as 0.25")
         self.path, self._closed = path, False
         self._user_mpp, self._fallback_mpp, self._icc = mpp, fallback_mpp, icc
+        self.threads = threads
         self.on_part: Callable[[], None] = lambda: None
         self._backend = open_backend(path)
         self.vendor = self._backend.vendor
@@ -79,7 +94,12 @@ class Reader:
         self.close()
 
     def __reduce__(self) -> tuple[object, tuple[Path]]:
-        more = {"mpp": self._user_mpp, "fallback_mpp": self._fallback_mpp, "icc": self._icc}
+        more = {
+            "mpp": self._user_mpp,
+            "fallback_mpp": self._fallback_mpp,
+            "icc": self._icc,
+            "threads": self.threads,
+        }
         return partial(open_slide, **more), (self.path,)  # type: ignore[arg-type]
 
     def close(self) -> None:
@@ -102,12 +122,15 @@ class Reader:
         height, width = self.shape_l0
         return max(1, math.ceil(height / factor_y - 1e-6)), max(1, math.ceil(width / factor_x - 1e-6))
 
-    def read(self, box_px: Box, mpp: float, origin_l0: tuple[int, int] = (0, 0)) -> NDArray[np.uint8]:
+    def read(
+        self, box_px: Box, mpp: float, origin_l0: tuple[int, int] = (0, 0), *, threads: int | None = None
+    ) -> NDArray[np.uint8]:
         """RGB (h, w, 3) of a box of the raster that has `mpp` um per pixel and begins at pixel `origin_l0`.
 
         Each pixel is the average over its area, fractions of slide pixels counted as such, from the nearest
         finer level; it is the same whatever box it is read with. Beyond the slide is glass. Besides the
-        result, memory is bounded. SlideError where the slide's mpp is unknown or pixels cannot be read.
+        result, memory is bounded, for each of `threads` (default: the reader's). SlideError where the slide's mpp
+        is unknown or pixels cannot be read.
         """
         if self._closed:
             message = f"{shown(self.path)}: read after it was closed"
@@ -118,11 +141,15 @@ class Reader:
         fetch = partial(self._fetch, number)
         steps = (factors[0] / level.downsample_y, factors[1] / level.downsample_x)
         out = np.empty((*box_px.shape, 3), np.uint8)
-        for part in _parts(box_px, steps, in_strips=self._backend.in_strips(number)):
+
+        def average(part: Box) -> None:
             rows, columns = np.arange(part.top, part.bottom + 1), np.arange(part.left, part.right + 1)
             y = (origin_l0[0] + rows * factors[0]) / level.downsample_y
             x = (origin_l0[1] + columns * factors[1]) / level.downsample_x
             out[part.relative_to(box_px).slices] = area_average(fetch, level.shape, y, x)
+
+        parts = _parts(box_px, steps, in_strips=self._backend.in_strips(number))
+        for _ in in_order(average, parts, threads=threads or self.threads):
             self.on_part()
         return out
 

@@ -69,9 +69,10 @@ def find_region(slide: Reader, config: TissueConfig, mask: Path | None = None) -
     if config.skip_blur and max(own.y, own.x) <= COARSE * config.focus_mpp:
         focus_mpp = max(config.focus_mpp, own.y, own.x)
         blurred = out_of_focus(
-            lambda box: slide.read(box, focus_mpp, frame.origin_l0),
+            lambda box: slide.read(box, focus_mpp, frame.origin_l0, threads=1),
             found.tissue,
             um_per_px / focus_mpp,
             least=config.least_sharpness,
+            threads=slide.threads,
         )
     return Region(thumbnail, found.tissue & ~blurred, found.pen, blurred, frame, um_per_px)
