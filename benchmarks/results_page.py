@@ -1,0 +1,156 @@
+"""docs/results.md and its picture, made from the result files: `python -m benchmarks.results_page`.
+
+Never edited by hand; a test holds the page against what this makes of the files that are there.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from benchmarks.common import REPO
+from benchmarks.mil_models import MODELS
+from benchmarks.summary import ACCURACY, SLIDES, STREAMING, Found, Goal, newest, value_of, wanted
+
+PAGE = REPO / "docs" / "results.md"
+PICTURE = REPO / "docs" / "pictures" / "results-auroc.svg"
+COHORTS = {  # the result's variant -> what it is
+    "tissue-slides": "tissue slides, burden 0.12",
+    "tissue-06": "tissue slides, burden 0.06",
+    "tissue-03": "tissue slides, burden 0.03",
+    "focus": "focus phantoms",
+    "arrangement": "arrangement phantoms",
+}
+OPEN = (
+    "K = 1, 2, 4 and 8 at equal wall time and at convergence",
+    "reconstruction on and off, alpha, number and size of patches, on accuracy",
+    "tissue pooling and glass against the paper's zeros and all, on accuracy",
+    "auxiliary heads without barriers; their ensemble",
+    "stem stride; learning rates; frozen BatchNorm scale; attention against mean pooling",
+    "label noise; number of training slides; three seeds of layout at each burden",
+    "time from slide files to predictions against MIL's, everything counted",
+    "peak memory against slide side for all methods; anything on a GPU",
+)
+HEAD = """# Results
+
+Made from the files in `benchmarks/results/` by `python -m benchmarks.results_page`, not by hand. Each file names
+its machine, versions and settings; the command beside a figure makes it again. Most were taken on two processor cores.
+"""
+
+
+def page(results: dict[str, Found]) -> str:
+    """The whole page."""
+    parts = [HEAD, "## Accuracy\n", _accuracy(results)]
+    parts += ["## Streaming\n", _goals(STREAMING, results), "## Slides\n", _goals(SLIDES, results)]
+    parts += ["## All goals of accuracy\n", _goals(ACCURACY, results)]
+    parts += [
+        "## Open\n",
+        "Asked, and not answered yet:\n\n" + "\n".join(f"- {line}" for line in OPEN) + "\n",
+    ]
+    return "\n".join(parts)
+
+
+def _goals(goals: Sequence[Goal], results: dict[str, Found]) -> str:
+    rows = ["| what | measured | goal | made by |", "| --- | --- | --- | --- |"]
+    for goal in goals:
+        value, found = value_of(goal, results), results.get(goal.file)
+        if value is None or found is None:
+            rows.append(f"| {goal.words} | not measured | {wanted(goal)} | |")
+            continue
+        missed = " (missed)" if goal.is_met(value) is False else ""
+        link = f"[{found.date}](../benchmarks/results/{found.path.name})"
+        rows.append(f"| {goal.words} | {value:.3g} | {wanted(goal)}{missed} | {link}, `{found.command}` |")
+    return "\n".join(rows) + "\n"
+
+
+def _accuracy(results: dict[str, Found]) -> str:
+    """A row for each method and cohort that was run; test AUROC with its interval over patients."""
+    rows = ["| cohort | method | test AUROC | 95 % interval | result |", "| --- | --- | --- | --- | --- |"]
+    for cohort, words in COHORTS.items():
+        for method, value, interval, found in methods(cohort, results):
+            link = f"[{found.date}](../benchmarks/results/{found.path.name})"
+            rows.append(f"| {words} | {method} | {value:.3f} | {interval} | {link} |")
+    shown = "![Test AUROC of each method on each cohort](pictures/results-auroc.svg)\n"
+    return "\n".join([*rows, "", shown])
+
+
+def methods(cohort: str, results: dict[str, Found]) -> list[tuple[str, float, str, Found]]:
+    """What was run on a cohort: method, test AUROC, interval, source; ours first."""
+    rows: list[tuple[str, float, str, Found]] = []
+    for stem, found in results.items():
+        if stem == f"run_record-{cohort}" or stem.startswith(f"run_record-{cohort}-"):
+            setting = stem.removeprefix(f"run_record-{cohort}").strip("-")
+            name = f"**holoslide**{f', {setting}' if setting else ''}"
+            rows.append(
+                (name, _number(found, "slides_auroc"), str(found.figures["slides_auroc_interval"]), found)
+            )
+    mil = results.get(f"mil-{cohort}")
+    if mil is not None:
+        rows += [
+            (f"MIL: {name}", _number(mil, f"{name}_auroc"), str(mil.figures[f"{name}_interval"]), mil)
+            for name in MODELS
+            if f"{name}_auroc" in mil.figures
+        ]
+    base = results.get(f"run_record-{cohort}")
+    if base is not None:
+        rows.append(("mean colour", _number(base, "mean_colour_auroc"), "", base))
+    return rows
+
+
+def _number(found: Found, key: str) -> float:
+    value = found.figures[key]
+    assert isinstance(value, int | float)
+    return float(value)
+
+
+def draw(results: dict[str, Found], path: Path) -> None:
+    """A dot and its interval for each method, cohort by cohort."""
+    import matplotlib as mpl
+    from matplotlib import pyplot as plt
+
+    mpl.rcParams["svg.hashsalt"] = "holoslide"
+    groups = {words: methods(cohort, results) for cohort, words in COHORTS.items()}
+    groups = {words: rows for words, rows in groups.items() if rows}
+    lines = sum(len(rows) + 1 for rows in groups.values())
+    figure, axes = plt.subplots(figsize=(7.5, 0.27 * lines + 0.8), layout="constrained")
+    y, ticks, names = 0.0, list[float](), list[str]()
+    for words, rows in groups.items():
+        axes.text(0.405, y, words, weight="bold", va="center", fontsize=9)
+        y += 1
+        for method, value, interval, _ in rows:
+            colour = "#1f5a73" if "holoslide" in method else "#8a969b"
+            if interval:
+                low, high = (float(part) for part in interval.split(" to "))
+                axes.plot([low, high], [y, y], color=colour, linewidth=2, alpha=0.5, solid_capstyle="butt")
+            axes.plot([value], [y], "o", color=colour, markersize=5)
+            ticks.append(y)
+            names.append(method.replace("*", ""))
+            y += 1
+    axes.set(
+        yticks=ticks, yticklabels=names, xlim=(0.4, 1.01), xlabel="test AUROC, 95 % interval over patients"
+    )
+    axes.axvline(0.5, color="#8a969b", linewidth=1, linestyle="--")
+    axes.invert_yaxis()
+    axes.tick_params(axis="y", length=0, labelsize=8)
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    figure.savefig(path, metadata={"Date": None})
+
+
+def main() -> None:
+    """Write both."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.results_page",
+        description=__doc__,
+        formatter_class=argparse.RawTextHelpFormatter,
+    )
+    for name in ("--quick", "--full", "--json"):
+        parser.add_argument(name, action="store_true", help="no matter: nothing is run")
+    parser.parse_args()
+    results = newest()
+    PAGE.write_text(page(results), encoding="utf-8")
+    draw(results, PICTURE)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,156 @@
+"""The figures that the project's goals name, from the newest result files; what was not measured says so.
+
+python -m benchmarks.summary --json
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.common import RESULTS, Figure
+
+_NAME = re.compile(r"(?P<stem>.+)-(?P<date>\d{4}-\d\d-\d\d)(?P<quick>-quick)?\.json")
+
+
+@dataclass(frozen=True, slots=True)
+class Goal:
+    """A figure of a result file, and what it should be: at least or at most so much (None: nothing is promised)."""
+
+    name: str
+    words: str
+    file: str  # the result's name without its date
+    key: str
+    least: float | None = None
+    most: float | None = None
+
+    def is_met(self, value: float) -> bool | None:
+        """None where nothing is promised."""
+        if self.least is None and self.most is None:
+            return None
+        return (self.least is None or value >= self.least) and (self.most is None or value <= self.most)
+
+
+STREAMING = (
+    Goal("grad_rel_error", "streamed against plain gradients, float64", "streaming", "grad_rel_error", most=1e-10),
+    Goal("flat_ratio_k8", "peak memory, 12,000 over 3,000 px, K = 8", "streaming-flat8", "flat_ratio_k8", most=1.15),
+    Goal("flat_ratio_k4", "the same, K = 4", "streaming-flat4", "flat_ratio_k4", most=1.15),
+    Goal("flat_ratio_k1", "the same, K = 1", "streaming-flat1", "flat_ratio_k1", most=1.15),
+    Goal("time_ratio_recompute", "time over plain, all recomputed, K = 4", "streaming-time", "time_ratio_recompute",
+         most=1.25),
+    Goal("time_ratio_recompute_k8", "the same, K = 8", "streaming-time", "time_ratio_recompute_k8", most=1.35),
+    Goal("time_ratio_kept", "time over plain, graphs kept, K = 4", "streaming-time", "time_ratio_kept", most=1.0),
+    Goal("time_ratio_kept_k8", "the same, K = 8", "streaming-time", "time_ratio_kept_k8", most=1.0),
+    Goal("time_ratio_tissue30", "30 % tissue, over plain on all, K = 4", "streaming-time", "time_ratio_tissue30",
+         most=0.40),
+    Goal("time_ratio_tissue30_k8", "the same, K = 8", "streaming-time", "time_ratio_tissue30_k8", most=0.40),
+    Goal("time_ratio_k1", "end to end, over plain", "streaming-time", "time_ratio_recompute_k1", most=1.5),
+    Goal("lightstream_over_ours", "lightstream 1.0.7 over ours, end to end", "endtoend", "lightstream_over_ours",
+         least=3.0),
+    Goal("plan_error", "planned against measured peak memory", "streaming", "plan_error", most=0.15),
+    Goal("huge_over_budget", "60,000 px in 4 GiB: peak over the budget", "huge", "extra_over_budget", most=1.0),
+    Goal("curve_gap", "bf16 loss curve, streamed against plain", "curve", "gap"),
+    Goal("curve_noise_gap", "the same, plain against plain with noise", "curve", "noise_gap"),
+    Goal("plain_k8_over_k1", "the paper's step: memory for the backward pass, K = 8 over 1", "memory",
+         "plain_k8_over_k1"),
+)  # fmt: skip
+SLIDES = (
+    Goal("audit_missed", "planted faults that were missed, of 20 in 300 slides", "audit", "missed", most=0),
+    Goal("kills_differing", "files that differ after 50 kills", "kill", "files_that_differ", most=0),
+    Goal(
+        "prepare_over_pyvips", "CPU time over pyvips, 0.5 to 2 um", "prepare", "jpeg_to_2um_ratio", most=1.2
+    ),
+    Goal("prepare_over_pyvips_copy", "the same, kept at 0.5 um", "prepare", "jpeg_to_0.5um_ratio", most=1.2),
+    Goal("prepare_over_pyvips_svs", "the same, a small SVS", "prepare", "svs_to_0.5um_ratio", most=1.2),
+    Goal(
+        "prepare_two_threads",
+        "one slide with two threads, times faster",
+        "prepare",
+        "jpeg_to_2um_two_threads",
+    ),
+    Goal("tissue_iou", "tissue found on clean phantoms, least IoU", "tissue", "clean_iou_least", least=0.95),
+)
+ACCURACY = (
+    Goal("demo_auroc", "demo: focus phantoms, from random weights", "run_record-demo", "slides_auroc"),
+    Goal("demo_pointing", "demo: strongest cell is on the lesion", "heatmaps-demo", "pointing_evidence"),
+    Goal(
+        "tissue12_auroc", "tissue slides, burden 0.12", "run_record-tissue-slides", "slides_auroc", least=0.97
+    ),
+    Goal("tissue12_mil_auroc", "the same, best MIL by validation", "mil-tissue-slides", "best_auroc"),
+    Goal("tissue06_auroc", "tissue slides, burden 0.06", "run_record-tissue-06", "slides_auroc", least=0.90),
+    Goal("tissue06_mil_auroc", "the same, best MIL by validation", "mil-tissue-06", "best_auroc"),
+    Goal("tissue03_auroc", "tissue slides, burden 0.03", "run_record-tissue-03", "slides_auroc", least=0.80),
+    Goal("tissue03_mil_auroc", "the same, best MIL by validation", "mil-tissue-03", "best_auroc"),
+    Goal("arrangement_auroc", "arrangement phantoms", "run_record-arrangement", "slides_auroc", least=0.95),
+)
+GOALS = (*STREAMING, *SLIDES, *ACCURACY)
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A result file's figures, and where they are from."""
+
+    figures: dict[str, Figure]
+    path: Path
+    date: str
+    command: str
+
+
+def newest(folder: Path = RESULTS) -> dict[str, Found]:
+    """The newest result of each name; a full one goes before a quick one."""
+    found: dict[str, tuple[tuple[bool, str], Path]] = {}
+    for path in sorted(folder.glob("*.json")):
+        match = _NAME.fullmatch(path.name)
+        if match is None:
+            continue
+        rank = (match["quick"] is None, match["date"])
+        if match["stem"] not in found or rank > found[match["stem"]][0]:
+            found[match["stem"]] = (rank, path)
+    return {stem: _read(path) for stem, (_, path) in found.items()}
+
+
+def _read(path: Path) -> Found:
+    record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return Found(record["figures"], path, record["date"], record["command"])
+
+
+def value_of(goal: Goal, results: dict[str, Found]) -> float | None:
+    """None where it was not measured."""
+    found = results.get(goal.file)
+    value = None if found is None else found.figures.get(goal.key)
+    return float(value) if isinstance(value, int | float) else None
+
+
+def main() -> None:
+    """Print them."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.summary", description=__doc__)
+    parser.add_argument(
+        "--json", action="store_true", help="one JSON object: name to value, null if not measured"
+    )
+    parser.add_argument("--quick", action="store_true", help="no matter: nothing is run")
+    parser.add_argument("--full", action="store_true", help="no matter: nothing is run")
+    as_json, results = parser.parse_args().json, newest()
+    values = {goal.name: value_of(goal, results) for goal in GOALS}
+    if as_json:
+        print(json.dumps(values))
+        return
+    for goal in GOALS:
+        value = values[goal.name]
+        shown = "not measured" if value is None else f"{value:.4g}"
+        kept = {True: "met", False: "MISSED", None: ""}[None if value is None else goal.is_met(value)]
+        print(f"{goal.name:<26} {shown:<14} {wanted(goal):<10} {kept:<8} {goal.words}")
+
+
+def wanted(goal: Goal) -> str:
+    """The goal in a few signs."""
+    if goal.least is not None:
+        return f">= {goal.least:g}"
+    return f"<= {goal.most:g}" if goal.most is not None else ""
+
+
+if __name__ == "__main__":
+    main()

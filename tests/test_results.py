@@ -1,0 +1,46 @@
+"""The results page and the summary say what the result files say, and nothing else."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from benchmarks.results_page import PAGE, PICTURE, page
+from benchmarks.summary import GOALS, newest, value_of
+
+REPO = Path(__file__).resolve().parent.parent
+
+
+def test_the_page_is_what_the_files_make() -> None:
+    assert PAGE.read_text(encoding="utf-8") == page(newest()), "run python -m benchmarks.results_page"
+    assert PICTURE.exists()
+
+
+def test_each_goal_is_a_figure_of_its_file() -> None:
+    results = newest()
+    wrong = [
+        goal.name
+        for goal in GOALS
+        if goal.file in results and not isinstance(results[goal.file].figures.get(goal.key), int | float)
+    ]
+    assert wrong == []
+    assert len({goal.name for goal in GOALS}) == len(GOALS)
+
+
+def test_the_newest_full_result_counts(tmp_path: Path) -> None:
+    for name, value in (
+        ("a-b-2026-01-02", 1), ("a-b-2026-01-03", 2), ("a-b-2026-01-04-quick", 3), ("c-2026-01-01-quick", 4),
+    ):  # fmt: skip
+        record = {"figures": {"x": value}, "date": "", "command": ""}
+        (tmp_path / f"{name}.json").write_text(json.dumps(record))
+    found = newest(tmp_path)
+    assert {stem: one.figures["x"] for stem, one in found.items()} == {"a-b": 2, "c": 4}
+
+
+def test_the_summary_names_all_and_invents_none() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.summary", "--json"],
+        cwd=REPO, capture_output=True, text=True, check=True, timeout=120,
+    )  # fmt: skip
+    results = newest()
+    assert json.loads(done.stdout) == {goal.name: value_of(goal, results) for goal in GOALS}
