@@ -35,7 +35,8 @@ OPEN = (
 HEAD = """# Results
 
 Made from the files in `benchmarks/results/` by `python -m benchmarks.results_page`, not by hand. Each file names
-its machine, versions and settings; the command beside a figure makes it again. Most were taken on two processor cores.
+its machine, versions and settings; the command beside a figure makes it again. Most were taken on two processor
+cores.
 """
 
 
@@ -113,7 +114,7 @@ def draw(results: dict[str, Found], path: Path) -> None:
     groups = {words: methods(cohort, results) for cohort, words in COHORTS.items()}
     groups = {words: rows for words, rows in groups.items() if rows}
     lines = sum(len(rows) + 1 for rows in groups.values())
-    figure, axes = plt.subplots(figsize=(7.5, 0.27 * lines + 0.8), layout="constrained")
+    figure, axes = plt.subplots(figsize=(7.5, 0.27 * lines + 1.2), layout="constrained")
     y, ticks, names = 0.0, list[float](), list[str]()
     for words, rows in groups.items():
         axes.text(0.405, y, words, weight="bold", va="center", fontsize=9)
