@@ -98,7 +98,7 @@ def test_the_seed_decides_and_the_order_of_slides_does_not():
 LEVELS = st.sampled_from([0.0, 0.1, 0.25, 0.5, 0.75, 1.0])  # few levels, so that many scores tie
 
 
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=80)
 @given(data=st.data())
 def test_each_draw_equals_scikit_learn_with_ties(data):
     slides = data.draw(st.integers(2, 25))

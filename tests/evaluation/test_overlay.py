@@ -63,7 +63,7 @@ def test_a_pixel_shows_the_mean_of_the_cells_it_lies_on(seed: int, cell: tuple[f
     np.testing.assert_allclose(mean, expected_mean, atol=1e-9)
 
 
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=80)
 @given(
     where=st.tuples(st.floats(0, 1), st.floats(0, 1)),
     cell_l0=st.tuples(st.floats(30, 1200), st.floats(30, 1200)),

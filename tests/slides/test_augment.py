@@ -48,7 +48,7 @@ def oracle(pixels: ArrayPixels, how: Draw) -> NDArray[np.float64]:
     return np.clip(part @ matrix[:, :3].T + matrix[:, 3], 0, 255)
 
 
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=120)
 @given(seed=st.integers(0, 2**32 - 1), cell_px=st.integers(1, 9))
 def test_any_window_is_that_window_of_the_augmented_whole(seed: int, cell_px: int) -> None:
     rng = np.random.default_rng(seed)
@@ -63,7 +63,7 @@ def test_any_window_is_that_window_of_the_augmented_whole(seed: int, cell_px: in
         np.testing.assert_array_equal(augmented.read(box), around[box.shifted(40, 40).slices])
 
 
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=120)
 @given(seed=st.integers(0, 2**32 - 1), cell_px=st.integers(1, 9))
 def test_the_augmented_whole_is_what_plain_numpy_makes(seed: int, cell_px: int) -> None:
     rng = np.random.default_rng(seed)
@@ -76,7 +76,7 @@ def test_the_augmented_whole_is_what_plain_numpy_makes(seed: int, cell_px: int) 
     assert all(0 <= e - s < cell_px for e, s in zip(expected.shape[:2], augmented.shape_px, strict=True))
 
 
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=120)
 @given(seed=st.integers(0, 2**32 - 1), cell_px=st.integers(1, 9))
 def test_the_mask_is_exact(seed: int, cell_px: int) -> None:
     """A pixel is tissue if and only if its cell of the mask says so, but for what lies beyond the raster."""

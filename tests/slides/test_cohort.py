@@ -414,7 +414,7 @@ TEXT = st.text(
 IDS = TEXT.filter(lambda text: not set("/\\") & set(text) and text[0] != "." and "." not in text)
 
 
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=80)
 @given(data=st.data())
 def test_what_is_written_is_read_back_the_same(tmp_path_factory, data):
     folder = tmp_path_factory.mktemp("table")

@@ -343,7 +343,7 @@ def test_a_file_that_shrinks_while_it_is_open_is_an_error(made: Path, tmp_path: 
             raster.read(Box(0, 0, *raster.shape_px))
 
 
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=80)
 @given(data=st.data())
 def test_no_damage_to_the_header_gives_a_traceback(made: Path, data: st.DataObject) -> None:
     """Bytes outside the tiles, changed at random: opened and read, or a SlideError."""

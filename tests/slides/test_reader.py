@@ -253,7 +253,7 @@ def test_unreadable_pixels_fail_when_read(
 # --- Averages.
 
 
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=80)
 @given(
     height=st.integers(1, 40), width=st.integers(1, 40), rows=st.integers(1, 12), columns=st.integers(1, 12),
     step_y=st.floats(0.2, 9), step_x=st.floats(0.2, 9), start_y=st.floats(-9, 40), start_x=st.floats(-9, 40),

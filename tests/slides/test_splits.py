@@ -65,7 +65,7 @@ def test_no_patient_is_favoured():
     assert max(in_train.values()) < 240
 
 
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=80)
 @given(
     counts=st.lists(st.integers(3, 30), min_size=1, max_size=4),
     slides_each=st.integers(1, 3),

@@ -94,7 +94,7 @@ def build(
     return whole, Chain(segments, [tiling] * len(segments), storage, block=block, everywhere=everywhere)
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=24, deadline=None, suppress_health_check=list(HealthCheck))
 @given(**cases)
 def test_border_of_zeros_is_plain_execution(
     make, height, width, side, batch, keep, block, chained, in_file, seed
@@ -121,7 +121,7 @@ def test_border_of_zeros_is_plain_execution(
     compare_gradients(whole, oracle)
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=24, deadline=None, suppress_health_check=list(HealthCheck))
 @given(**cases)
 def test_border_of_glass_is_plain_execution_on_endless_glass(
     make, height, width, side, batch, keep, block, chained, in_file, seed
