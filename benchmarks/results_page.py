@@ -43,7 +43,7 @@ cores.
 def page(results: dict[str, Found]) -> str:
     """The whole page."""
     parts = [HEAD, "## Accuracy\n", _accuracy(results)]
-    parts += ["## Streaming\n", _goals(STREAMING, results), "## Slides\n", _goals(SLIDES, results)]
+    parts += ["## Streaming\n", _goals(STREAMING, results), "## Slides and viewer\n", _goals(SLIDES, results)]
     parts += ["## All goals of accuracy\n", _goals(ACCURACY, results)]
     parts += [
         "## Open\n",

@@ -72,6 +72,20 @@ SLIDES = (
         "prepare",
         "jpeg_to_2um_two_threads",
     ),
+    Goal(
+        "viewer_tiles_s",
+        "viewer: tiles a second, 8 clients, none asked for before",
+        "viewer-demo",
+        "tiles_s_cold",
+        least=60,
+    ),
+    Goal(
+        "viewer_first_s",
+        "viewer: first picture of a slide in a browser, s",
+        "viewer-demo",
+        "first_browser_s",
+        most=1,
+    ),
     Goal("tissue_iou", "tissue found on clean phantoms, least IoU", "tissue", "clean_iou_least", least=0.95),
 )
 ACCURACY = (
