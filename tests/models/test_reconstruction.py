@@ -120,6 +120,23 @@ def test_the_decoder_is_the_methods(scale: int) -> None:
         torch.testing.assert_close(decoder.eval()(patches, scale=scale), expected, rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.parametrize("scale", [1, 2])
+def test_patch_by_patch_gives_the_gradients_of_all_at_once(scale: int) -> None:
+    decoder = Decoder(6, 4, side=5).double()
+    patches = torch.rand(3, 6, 5, 4, dtype=torch.float64)
+    target = torch.rand(3, 4, 5 * scale, 4 * scale, dtype=torch.float64)
+    leaf = patches.clone().requires_grad_()
+    loss = decoder.loss(leaf, target, scale=scale)
+    (0.3 * loss).backward()
+    expected = [leaf.grad, *(p.grad.clone() for p in decoder.parameters())]
+    decoder.zero_grad()
+    total, grads = decoder.pull_back(patches, target, scale=scale, weight=0.3)
+    assert total == pytest.approx(float(loss.detach()), rel=1e-12)
+    for got, wanted in zip([grads, *(p.grad for p in decoder.parameters())], expected, strict=True):
+        torch.testing.assert_close(got, wanted, rtol=1e-10, atol=1e-14)
+    assert not patches.requires_grad
+
+
 def test_a_map_of_one_cell_is_reconstructed_too() -> None:
     boxes = draw_patches(
         np.ones((1, 1), np.bool_),

@@ -85,14 +85,57 @@ class Decoder(nn.Module):
 
     def forward(self, patches_BCHW: Tensor, *, scale: int) -> Tensor:
         """(B, C_k, h, w) -> (B, C_{k-1}, h * scale, w * scale); `scale` is the module's stride."""
-        fine_BCHW = F.interpolate(patches_BCHW, scale_factor=scale, mode="bilinear", align_corners=True)
-        rebuilt_BCHW: Tensor = self.layers(fine_BCHW)
+        rebuilt_BCHW: Tensor = self.layers(_fine(patches_BCHW, scale))
         return rebuilt_BCHW
 
     def loss(self, patches_BCHW: Tensor, target_BCHW: Tensor, *, scale: int) -> Tensor:
         """The mean absolute difference between what `forward` gives and what was there."""
-        rebuilt_BCHW = self(patches_BCHW, scale=scale)
-        return F.l1_loss(rebuilt_BCHW, target_BCHW.to(rebuilt_BCHW.dtype))
+        return _difference(self(patches_BCHW, scale=scale), target_BCHW)
+
+    def pull_back(
+        self, patches_BCHW: Tensor, target_BCHW: Tensor, *, scale: int, weight: float
+    ) -> tuple[float, Tensor]:
+        """`loss`, and the gradients of `weight` times it: the patches', (B, C_k, h, w); `.grad` gets the layers'.
+
+        The same as a backward pass through all patches at once, in a fraction of its memory: only BatchNorm needs
+        them together, the convolutions before and after it take one at a time.
+        """
+        first, norm, relu, last = self.layers
+        everywhere = range(len(patches_BCHW))
+        hidden_BCHW = torch.cat([first(_fine(patches_BCHW[i : i + 1], scale)).detach() for i in everywhere])
+        normed_BCHW = relu(norm(hidden_BCHW.requires_grad_()))
+        grad_BCHW, total = torch.empty_like(normed_BCHW), 0.0
+        for i in everywhere:
+            leaf = normed_BCHW[i : i + 1].detach().requires_grad_()
+            loss = _difference(last(leaf), target_BCHW[i : i + 1]) / len(patches_BCHW)
+            _backward(loss * weight, None)
+            assert leaf.grad is not None
+            grad_BCHW[i] = leaf.grad[0]
+            total += float(loss.detach())
+        _backward(normed_BCHW, grad_BCHW)
+        assert hidden_BCHW.grad is not None
+        del normed_BCHW, grad_BCHW
+        grads = torch.empty_like(patches_BCHW)
+        for i in everywhere:
+            leaf = patches_BCHW[i : i + 1].detach().requires_grad_()
+            _backward(first(_fine(leaf, scale)), hidden_BCHW.grad[i : i + 1])
+            assert leaf.grad is not None
+            grads[i] = leaf.grad[0]
+        return total, grads
+
+
+def _fine(patches_BCHW: Tensor, scale: int) -> Tensor:
+    return F.interpolate(patches_BCHW, scale_factor=scale, mode="bilinear", align_corners=True)
+
+
+def _difference(rebuilt_BCHW: Tensor, target_BCHW: Tensor) -> Tensor:
+    return F.l1_loss(rebuilt_BCHW, target_BCHW.to(rebuilt_BCHW.dtype))
+
+
+def _backward(root: Tensor, grad: Tensor | None) -> None:
+    """Outside autocast, which on a CPU would reach into the backward pass."""
+    with torch.autocast(root.device.type, enabled=False):
+        torch.autograd.backward([root], [grad])
 
 
 def draw_patches(

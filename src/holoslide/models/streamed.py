@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
@@ -235,7 +236,10 @@ class StreamedClassifier:
         """What reconstructing module k's input takes, measured on small patches: it grows with their area."""
         if k >= len(self.decoders):
             return 0
-        decoder, stride = self.decoders[k], self.model.strides[k]
+        decoder, stride = (
+            copy.deepcopy(self.decoders[k]),
+            self.model.strides[k],
+        )  # a trial leaves no gradients
         first, last = self.parts[k].segments[0], self.parts[k].segments[-1]
         count, areas, runs = self.model.config.reconstruction.patches, [], []
         for side in _TRIAL_SIDES:
@@ -243,9 +247,7 @@ class StreamedClassifier:
                 seen = torch.rand(count, last.out_channels, side, side, device=self.device, dtype=last.dtype)
                 fine = side * stride
                 target = torch.rand(count, first.channels, fine, fine, device=self.device, dtype=first.dtype)
-                loss = decoder.loss(seen.requires_grad_(), target, scale=stride)
-                torch.autograd.grad(loss, [seen, *decoder.parameters()])
-                del loss
+                decoder.pull_back(seen, target, scale=stride, weight=0.0)
             areas.append(side * side)
             runs.append(counted)
         return int(SLACK * Peak.through(areas, runs).at(self._patch_side(k, source) ** 2))

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from holoslide.geometry import Box
 from holoslide.models.heads import Head
 from holoslide.models.reconstruction import draw_patches
-from holoslide.models.streamed import HeadCells, StreamedClassifier, head_map
+from holoslide.models.streamed import StreamedClassifier, head_map
 from holoslide.streaming.features import Batch, FeatureMap
 from holoslide.streaming.host import hand_back_freed
 from holoslide.streaming.tiled import Pull
@@ -29,6 +29,15 @@ class Loss:
     logits_L: Tensor
     classification: float
     reconstruction: float
+
+
+@dataclass(frozen=True, slots=True)
+class CellGrads:
+    """dL/d(cells) of a head, (N, C); `rows` and `voting` as in `HeadCells`."""
+
+    grads_NC: Tensor
+    rows: Sequence[Tensor]
+    voting: Sequence[Tensor]
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,21 +73,27 @@ class Objective:
         scale: float,
     ) -> tuple[Loss, Pull]:
         """The loss of one slide for the module from `features` to `output`, and its gradient times `scale`."""
-        with self.segment.autocast():
-            cells = self.network.head_cells(self.head, output)
-        leaf_NC = cells.cells_NC.requires_grad_()
-        logits_L = self.head.readout(leaf_NC, generator=generator)
-        classification = F.cross_entropy(logits_L, torch.tensor(label, device=logits_L.device))
-        if self.class_weights is not None:  # cross_entropy's own mean over one slide would cancel its weight
-            classification = classification * self.class_weights[label]
-        torch.autograd.backward([classification * scale])
-        assert leaf_NC.grad is not None
+        logits_L, classification, wants = self._classify(output, label, generator=generator, scale=scale)
         boxes = self._draw(output, features, generator) if self.decoder is not None else []
         reconstruction, patches = self._reconstruct(output, features, boxes, scale=scale)
         if output.device.type == "cpu":
             hand_back_freed(output.tiles.size_bytes)  # the decoder took much, and is done
-        pull = _Pull(self.head, cells, leaf_NC.grad, patches)
-        return Loss(logits_L.detach(), float(classification.detach()), reconstruction), pull
+        return Loss(logits_L, classification, reconstruction), _Pull(self.head, wants, patches)
+
+    def _classify(
+        self, output: FeatureMap, label: int, *, generator: torch.Generator, scale: float
+    ) -> tuple[Tensor, float, CellGrads]:
+        """Logits, loss, and dL/d(cells); the cells themselves are not kept."""
+        with self.segment.autocast():
+            cells = self.network.head_cells(self.head, output)
+        leaf_NC = cells.cells_NC.requires_grad_()
+        logits_L = self.head.readout(leaf_NC, generator=generator)
+        loss = F.cross_entropy(logits_L, torch.tensor(label, device=logits_L.device))
+        if self.class_weights is not None:  # cross_entropy's own mean over one slide would cancel its weight
+            loss = loss * self.class_weights[label]
+        torch.autograd.backward([loss * scale])
+        assert leaf_NC.grad is not None
+        return logits_L.detach(), float(loss.detach()), CellGrads(leaf_NC.grad, cells.rows, cells.voting)
 
     def _draw(self, output: FeatureMap, features: FeatureMap, generator: torch.Generator) -> list[Box]:
         stride = output.field.stride // features.field.stride
@@ -99,20 +114,19 @@ class Objective:
         if self.decoder is None or not boxes:
             return 0.0, None
         stride = output.field.stride // features.field.stride
-        seen_BCHW = output.windows(boxes).requires_grad_()
+        seen_BCHW = output.windows(boxes)
         target_BCHW = features.windows([box.times(stride) for box in boxes])
+        weight = self.config.alpha * scale
         with self.segment.autocast():
-            loss = self.decoder.loss(seen_BCHW, target_BCHW, scale=stride)
-        torch.autograd.backward([loss * (self.config.alpha * scale)])
-        assert seen_BCHW.grad is not None
-        return float(loss.detach()), Patches(boxes, seen_BCHW.grad)
+            loss, grad_BCHW = self.decoder.pull_back(seen_BCHW, target_BCHW, scale=stride, weight=weight)
+        return loss, Patches(boxes, grad_BCHW)
 
 
 class _Pull:
     """dL/d(output) of a batch of tiles: through the head's stem, and from the patches that overlap them."""
 
-    def __init__(self, head: Head, cells: HeadCells, grad_NC: Tensor, patches: Patches | None) -> None:
-        self.head, self.cells, self.grad_NC, self.patches = head, cells, grad_NC, patches
+    def __init__(self, head: Head, cells: CellGrads, patches: Patches | None) -> None:
+        self.head, self.cells, self.patches = head, cells, patches
 
     def __call__(self, batch: Batch, result_BCHW: Tensor) -> list[tuple[Tensor, Tensor]]:
         """As `holoslide.streaming.tiled.Pull`."""
@@ -120,7 +134,7 @@ class _Pull:
         rows = self.cells.rows[batch.number]
         if len(rows):
             cells_BHWC = head_map(self.head, result_BCHW).permute(0, 2, 3, 1)
-            roots.append((cells_BHWC[self.cells.voting[batch.number]], self.grad_NC[rows]))
+            roots.append((cells_BHWC[self.cells.voting[batch.number]], self.cells.grads_NC[rows]))
         if self.patches is not None:
             grad_BCHW = _overlap(self.patches, batch, result_BCHW)
             if grad_BCHW is not None:
