@@ -12,7 +12,7 @@ ARGS =
 WANTED = cat requirements.lock pyproject.toml | cksum
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint lock clean
+.PHONY: help setup demo test lint docs lock clean
 
 help:  ## list the commands
 	@sed -n 's/^\([a-z]*\): .*## /  make \1\t/p' Makefile
@@ -43,11 +43,14 @@ lint: setup  ## check style, types and import contracts
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+docs: setup  ## build the documentation into site/
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
 lock: setup  ## write requirements.lock from pyproject.toml: versions and hashes, no addresses
 	$(UV) pip compile pyproject.toml --group dev --universal --python-version 3.11 \
 	  --generate-hashes --no-emit-index-url --no-header --no-annotate --quiet -o requirements.lock
 	@if grep -n '://' requirements.lock; then echo "requirements.lock holds addresses" >&2; exit 1; fi
 
 clean:  ## remove the environment, caches and the demo
-	rm -rf $(VENV) build dist demo .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) build dist demo site .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
