@@ -43,8 +43,8 @@ lint: setup  ## check style, types and import contracts
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-docs: setup  ## build the documentation into site/; open site/index.html
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+docs: setup  ## build the documentation into site/
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 lock: setup  ## write requirements.lock from pyproject.toml: versions and hashes, no addresses
 	$(UV) pip compile pyproject.toml --group dev --universal --python-version 3.11 \

@@ -395,7 +395,7 @@ def demo(
     ),
     task: Annotated[str, typer.Option("--task", help="focus or arrangement.")] = "focus",
     slides: Annotated[int, typer.Option("--slides", help="How many slides to draw.")] = 96,
-    seed: Annotated[int, typer.Option("--seed")] = 0,
+    seed: Annotated[int, typer.Option("--seed", help="Other seeds draw other slides.")] = 0,
 ) -> None:
     """Draw synthetic slides, train on them, test, and write the report: the whole job in minutes."""
     from holoslide.demo import demo_config, draw_demo

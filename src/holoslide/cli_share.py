@@ -77,7 +77,7 @@ def serve(
     host: Annotated[
         str, typer.Option("--host", help="Address to listen on; other machines' need a token.")
     ] = "127.0.0.1",
-    port: Annotated[int, typer.Option("--port", min=1, max=65535)] = 8765,
+    port: Annotated[int, typer.Option("--port", min=1, max=65535, help="Port to listen on.")] = 8765,
     rasters: RastersOption = None,
 ) -> None:
     """Look at a run in a browser: slides, predictions, heatmaps; write notes and corrected labels."""

@@ -39,15 +39,22 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class RunConfig:
-    """Everything that decides a run's result; each part is documented where it is used."""
+    """Everything that decides a run's result: a part of it for each of a run's stages."""
 
     prepare: PrepareConfig = field(default_factory=PrepareConfig)
+    """How slides become rasters."""
     split: SplitConfig = field(default_factory=SplitConfig)
+    """How patients are drawn into the parts, where the table names none."""
     augment: AugmentConfig = field(default_factory=AugmentConfig)
+    """How training slides are varied."""
     model: ModelConfig = field(default_factory=ModelConfig)
+    """The network: a backbone cut into modules, with a head for each."""
     stream: StreamConfig = field(default_factory=StreamConfig)
+    """How a slide runs through the network, tile by tile, and in how much memory."""
     train: TrainConfig = field(default_factory=TrainConfig)
+    """How the network is trained."""
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    """What an evaluation is asked for, beside the measures that it always gives."""
 
     @classmethod
     def load(

@@ -42,13 +42,13 @@ def repeated(report: RunReport) -> dict[str, Any] | None:
 _REPEATS = {
     "folds": (
         "Every patient is in the test part of one fold, and the network of that fold has learnt neither from the "
-        "patient's slides nor on them when to stop. The results below are of all patients together, each "
-        "scored by that one network; the spread is of the folds' own results, each on its own patients."
+        "patient's slides nor on them when to stop. The other results of this report are of all patients together, "
+        "each scored by that one network; the spread is of the folds' own results, each on its own patients."
     ),
     "seeds": (
         "The same slides in the same parts, trained anew with another seed: other first weights, another order, "
-        "other augmentations. The results below are of the mean of the networks' probabilities; the spread is of "
-        "the networks' own results, and says how much of a result is luck."
+        "other augmentations. The other results of this report are of the mean of the networks' "
+        "probabilities; the spread is of the networks' own results, and says how much of a result is luck."
     ),
 }
 

@@ -52,10 +52,13 @@ def _trained_on(report: RunReport) -> str:
     if not report.cohort:
         return f"{text}."
     slides = sum(part.slides for part in report.cohort)
-    parts = _listed([f"{part.slides} in {part.name}" for part in report.cohort])
+    if len(report.cohort) == 1:
+        parts = f" of {_count(report.cohort[0].patients, 'patient')}"
+    else:
+        parts = ": " + _listed([f"{part.slides} in {part.name}" for part in report.cohort])
     left_out = slides_left_out(report)
     rest = f" {_count(left_out, 'slide')} left out, for the reasons given below." if left_out else ""
-    return f"{text}. The cohort has {_count(slides, 'slide')}: {parts}.{rest}"
+    return f"{text}. The cohort has {_count(slides, 'slide')}{parts}.{rest}"
 
 
 def _chosen(report: RunReport) -> str:
@@ -107,7 +110,8 @@ def flow(report: RunReport) -> str:
         gone = _listed([f"{number} {reason}" for reason, number in found.reasons.items()])
         rest = f" Not used: {gone}." if gone else " Every slide was used."
         taken = f"{_count(found.used, 'slide')} of {_count(found.patients, 'patient')} used"
-        return f"{_count(found.found, 'slide')} found, {taken} in {_count(len(report.cohort), 'part')}.{rest}"
+        parts = f" in {len(report.cohort)} parts" if len(report.cohort) > 1 else ""
+        return f"{_count(found.found, 'slide')} found, {taken}{parts}.{rest}"
     used = sum(part.slides for part in report.cohort)
     left_out = slides_left_out(report)
     rest = f"{_count(left_out, 'slide')} left out" if left_out else "no slide left out"

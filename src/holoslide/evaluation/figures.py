@@ -177,7 +177,7 @@ def by_module(series: Sequence[tuple[str, Sequence[tuple[float, float, float]]]]
         if len(series) > 1:
             axes.legend(loc="lower right", ncols=len(series), handletextpad=0.3)
 
-    return _svg(draw, f"{' and '.join(name for name, _ in series)} by module", size=(6.2, 2.7))
+    return _svg(draw, f"{' and '.join(name for name, _ in series)} by module", size=(5.0, 2.5))
 
 
 def reliability(series: Sequence[tuple[str, Sequence[Bin]]], *, x: str, y: str) -> Picture:
@@ -217,7 +217,7 @@ def spread(series: Sequence[tuple[str, Sequence[float]]]) -> Picture:
         axes.set_xlim(min(0.4, least - 0.04), 1.02)
         axes.grid(visible=False, axis="y")
 
-    return _svg(draw, f"Spread over the runs: {', '.join(name for name, _ in series)}", size=(6.2, 2.4))
+    return _svg(draw, f"Spread over the runs: {', '.join(name for name, _ in series)}", size=(5.0, 2.4))
 
 
 def by_run(
@@ -241,7 +241,7 @@ def by_run(
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=7))
         axes.set_xlabel("epoch")
 
-    return _svg(draw, alt, size=(3.7, 2.5))
+    return _svg(draw, alt, size=(5.0, 2.5))
 
 
 def photo(pixels_HW3: NDArray[np.uint8], alt: str, *, quality: int = 88) -> Picture:

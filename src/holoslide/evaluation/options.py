@@ -9,9 +9,10 @@ from holoslide.errors import ConfigError
 
 @dataclass(frozen=True, slots=True)
 class EvaluateConfig:
-    """`sensitivity`: the share of slides of the positive class that a decision must find (two classes only)."""
+    """What an evaluation is asked for, beside the measures that it always gives."""
 
     sensitivity: float = 0.95
+    """Share of the slides of the positive class that a decision must find (two classes only)."""
 
     def __post_init__(self) -> None:
         if not 0 < self.sensitivity <= 1:

@@ -22,18 +22,18 @@ _COUNTER = "num_batches_tracked"  # BatchNorm counts its training steps; frozen,
 
 @dataclass(frozen=True, kw_only=True)
 class BackboneConfig:
-    """Which network, and which of its weights.
-
-    `name` is torchvision's or else timm's; "torchvision/..." or "timm/..." forces one. `weights` is "default"
-    (the library's pretrained ones, downloaded), "none" (random) or a local file: a state dict (.pth) or
-    .safetensors. `truncate` names the last layer or stage that is kept. `stem_stride` replaces the stride of
-    the first convolution (the paper's ResNet-34 takes 3 instead of 2); None leaves the network as it is.
-    """
+    """Which network, and which of its weights."""
 
     name: str = "resnet34"
+    """A network of torchvision's or else timm's; `torchvision/...` or `timm/...` forces one."""
     weights: str = "default"
+    """`default` (the library's pretrained ones, downloaded), `none` (random) or a local file: a state dict
+    (.pth) or .safetensors."""
     truncate: str | None = None
+    """The last layer or stage that is kept; null keeps all."""
     stem_stride: int | None = None
+    """Replaces the stride of the first convolution (the paper's ResNet-34 takes 3 instead of 2); null leaves
+    the network as it is."""
 
     def __post_init__(self) -> None:
         if not self.name:

@@ -32,12 +32,16 @@ CARD_FILE = "model.yaml"
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """The network: `modules` is K, the number of locally trained modules (1: end-to-end training)."""
+    """The network: a backbone cut into modules, each with a head and, but for the last, a decoder."""
 
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
+    """Which network, and which of its weights."""
     modules: int = 4
+    """K, the number of locally trained modules; 1 is end-to-end training."""
     heads: HeadConfig = field(default_factory=HeadConfig)
+    """All heads of a model."""
     reconstruction: ReconstructionConfig = field(default_factory=ReconstructionConfig)
+    """The second local loss: a module's input, made again from its output."""
 
     def __post_init__(self) -> None:
         if self.modules < 1:

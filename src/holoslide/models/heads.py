@@ -24,23 +24,22 @@ _FINAL_ATTENTION = 128
 
 @dataclass(frozen=True, kw_only=True)
 class HeadConfig:
-    """All heads of a model.
-
-    `pooling` is how cells are weighed before they are summed: "gated" is gated attention (Ilse et al. 2018) and
-    the paper's, "attention" the same without its gate, "mean" weighs all alike. `norm` "slide" is the paper's
-    GroupNorm over all cells of a slide. It lets each cell know of all others, so that evidence may stand beside
-    what it is about. With "cohort" the stem's input is normalised by statistics measured once on the training
-    slides, and a cell speaks for what it sees alone. `kernel` is the side of the stem's convolution, in cells;
-    None takes the paper's for the map's depth (see `kernel_for`). A head keeps its map's channels, but at most
-    `max_channels`: the paper's networks end in 512, and a 5 x 5 convolution from 2,048 channels to as many would
-    alone outweigh the backbone. `dropout` falls on the attention weights, in training only.
-    """
+    """All heads of a model."""
 
     pooling: Pooling = "gated"
+    """How cells become one vector: gated attention, attention, or their mean."""
     norm: Norm = "slide"
+    """`slide` is the paper's GroupNorm over all cells of a slide. It lets each cell know of all others, so
+    that evidence may stand beside what it is about. With `cohort` the stem's input is normalised by
+    statistics measured once on the training slides, and a cell speaks for what it sees alone."""
     kernel: int | None = None
+    """Side of the stem's convolution, in cells; null takes the paper's for the map's depth: 9, 9, 7, 5 in
+    layer1 to layer4 of a ResNet."""
     max_channels: int = 512
+    """A head keeps its map's channels, but at most so many: the paper's networks end in 512, and a 5 x 5
+    convolution from 2,048 channels to as many would alone outweigh the backbone."""
     dropout: float = 0.2
+    """Falls on the attention weights, in training only."""
 
     def __post_init__(self) -> None:
         if self.pooling not in get_args(Pooling):

@@ -23,18 +23,18 @@ _FIRST_SIDE = 128  # cells, in maps as fine as the backbone's stem's
 
 @dataclass(frozen=True, kw_only=True)
 class ReconstructionConfig:
-    """`alpha` weighs the loss, a mean absolute difference (0: none, and no decoders).
-
-    `patches` are drawn a slide and module. `side` is theirs in cells of the module's output; None takes the
-    paper's for the map's depth: 128 in layer1, 64 in layer2, 32 in layer3. On a small slide those are more
-    cells than its tissue has: all patches together take at most `share` of the tissue's area, and are made
-    smaller for that (None: never, as the paper).
-    """
+    """The second local loss: a module's input, made again from its output (RFR)."""
 
     alpha: float = 1.0
+    """Weighs the loss, a mean absolute difference; 0: none, and no decoders."""
     patches: int = 10
+    """How many are drawn of each slide in each module."""
     side: int | None = None
+    """Of a patch, in cells of the module's output; null takes the paper's for the map's depth: 128 in layer1,
+    64 in layer2, 32 in layer3."""
     share: float | None = 0.25
+    """All patches together take at most this share of a slide's tissue, and are made smaller for that: on a small
+    slide they would be more cells than there are. null: never smaller, as the paper."""
 
     def __post_init__(self) -> None:
         if self.alpha < 0:

@@ -37,24 +37,25 @@ _TAKEN = 0.7  # of free memory, where no budget is given
 
 @dataclass(frozen=True)
 class StreamConfig:
-    """How a slide is streamed.
-
-    `border`: "glass" takes the slide to go on for ever as glass, "zeros" pads as the paper does. `pool`: the
-    heads pool over the cells whose own square of the raster holds tissue, or over "all". `memory_gib` is the
-    budget that tiles are planned for (default: most of what is free when a run starts); past it, feature maps
-    go to a file in `folder`. `tile_cells` takes tiles of that side, in cells of any map, instead of a plan, and
-    `batch` and `keep` say how many of them are run together, and how many batches' graphs are kept.
-    `segment_units`: units of the backbone run as one segment inside a module (0: all of the module's).
-    """
+    """How a slide is streamed."""
 
     border: Border = "glass"
+    """`glass` takes the slide to go on for ever as glass, `zeros` pads as the paper does."""
     pool: Pool = "tissue"
+    """Heads pool over the cells whose own square of the raster holds tissue, or over `all`."""
     memory_gib: float | None = None
+    """The budget that tiles are planned for; null takes most of what is free when a run starts. Past it,
+    feature maps go to a file."""
     folder: str | None = None
+    """Where that file is; null takes the system's folder for temporary files."""
     tile_cells: int | None = None
+    """Tiles of this side, in cells of any map, instead of a plan."""
     batch: int = 1
+    """With `tile_cells`: how many tiles are run together."""
     keep: int = 0
+    """With `tile_cells`: how many batches' graphs are kept from the forward pass for the backward one."""
     segment_units: int = 0
+    """Units of the backbone that run as one segment inside a module; 0: all of the module's."""
 
     def __post_init__(self) -> None:
         if self.border not in get_args(Border):

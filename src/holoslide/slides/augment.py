@@ -30,30 +30,35 @@ LUMA = np.array([0.299, 0.587, 0.114])  # Rec. 601, as in torchvision's saturati
 
 @dataclass(frozen=True, slots=True)
 class AugmentConfig:
-    """How training slides are varied; the defaults are the paper's.
-
-    `crop`: probability of a crop, which keeps a share of each side drawn between `crop_least` and 1, or between
-    `crop_least_small` and 1 for sides under `small_px`. `flip`: probability of a flip, vertical, horizontal and
-    both being as likely. `turn`: whether to rotate by 0, 90, 180 or 270 degrees. `brightness`, `contrast`,
-    `saturation`: each a factor drawn from 1 - value to 1 + value; contrast turns about the grey `pivot` (0 to
-    255, fixed, as a window's own mean would differ between windows). `hue`: the largest rotation about the grey
-    axis, in turns. The paper says no more than "0.1" of its jitter; a tenth of a turn makes pink tissue orange or
-    violet, so hue goes less far here. `stain`: haematoxylin and eosin each times a factor drawn from 1 - value to
-    1 + value, in tissue alone; slower than the other changes of colour, and off unless asked for.
-    """
+    """How training slides are varied; the defaults are the paper's, except for `hue`."""
 
     crop: float = 0.6
+    """Probability of a crop."""
     crop_least: float = 0.5
+    """A crop keeps a share of each side drawn between this and 1."""
     crop_least_small: float = 0.9
+    """The same for sides under `small_px`."""
     small_px: int = 3000
+    """Sides of fewer raster pixels are small."""
     flip: float = 0.75
+    """Probability of a flip; vertical, horizontal and both are as likely."""
     turn: bool = True
+    """Rotate by 0, 90, 180 or 270 degrees."""
     brightness: float = 0.1
+    """A factor drawn from 1 - value to 1 + value."""
     contrast: float = 0.1
+    """A factor drawn likewise, about the grey `pivot`."""
     saturation: float = 0.1
+    """A factor drawn likewise."""
     hue: float = 0.02
+    """The largest rotation about the grey axis, in turns. The paper says no more than "0.1" of its jitter; a
+    tenth of a turn makes pink tissue orange or violet, so hue goes less far here."""
     stain: float = 0.0
+    """Haematoxylin and eosin each times a factor drawn from 1 - value to 1 + value, in tissue alone; slower
+    than the other changes of colour, and off unless asked for."""
     pivot: float = 190.0
+    """The grey that contrast turns about, 0 to 255; fixed, as a window's own mean would differ between
+    windows."""
 
     def __post_init__(self) -> None:
         """Raise `ConfigError` for a share outside 0..1, and the like."""

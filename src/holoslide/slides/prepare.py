@@ -49,20 +49,22 @@ Advance = Callable[[int, int, str], None]  # (done, total, what was done last)
 
 @dataclass(frozen=True, slots=True)
 class PrepareConfig:
-    """How rasters are made.
-
-    `mpp`: um per raster pixel. `mask_cell_um`: about how large the cells of the tissue mask are; their side is
-    rounded to a multiple of 8 pixels. `jpeg_quality`: 75 to 100. `icc`: whether colours are those that the slide's
-    own colour profile means, in sRGB, where it has one; else they are as stored. `stain`: macenko turns the two
-    dyes of each slide into reference ones, in the tissue.
-    """
+    """How rasters are made."""
 
     mpp: float = 2.0
+    """Microns per raster pixel: what one pixel that the network sees measures."""
     mask_cell_um: float = 16.0
+    """About how large the cells of the tissue mask are; their side is rounded to a multiple of 8 pixels."""
     jpeg_quality: int = 90
+    """75 to 100."""
     icc: bool = False
+    """Colours as the slide's own colour profile means them, in sRGB, where it has one; else they are as
+    stored."""
     stain: Literal["none", "macenko"] = "none"
+    """macenko turns the two dyes of each slide into reference ones, in the tissue. It needs the extra
+    `stain`."""
     tissue: TissueConfig = field(default_factory=TissueConfig)
+    """How tissue is told from glass."""
 
     def __post_init__(self) -> None:
         """Raise ConfigError for values that cannot be."""

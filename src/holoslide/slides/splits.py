@@ -16,16 +16,16 @@ _TRIES = 64  # draws before patients of several classes are said not to fit
 
 @dataclass(frozen=True, slots=True)
 class SplitConfig:
-    """How patients are shared out where the table names no split.
-
-    `train`, `valid` and `test` are shares of the patients, which sum to 1; a part with share 0 is not drawn.
-    `seed` is the draw's.
-    """
+    """The shares of the patients, which sum to 1. A part with share 0 is not drawn."""
 
     train: float = 0.7
+    """Share of the patients to learn from."""
     valid: float = 0.15
+    """Share of the patients that the best epoch is chosen on."""
     test: float = 0.15
+    """Share of the patients that is looked at once, at the end."""
     seed: int = 0
+    """Of the draw; another seed gives other parts."""
 
     def __post_init__(self) -> None:
         """Raise `ConfigError` for shares that are none."""

@@ -31,35 +31,40 @@ NET_UM = 40.0  # gaps in what has structure: the meshes of fat
 
 @dataclass(frozen=True, slots=True)
 class TissueConfig:
-    """How tissue is told from glass.
-
-    `thumbnail_mpp`: um per pixel of the thumbnail that is looked at. `smooth_um`: sigma of the blur that takes
-    out noise. `least_contrast`, `most_contrast`: Otsu's threshold is kept between these (Lab units from the
-    glass), so that a slide without tissue gives none, and one without glass is not split into dark and pale
-    tissue. `texture_um`: side of the neighbourhood whose unrest counts as texture, which is tissue from
-    `least_texture` (Lab units) on. `close_um`: gaps up to this wide are closed. `hole_um2`, `speck_um2`: smaller
-    holes are filled, smaller pieces dropped. `margin_um`: the mask is grown by this, so that pale edges are in.
-    `skip_pen`: leave out felt pen, black, blue, green and red. `skip_debris`: leave out coverslip edges, rims of
-    bubbles and dirt. `skip_blur`: leave out what is out of focus at `focus_mpp`: where the finest structures have
-    less than `least_sharpness` of the contrast of the coarser ones (sharp slides: 0.5 and more; after a blur with a
-    sigma of 2 pixels: under 0.25).
-    """
+    """How tissue is told from glass. Units of colour are those of Lab, as a distance from the glass."""
 
     thumbnail_mpp: float = 8.0
+    """Microns per pixel of the thumbnail that is looked at."""
     smooth_um: float = 6.0
+    """Sigma of the blur that takes out noise."""
     least_contrast: float = 4.0
+    """Otsu's threshold is kept above this, so that a slide without tissue gives none."""
     most_contrast: float = 8.0
+    """Otsu's threshold is kept below this, so that one without glass is not split into dark and pale tissue.
+    """
     texture_um: float = 56.0
+    """Side of the neighbourhood whose unrest counts as texture."""
     least_texture: float = 1.0
+    """From this texture on it is tissue, however pale."""
     close_um: float = 64.0
+    """Gaps up to this wide are closed."""
     hole_um2: float = 60_000.0
+    """Smaller holes are filled."""
     speck_um2: float = 20_000.0
+    """Smaller pieces are dropped."""
     margin_um: float = 0.0
+    """The mask is grown by this, so that pale edges are in."""
     skip_pen: bool = True
+    """Leave out felt pen: black, blue, green and red."""
     skip_debris: bool = True
+    """Leave out coverslip edges, rims of bubbles and dirt."""
     skip_blur: bool = True
+    """Leave out what is out of focus."""
     focus_mpp: float = 2.0
+    """Microns per pixel at which focus is judged."""
     least_sharpness: float = 0.28
+    """Out of focus is where the finest structures have less than this share of the contrast of the coarser
+    ones. Sharp slides: 0.5 and more; after a blur with a sigma of 2 pixels: under 0.25."""
 
     def __post_init__(self) -> None:
         """Raise ConfigError for a length or area that cannot be."""

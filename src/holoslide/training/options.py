@@ -16,40 +16,51 @@ ClassWeights = Literal["none", "balanced"]
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """How a run goes; the defaults are the paper's.
-
-    All slides are seen `epochs` times, in an order that `seed` draws with all else that is random. `lr` is the
-    heads' and decoders', the backbone's is `backbone_lr_ratio` of it; `schedule` ("step" or "cosine"),
-    `milestones`, `gamma` and `warmup_epochs` say how it changes, see `Schedule`. `weight_decay` is AdamW's.
-    `accumulate` slides make one optimiser step. `average` above 0 validates and keeps a moving average of the
-    weights, of which each step leaves that much (say 0.98), instead of the last step's. `class_weights` "balanced"
-    makes rare classes count as much as common ones. `precision` "auto" computes in bf16 where the device has it.
-
-    Training stops after `patience` epochs without a better one by `monitor` (0: never). Every `log_every` steps go
-    to the log, and a checkpoint is written after each epoch and, within long ones, every `checkpoint_minutes` (0:
-    after every step). A run takes `devices` of the kind `accelerator` on each of `nodes` machines.
-    """
+    """How a run goes; the defaults are the paper's."""
 
     epochs: int = 55
+    """How often each training slide is seen."""
     lr: float = 2e-5
+    """Learning rate of the heads and decoders."""
     backbone_lr_ratio: float = 0.5
+    """The backbone's learning rate is this share of `lr`."""
     weight_decay: float = 1e-2
+    """Of AdamW."""
     schedule: Shape = "step"
+    """`step` multiplies the rate by `gamma` at each milestone, `cosine` lets it fall to zero along half a
+    wave."""
     milestones: tuple[float, ...] = PAPER
+    """Of `step`: a number below 1 is a fraction of the run, from 1 on an epoch. The default is the paper's,
+    25, 35 and 45 of 55 epochs."""
     gamma: float = 0.1
+    """Of `step`: what a milestone multiplies the rate by."""
     warmup_epochs: float = 0.0
+    """Over these first epochs the rate rises from near zero."""
     accumulate: int = 8
+    """So many slides make one optimiser step."""
     average: float = 0.0
+    """Above 0, a moving average of the weights is validated and kept instead of the last step's; so much of it is
+    left in each step, as 0.98."""
     class_weights: ClassWeights = "none"
+    """`balanced` weighs a slide's loss by how rare its class is."""
     seed: int = 0
+    """Of weights, order, augmentation and dropout."""
     precision: Precision = "auto"
+    """`auto` computes in bf16 where the device has it."""
     patience: int = 0
+    """Stop after so many epochs without a better one; 0: never."""
     monitor: Monitor = "auroc"
+    """What of the validation part makes an epoch the better one."""
     accelerator: Accelerator = "auto"
+    """`auto` takes a CUDA device if there is one."""
     devices: int | Literal["auto"] = "auto"
+    """How many of a machine's devices to use, each on slides of its own."""
     nodes: int = 1
+    """How many machines work together."""
     log_every: int = 1
+    """Optimiser steps between two lines of the log."""
     checkpoint_minutes: float = 10.0
+    """A checkpoint is written after each epoch and, within long ones, so often; 0: after every step."""
 
     def __post_init__(self) -> None:
         for name, least in _LEAST.items():
