@@ -25,7 +25,7 @@ from holoslide.streaming.chain import Chain
 from holoslide.streaming.cost import Cost, Peak, PeakBytes, measure
 from holoslide.streaming.features import Batch, FeatureMap, Pixels, PixelSource
 from holoslide.streaming.host import free_bytes
-from holoslide.streaming.plan import SLACK, Plan, Stage, make_plan, parameter_bytes
+from holoslide.streaming.plan import HEAP_BYTES, SLACK, Plan, Stage, make_plan, parameter_bytes
 from holoslide.streaming.receptive import Receptive
 from holoslide.streaming.storage import Storage, StorageConfig
 from holoslide.streaming.tiled import Border, Segment, Tiling
@@ -169,7 +169,7 @@ class StreamedClassifier:
             host = int(_TAKEN * share * free_bytes(torch.device("cpu")))
         weights, twins = parameter_bytes(self.model), parameter_bytes(self.model.parts)
         # Training holds gradients of both, and AdamW's two moments of the weights, too.
-        fixed_bytes = held_bytes + (4 * weights + 2 * twins if training else weights + twins)
+        fixed_bytes = HEAP_BYTES + held_bytes + (4 * weights + 2 * twins if training else weights + twins)
         return make_plan(
             self._stages(source, training=training),
             source.tissue,

@@ -1,7 +1,8 @@
 """From a byte budget to tile sides and storage, and the peak memory to expect, before anything is run.
 
 What a segment needs is measured, not guessed (`cost.py`). Working memory that libraries take inside one operation
-is not seen; `SLACK` allows for it.
+is not seen, nor what the heap keeps of freed blocks; `SLACK` and `HEAP_BYTES` allow for them, as
+`python -m benchmarks.streaming --only plan` found them.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ from holoslide.streaming.storage import StorageConfig
 from holoslide.streaming.tiled import Segment, Tiling
 from holoslide.streaming.tissue import Tissue
 
-SLACK = 1.15
+SLACK = 1.05
+HEAP_BYTES = 80 * 10**6
 _SIDES = (24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
 # What starting on a window costs, as the side of a square of input cells that takes as long.
 _START_CELLS = {"cpu": 40, "cuda": 400}
@@ -155,7 +157,8 @@ def _options(stage: Stage, tissue: Tissue, field: Receptive, frame: Box) -> list
         graph_bytes = int(cost.graph_bytes.at(area)) if stage.trains else 0
         tiling = Tiling(spec.side, keep=count if stage.trains else 0, graph_bytes=graph_bytes)
         tile_bytes = grid.size[0] * grid.size[1] * segment.out_channels * segment.dtype.itemsize
-        ahead = area * segment.channels * segment.dtype.itemsize  # the next window, read meanwhile
+        # The next window is read meanwhile.
+        ahead = area * segment.channels * segment.dtype.itemsize if count > 1 else 0
         work_bytes = max(int(SLACK * work) + ahead, stage.decoder_bytes) + stage.head_bytes
         plan = StagePlan(stage.name, tiling, count, count * tile_bytes, work_bytes, seconds)
         result.append(_Option(plan, cells + count * start))
@@ -172,13 +175,22 @@ def _peaks(stages: Sequence[Stage], planned: Sequence[StagePlan], pool: int) -> 
     for group in _modules(stages, planned):
         inner, last = group[:-1], group[-1][1]
         maps = before + sum(2 * plan.map_bytes for _, plan in inner) + last.map_bytes
-        graphs = sum(plan.tiles * plan.tiling.graph_bytes for _, plan in group)
-        kept = min(graphs, max(0, pool - maps))
-        work = max(plan.work_bytes - (plan.tiling.graph_bytes if kept == graphs else 0) for _, plan in group)
+        kept, every = _kept_bytes([plan for _, plan in group], max(0, pool - maps))
+        work = max(plan.work_bytes - (plan.tiling.graph_bytes if every else 0) for _, plan in group)
         decoder = max(stage.decoder_bytes + stage.head_bytes for stage, _ in group)
         most_bytes = max(most_bytes, min(maps, pool) + kept + max(work, decoder))
         most_maps, before = max(most_maps, maps), last.map_bytes
     return most_bytes, most_maps
+
+
+def _kept_bytes(plans: Sequence[StagePlan], room: int) -> tuple[int, bool]:
+    """What the graphs take that are kept in so much room, one or none of each window, and whether all are kept."""
+    kept, every = 0, True
+    for plan in plans:
+        size = plan.tiling.graph_bytes
+        count = min(plan.tiles, (room - kept) // size) if size else plan.tiles
+        kept, every = kept + count * size, every and count == plan.tiles
+    return kept, every
 
 
 def _modules(
