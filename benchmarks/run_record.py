@@ -3,12 +3,15 @@
     python -m benchmarks.run_record RUN NAME --full
 
 The baseline is a logistic regression on the mean colour of a slide's tissue: what needs no network at all.
+`module_K_auroc` is each module's own classifier, `ensemble_auroc` the mean of all their probabilities.
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -39,6 +42,7 @@ def measure(options: Options) -> Result:
             if value:
                 figures[f"{level}_{name}"] = round(value["value"], 4)
                 figures[f"{level}_{name}_interval"] = f"{value['low']:.3f} to {value['high']:.3f}"
+    figures |= _by_module(run / "predictions_modules.csv", cohort.classes)
     figures["mean_colour_auroc"] = round(_mean_colour(cohort, run), 4)
     figures["epochs"] = len(history) - 1
     figures["training_s"] = round(sum(float(row.split(",")[seconds]) for row in history[1:]), 1)
@@ -49,6 +53,24 @@ def measure(options: Options) -> Result:
         "config": yaml.safe_load(without_folders((run / "config.yaml").read_text(encoding="utf-8"))),
     }
     return Result(figures=figures, configuration=configuration, variant=options.values["name"])
+
+
+def _by_module(table: Path, classes: Sequence[str]) -> dict[str, Figure]:
+    """Test AUROC, two classes, of every module's classifier and of all together."""
+    if len(classes) != 2:
+        return {}
+    with table.open(encoding="utf-8", newline="") as lines:
+        rows = list(csv.DictReader(lines))
+    chances: dict[str, dict[str, float]] = {}
+    truth = {row["slide_id"]: row["label"] == classes[1] for row in rows}
+    for row in rows:
+        chances.setdefault(row["module"], {})[row["slide_id"]] = float(row[f"p_{classes[1]}"])
+    slides = sorted(truth)
+    labels = [truth[slide] for slide in slides]
+    found = {module: np.array([of[slide] for slide in slides]) for module, of in chances.items()}
+    figures = {f"module_{k}_auroc": round(float(roc_auc_score(labels, p)), 4) for k, p in found.items()}
+    mean = np.mean(list(found.values()), axis=0)
+    return {**figures, "ensemble_auroc": round(float(roc_auc_score(labels, mean)), 4)}
 
 
 def _mean_colour(cohort: Cohort, run: Path) -> float:
