@@ -132,7 +132,7 @@ def draw(results: dict[str, Found], path: Path) -> None:
         yticks=ticks, yticklabels=names, xlim=(0.4, 1.01), xlabel="test AUROC, 95 % interval over patients"
     )
     axes.axvline(0.5, color="#8a969b", linewidth=1, linestyle="--")
-    axes.invert_yaxis()
+    axes.set_ylim(y - 0.3, -0.6)  # downwards, with room for the first heading
     axes.tick_params(axis="y", length=0, labelsize=8)
     axes.spines[["top", "right", "left"]].set_visible(False)
     figure.savefig(path, metadata={"Date": None})
