@@ -11,7 +11,7 @@ from pathlib import Path
 
 from benchmarks.common import REPO
 from benchmarks.mil_models import MODELS
-from benchmarks.summary import ACCURACY, SLIDES, STREAMING, Found, Goal, newest, value_of, wanted
+from benchmarks.summary import ACCURACY, SLIDES, STREAMING, Found, Goal, newest, seeds_of, value_of, wanted
 
 PAGE = REPO / "docs" / "results.md"
 PICTURE = REPO / "docs" / "pictures" / "results-auroc.svg"
@@ -61,7 +61,9 @@ def _goals(goals: Sequence[Goal], results: dict[str, Found]) -> str:
             continue
         missed = " (missed)" if goal.is_met(value) is False else ""
         link = f"[{found.date}](../benchmarks/results/{found.path.name})"
-        rows.append(f"| {goal.words} | {value:.3g} | {wanted(goal)}{missed} | {link}, `{found.command}` |")
+        seeds = len(seeds_of(goal, results))
+        words = f"{goal.words}, mean of {seeds} seeds" if seeds > 1 else goal.words
+        rows.append(f"| {words} | {value:.3g} | {wanted(goal)}{missed} | {link}, `{found.command}` |")
     return "\n".join(rows) + "\n"
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import statistics
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -134,10 +135,18 @@ def _read(path: Path) -> Found:
 
 
 def value_of(goal: Goal, results: dict[str, Found]) -> float | None:
-    """None where it was not measured."""
-    found = results.get(goal.file)
-    value = None if found is None else found.figures.get(goal.key)
-    return float(value) if isinstance(value, int | float) else None
+    """The mean over seeds, where there are several; None where it was not measured."""
+    values = seeds_of(goal, results)
+    return statistics.mean(values) if values else None
+
+
+def seeds_of(goal: Goal, results: dict[str, Found]) -> list[float]:
+    """The figure from the goal's file, and from those of the same name and another seed (`NAME-seed1`, ...)."""
+    if goal.file not in results:
+        return []
+    same = re.compile(re.escape(goal.file) + r"(-seed\d+)?")
+    figures = [found.figures.get(goal.key) for stem, found in results.items() if same.fullmatch(stem)]
+    return [float(value) for value in figures if isinstance(value, int | float)]
 
 
 def main() -> None:

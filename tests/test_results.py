@@ -5,8 +5,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from benchmarks.results_page import PAGE, PICTURE, page
-from benchmarks.summary import GOALS, newest, value_of
+from benchmarks.summary import GOALS, Found, Goal, newest, seeds_of, value_of
 
 REPO = Path(__file__).resolve().parent.parent
 
@@ -35,6 +37,15 @@ def test_the_newest_full_result_counts(tmp_path: Path) -> None:
         (tmp_path / f"{name}.json").write_text(json.dumps(record))
     found = newest(tmp_path)
     assert {stem: one.figures["x"] for stem, one in found.items()} == {"a-b": 2, "c": 4}
+
+
+def test_seeds_of_one_setting_count_by_their_mean() -> None:
+    goal = Goal("tissue", "", "run-tissue", "auroc")
+    names = {"run-tissue": 0.9, "run-tissue-seed1": 0.8, "run-tissue-seed2": 0.7, "run-tissue-other": 0.1}
+    results = {name: Found({"auroc": value}, Path(name), "", "") for name, value in names.items()}
+    assert seeds_of(goal, results) == [0.9, 0.8, 0.7]
+    assert value_of(goal, results) == pytest.approx(0.8)
+    assert value_of(goal, {}) is None
 
 
 def test_the_summary_names_all_and_invents_none() -> None:
