@@ -6,7 +6,6 @@ import sys
 from pathlib import Path
 
 import pytest
-
 from benchmarks.results_page import PAGE, PICTURE, page
 from benchmarks.summary import GOALS, Found, Goal, newest, seeds_of, value_of
 
