@@ -45,6 +45,8 @@ def test_seeds_of_one_setting_count_by_their_mean() -> None:
     assert seeds_of(goal, results) == [0.9, 0.8, 0.7]
     assert value_of(goal, results) == pytest.approx(0.8)
     assert value_of(goal, {}) is None
+    ahead = Goal("ahead", "", "run-tissue", "auroc", less=("run-tissue-other", "auroc"))
+    assert value_of(ahead, results) == pytest.approx(0.7)
 
 
 def test_the_summary_names_all_and_invents_none() -> None:
