@@ -21,9 +21,9 @@ GLASS = (243, 240, 241)
 CELL_PX = 8
 
 
-def model(kernel: int) -> LocalClassifier:
+def model(**heads: object) -> LocalClassifier:
     backbone = BackboneConfig(name="resnet18", weights="none", truncate="layer2")
-    config = ModelConfig(backbone=backbone, modules=2, heads=HeadConfig(kernel=kernel))
+    config = ModelConfig(backbone=backbone, modules=2, heads=HeadConfig(**heads))
     inputs = InputConfig(mpp=2.0, glass=GLASS)
     generator = torch.Generator().manual_seed(0)
     made = LocalClassifier.from_config(config, classes=("a", "b", "c"), inputs=inputs, generator=generator)
@@ -46,9 +46,15 @@ def slide(rows: int, columns: int, *, ragged: bool, seed: int) -> ArrayPixels:
 SIZES = [(9, 13, False), (20, 31, True), (37, 18, True), (4, 4, False)]
 
 
-@pytest.mark.parametrize(("border", "pool", "kernel"), [("glass", "tissue", 3), ("zeros", "all", 2)])
-def test_onnx_answers_as_pytorch(border: str, pool: str, kernel: int, tmp_path: Path) -> None:
-    trained, stream = model(kernel), StreamConfig(border=border, pool=pool)
+@pytest.mark.parametrize(
+    ("border", "pool", "heads"),
+    [
+        ("glass", "tissue", {"kernel": 3, "pooling": "auto", "norm": "cohort"}),
+        ("zeros", "all", {"kernel": 2, "pooling": "gated", "norm": "slide"}),
+    ],
+)
+def test_onnx_answers_as_pytorch(border: str, pool: str, heads: dict[str, object], tmp_path: Path) -> None:
+    trained, stream = model(**heads), StreamConfig(border=border, pool=pool)
     path = export_onnx(trained, stream, tmp_path, card="# A card\n")
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     network = StreamedClassifier(trained, stream)

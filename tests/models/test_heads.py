@@ -23,12 +23,12 @@ def randomised(module: nn.Module) -> nn.Module:
 
 
 def readout_of(channels: int, classes: int, *, final: bool = False, **config: object) -> Readout:
-    return Head(channels, classes, HeadConfig(**config), depth=1, final=final).readout
+    return Head(channels, classes, HeadConfig(**config), depth=1, last_depth=None if final else 8).readout
 
 
 def plain_logits(head: Head, features_BCHW: Tensor) -> Tensor:
     """The method's head, part by part, with nn.GroupNorm on the map."""
-    readout, pooling = head.readout, head.readout.pooling
+    readout, pooling = head.readout, head.readout.attention
     cells_BCHW = F.conv2d(features_BCHW, head.stem.weight, stride=head.stem.kernel_size)
     norm = nn.GroupNorm(cells_BCHW.shape[1], cells_BCHW.shape[1]).double()
     norm.weight, norm.bias = readout.norm.weight, readout.norm.bias
@@ -41,7 +41,7 @@ def plain_logits(head: Head, features_BCHW: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("final", [False, True])
 def test_a_head_is_the_methods(*, final: bool) -> None:
-    head = randomised(Head(6, 3, HeadConfig(), depth=4, final=final))
+    head = randomised(Head(6, 3, HeadConfig(), depth=4, last_depth=None if final else 8))
     features = torch.rand(1, 6, 37, 51, dtype=torch.float64, requires_grad=True)
     ours, plain = head(features), plain_logits(head, features)
     torch.testing.assert_close(ours, plain, rtol=1e-12, atol=1e-12)
@@ -55,12 +55,17 @@ def test_a_head_is_the_methods(*, final: bool) -> None:
 
 def test_kernels_and_widths_are_the_papers_on_resnet34() -> None:
     for depth, channels, kernel in ((1, 64, 9), (2, 128, 9), (4, 256, 7), (8, 512, 5)):
-        head = Head(channels, 2, HeadConfig(), depth=depth, final=depth == 8)
+        head = Head(channels, 2, HeadConfig(), depth=depth, last_depth=None if depth == 8 else 8)
         assert head.stem.kernel_size == head.stem.stride == (kernel, kernel)
         assert head.stem.bias is None
         assert head.stem.out_channels == channels
         assert head.readout.hidden.out_features == (512 if depth == 8 else 128)
-        assert head.readout.pooling.value.out_features == (128 if depth == 8 else channels // 2)
+        assert head.readout.attention.value.out_features == (128 if depth == 8 else channels // 2)
+
+
+def test_all_heads_of_a_model_read_the_same_squares() -> None:
+    kernels = [Head(8, 2, HeadConfig(kernel=3), depth=d, last_depth=8).stem.kernel_size for d in (1, 2, 4)]
+    assert kernels == [(24, 24), (12, 12), (6, 6)]
 
 
 def test_options_change_the_head() -> None:
@@ -70,11 +75,13 @@ def test_options_change_the_head() -> None:
     assert kernel_for(16) == 5
     with pytest.raises(ConfigError, match=r"model.heads.dropout: is 1.0; give a number from 0"):
         HeadConfig(dropout=1.0)
-    with pytest.raises(ConfigError, match=r"model.heads.pooling: is max; choose gated, attention, mean"):
+    with pytest.raises(
+        ConfigError, match=r"model.heads.pooling: is max; choose auto, gated, attention, mean"
+    ):
         HeadConfig(pooling="max")
 
 
-@pytest.mark.parametrize("pooling", ["gated", "attention", "mean"])
+@pytest.mark.parametrize("pooling", ["auto", "gated", "attention", "mean"])
 @pytest.mark.parametrize("cells", [1, 2, 57])
 def test_evidence_adds_up_to_the_logits(pooling: str, cells: int) -> None:
     readout = randomised(readout_of(8, 3, pooling=pooling, final=True))
@@ -99,9 +106,27 @@ def test_one_cell_is_enough_and_has_gradients() -> None:
         readout(cell[:0])
 
 
+def test_a_small_lesion_is_not_drowned() -> None:
+    """Of 10,000 cells one speaks for a class: auto-pool hears it, where a mean would not."""
+    readout = readout_of(2, 2, pooling="auto", norm="cohort", final=True)
+    with torch.no_grad():
+        readout.hidden.weight.zero_()
+        readout.hidden.bias.zero_()
+        readout.hidden.weight[0, 0] = 1
+        readout.output.weight.zero_()
+        readout.output.bias.zero_()
+        readout.output.weight[1, 0] = 1
+    cells_NC = torch.zeros(10_000, 2)
+    cells_NC[77, 0] = 8
+    explained = readout.explain(cells_NC)
+    assert 7 < float(explained.logits_L[1]) < 8
+    assert int(explained.evidence_NL[:, 1].argmax()) == 77
+    assert explained.bias_L.tolist() == [0, 0]
+
+
 def plain_without_norm(readout: Readout, cells_NC: Tensor) -> Tensor:
     values_NC = F.relu(cells_NC * readout.norm.weight + readout.norm.bias)
-    pooled_C = torch.softmax(readout.pooling(values_NC), 0) @ values_NC
+    pooled_C = torch.softmax(readout.attention(values_NC), 0) @ values_NC
     return readout.output(F.relu(readout.hidden(pooled_C)))
 
 
@@ -117,7 +142,7 @@ def test_with_the_norm_of_a_cohort_a_cell_speaks_for_itself() -> None:
     torch.testing.assert_close(ours_NC, plain_NC, rtol=1e-10, atol=1e-13)
 
 
-@pytest.mark.parametrize("pooling", ["gated", "attention", "mean"])
+@pytest.mark.parametrize("pooling", ["auto", "gated", "attention", "mean"])
 @pytest.mark.parametrize("chunk_cells", [1, 7, 40, 1000])
 def test_chunks_change_nothing(pooling: str, chunk_cells: int, monkeypatch: pytest.MonkeyPatch) -> None:
     readout = randomised(readout_of(6, 3, pooling=pooling))

@@ -12,6 +12,7 @@ import copy
 import json
 import math
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -115,24 +116,34 @@ class WholeClassifier(nn.Module):
         return cells_CHW, votes_HW[: cells_CHW.shape[1], : cells_CHW.shape[2]]
 
 
+class _Voting:
+    """All cells of a grid, in one piece, of which some vote; see `holoslide.models.readout.Cells`."""
+
+    def __init__(self, readout: Readout, cells_CHW: Tensor, votes_HW: Tensor) -> None:
+        cells_NC, self.votes_N = cells_CHW.flatten(1).T, votes_HW.flatten()
+        share_N = self.votes_N / self.votes_N.sum()
+        mean_C = share_N @ cells_NC
+        self.values_NC = readout.values(cells_NC, mean_C, share_N @ (cells_NC - mean_C) ** 2)
+
+    def each(self, function: Callable[[Tensor], Tensor]) -> Tensor:
+        return function(self.values_NC)
+
+    def pooled(self, weights_N: Tensor) -> Tensor:
+        return weights_N @ self.values_NC
+
+    def softmax(self, scores: Tensor) -> Tensor:
+        heard = self.votes_N > 0 if scores.dim() == 1 else self.votes_N[:, None] > 0
+        return torch.softmax(torch.where(heard, scores, torch.full_like(scores, -torch.inf)), dim=0)
+
+
 def _read(readout: Readout, cells_CHW: Tensor, votes_HW: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """A readout over the cells that vote, as `Readout.explain`: logits (L,), attention and evidence on the grid."""
-    cells_NC, votes_N = cells_CHW.flatten(1).T, votes_HW.flatten()
-    share_N = votes_N / votes_N.sum()
-    mean_C = share_N @ cells_NC
-    variance_C = share_N @ (cells_NC - mean_C) ** 2
-    values_NC = readout.values(cells_NC, mean_C, variance_C)
-    scores_N = readout.pooling(values_NC)
-    scores_N = torch.where(votes_N > 0, scores_N, torch.full_like(scores_N, -torch.inf))
-    attention_N = torch.softmax(scores_N, dim=0)
-    before_H = readout.hidden(attention_N @ values_NC)
-    open_LH = readout.output.weight * (before_H > 0).float()
-    evidence_NL = attention_N[:, None] * (values_NC @ (open_LH @ readout.hidden.weight).T)
+    """A readout over the cells that vote: logits (L,), attention and evidence on the grid."""
+    explained = readout.explained(_Voting(readout, cells_CHW, votes_HW))
     height, width = votes_HW.shape
     return (
-        readout.output(F.relu(before_H)),
-        attention_N.reshape(height, width),
-        evidence_NL.T.reshape(-1, height, width),
+        explained.logits_L,
+        explained.attention_N.reshape(height, width),
+        explained.evidence_NL.T.reshape(-1, height, width),
     )
 
 

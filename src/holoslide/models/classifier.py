@@ -105,7 +105,13 @@ class LocalClassifier(nn.Module):
             nn.Sequential(OrderedDict((_key(unit), unit.module) for unit in group)) for group in groups
         )
         self.heads = nn.ModuleList(
-            Head(channels[k + 1], len(self.classes), config.heads, depth=depths[k], final=k == last)
+            Head(
+                channels[k + 1],
+                len(self.classes),
+                config.heads,
+                depth=depths[k],
+                last_depth=depths[-1] if k < last else None,
+            )
             for k in range(len(groups))
         )
         self.decoders = nn.ModuleList(

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from holoslide.errors import ConfigError
-from holoslide.models.pooling import POOLINGS, Pooling
-from holoslide.models.readout import Norm, Readout
+from holoslide.models.pooling import ATTENTIONS, Pooling
+from holoslide.models.readout import CellReadout, Norm, Readout, VectorReadout
 
 # arXiv 2207.08267: hidden widths of the auxiliary classifiers and of H, the last.
 _AUXILIARY_HIDDEN = 128
@@ -27,14 +27,17 @@ class HeadConfig:
     """All heads of a model."""
 
     pooling: Pooling = "gated"
-    """How cells become one vector: gated attention, attention, or their mean."""
+    """How cells become one answer. `auto`: each cell is classified, and each class's logits are pooled by a
+    softmax over them; a small lesion teaches from the first step. `gated` (the paper's) and `attention`: the
+    cells are pooled to one vector by learned weights, which is classified; `mean`: by equal weights."""
     norm: Norm = "slide"
     """`slide` is the paper's GroupNorm over all cells of a slide. It lets each cell know of all others, so
     that evidence may stand beside what it is about. With `cohort` the stem's input is normalised by
     statistics measured once on the training slides, and a cell speaks for what it sees alone."""
     kernel: int | None = None
-    """Side of the stem's convolution, in cells; null takes the paper's for the map's depth: 9, 9, 7, 5 in
-    layer1 to layer4 of a ResNet."""
+    """Side of the last head's stem, in cells of the last map. The earlier heads' are larger by as much as their
+    maps are finer, so that the cells of all heads are the same squares of tissue. null takes the paper's for
+    each map's depth: 9, 9, 7, 5 in layer1 to layer4 of a ResNet."""
     max_channels: int = 512
     """A head keeps its map's channels, but at most so many: the paper's networks end in 512, and a 5 x 5
     convolution from 2,048 channels to as many would alone outweigh the backbone."""
@@ -99,25 +102,29 @@ class Head(nn.Module):
     """Auxiliary classifier of one module, or, if `final`, the classifier whose answer is the prediction."""
 
     def __init__(
-        self, channels: int, classes: int, config: HeadConfig, *, depth: int, final: bool = False
+        self, channels: int, classes: int, config: HeadConfig, *, depth: int, last_depth: int | None = None
     ) -> None:
+        """A head of a map `depth` times coarser than the backbone's stem; the last map is so `last_depth` times,
+        and where none is given, this is the last.
+        """
         super().__init__()
-        kernel = config.kernel or kernel_for(depth)
+        kernel = config.kernel * ((last_depth or depth) // depth) if config.kernel else kernel_for(depth)
+        final = last_depth is None
         width = min(channels, config.max_channels)
         stem = StandardConv if config.norm == "cohort" else nn.Conv2d
         self.stem = stem(channels, width, kernel, stride=kernel, bias=False)
-        attention = _FINAL_ATTENTION if final else max(1, width // 2)
-        self.readout = Readout(
-            width,
-            classes,
-            POOLINGS[config.pooling](width, attention),
-            norm=config.norm,
-            hidden=_FINAL_HIDDEN if final else _AUXILIARY_HIDDEN,
-            rate=config.dropout,
-        )
+        self.readout = _readout(width, classes, config, final=final)
 
     def forward(self, features_BCHW: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
         """Logits (L,) of one whole map (B = 1), every cell of it voting; at least one kernel a side."""
         cells_BCHW = self.stem(features_BCHW)
         logits_L: Tensor = self.readout(cells_BCHW[0].flatten(1).T, generator=generator)
         return logits_L
+
+
+def _readout(width: int, classes: int, config: HeadConfig, *, final: bool) -> Readout:
+    hidden = _FINAL_HIDDEN if final else _AUXILIARY_HIDDEN
+    if config.pooling == "auto":
+        return CellReadout(width, classes, norm=config.norm, hidden=hidden, rate=config.dropout)
+    attention = ATTENTIONS[config.pooling](width, _FINAL_ATTENTION if final else max(1, width // 2))
+    return VectorReadout(width, classes, attention, norm=config.norm, hidden=hidden, rate=config.dropout)

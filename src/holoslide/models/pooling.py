@@ -1,6 +1,6 @@
-"""Pooling over cells: what weight each cell of a slide gets.
+"""Attention: what weight each cell of a slide gets.
 
-Each pooling scores every cell; a softmax over the scores makes weights that sum to one (Ilse et al. 2018,
+Each of these scores every cell; a softmax over the scores makes weights that sum to one (Ilse et al. 2018,
 arXiv 1802.04712). Axes: N cells, C channels.
 """
 
@@ -11,7 +11,8 @@ from typing import Literal, final
 import torch
 from torch import Tensor, nn
 
-Pooling = Literal["gated", "attention", "mean"]
+Attending = Literal["gated", "attention", "mean"]
+Pooling = Literal["auto", "gated", "attention", "mean"]
 
 
 @final
@@ -57,7 +58,7 @@ class Mean(nn.Module):
         return cells_NC.new_zeros(len(cells_NC))
 
 
-POOLINGS: dict[Pooling, type[GatedAttention] | type[Attention] | type[Mean]] = {
+ATTENTIONS: dict[Attending, type[GatedAttention] | type[Attention] | type[Mean]] = {
     "gated": GatedAttention,
     "attention": Attention,
     "mean": Mean,

@@ -7,9 +7,9 @@ Axes: N cells, C channels, L classes, H hidden.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, final
 
 import torch
 from torch import Tensor, nn
@@ -63,16 +63,26 @@ Norm = Literal["slide", "cohort"]
 NORMS: dict[Norm, type[CellNorm] | type[CellScale]] = {"slide": CellNorm, "cohort": CellScale}
 
 
-class Readout(nn.Module):
-    """Normalise the voting cells, pool them, classify; in the parameters' own precision, also under autocast."""
+class Cells(Protocol):
+    """All voting cells of a slide, as what they are worth after the norm: their values, (N, C)."""
 
-    def __init__(
-        self, channels: int, classes: int, pooling: nn.Module, *, norm: Norm, hidden: int, rate: float
-    ) -> None:
-        """`rate` is that of the dropout on the attention weights."""
+    def each(self, function: Callable[[Tensor], Tensor]) -> Tensor:
+        """A function of some cells' values (n, C), of all cells."""
+
+    def pooled(self, weights_N: Tensor) -> Tensor:
+        """The weighted sum of the values, (C,)."""
+
+    def softmax(self, scores: Tensor) -> Tensor:
+        """Over the cells that vote: (N,) or (N, L)."""
+
+
+class Readout(nn.Module):
+    """Normalise the voting cells and classify them, in the parameters' own precision, also under autocast."""
+
+    def __init__(self, channels: int, classes: int, *, norm: Norm, hidden: int, rate: float) -> None:
+        """`rate` is that of the dropout on the cells' weights."""
         super().__init__()
         self.norm = NORMS[norm](channels)
-        self.pooling = pooling
         self.hidden = nn.Linear(channels, hidden)
         self.output = nn.Linear(hidden, classes)
         self.rate = rate
@@ -82,38 +92,94 @@ class Readout(nn.Module):
         _refuse_none(cells_NC)
         kept_N = dropout(self._like(cells_NC).new_ones(len(cells_NC)), self.rate, generator)
         with torch.autocast(cells_NC.device.type, enabled=False):
-            trained = [*self.norm.parameters(), *self.pooling.parameters()]
-            pooled_C: Tensor = _Pool.apply(self, kept_N, cells_NC, *trained)
-            logits_L: Tensor = self.output(F.relu(self.hidden(pooled_C)))
-            return logits_L
+            return self._read(cells_NC, kept_N)
 
     @torch.no_grad()
     def explain(self, cells_NC: Tensor) -> Explanation:
-        """The logits, the attention, and each cell's exact share of each logit.
-
-        With the pattern of the ReLU before the last layer held fixed, the logits are linear in the pooled
-        vector, which is a weighted sum over cells. So the logits are a sum over cells, plus a constant.
-        """
+        """The logits, the attention, and each cell's exact share of each logit."""
         _refuse_none(cells_NC)
         with torch.autocast(cells_NC.device.type, enabled=False):
-            cells = _Cells(self, cells_NC)
-            attention_N = torch.softmax(cells.scores(), dim=0)
-            before_H = self.hidden(cells.pooled(attention_N))
-            open_LH = self.output.weight * (before_H > 0)
-            each_CL = (open_LH @ self.hidden.weight).T
-            return Explanation(
-                logits_L=self.output(F.relu(before_H)),
-                attention_N=attention_N,
-                evidence_NL=attention_N[:, None] * cells.each(lambda values_nC: values_nC @ each_CL),
-                bias_L=open_LH @ self.hidden.bias + self.output.bias,
-            )
+            return self.explained(_Cells(self, cells_NC))
 
     def values(self, chunk_nC: Tensor, mean_C: Tensor, variance_C: Tensor) -> Tensor:
         """What is pooled, of some cells (n, C): normalised by the statistics of all, and rectified."""
         return F.relu(self.norm(chunk_nC.to(mean_C.dtype), mean_C, variance_C))
 
+    def explained(self, cells: Cells) -> Explanation:
+        """What `explain` gives, of cells that any way can be walked through."""
+        raise NotImplementedError
+
+    def _read(self, cells_NC: Tensor, kept_N: Tensor) -> Tensor:
+        """Logits (L,), differentiable; `kept_N` multiplies the cells' weights."""
+        raise NotImplementedError
+
     def _like(self, cells_NC: Tensor) -> Tensor:
         return cells_NC.new_empty(0, dtype=self.output.weight.dtype)
+
+
+@final
+class VectorReadout(Readout):
+    """Pool the cells to one vector by attention, then classify it: the paper's, after Ilse et al. 2018."""
+
+    def __init__(self, channels: int, classes: int, attention: nn.Module, **options: Any) -> None:
+        """`attention` scores cells (N, C) -> (N,)."""
+        super().__init__(channels, classes, **options)
+        self.attention = attention
+
+    def _read(self, cells_NC: Tensor, kept_N: Tensor) -> Tensor:
+        trained = [*self.norm.parameters(), *self.attention.parameters()]
+        pooled_C: Tensor = _Pool.apply(self, kept_N, cells_NC, *trained)
+        logits_L: Tensor = self.output(F.relu(self.hidden(pooled_C)))
+        return logits_L
+
+    def explained(self, cells: Cells) -> Explanation:
+        """With the pattern of the ReLU before the last layer held fixed, the logits are linear in the pooled
+        vector, which is a weighted sum over cells. So the logits are a sum over cells, plus a constant.
+        """
+        attention_N = cells.softmax(cells.each(self.attention))
+        before_H = self.hidden(cells.pooled(attention_N))
+        open_LH = self.output.weight * (before_H > 0)
+        each_CL = (open_LH @ self.hidden.weight).T
+        return Explanation(
+            logits_L=self.output(F.relu(before_H)),
+            attention_N=attention_N,
+            evidence_NL=attention_N[:, None] * cells.each(lambda values_nC: values_nC @ each_CL),
+            bias_L=open_LH @ self.hidden.bias + self.output.bias,
+        )
+
+
+@final
+class CellReadout(Readout):
+    """Classify each cell, then pool the cells' logits, each class by its own softmax over the cells: auto-pool
+    (McFee et al. 2018, arXiv 1804.10070) with a fixed sharpness.
+
+    It lies between the mean (sharpness 0) and the maximum: a small lesion is not drowned by the many cells
+    without it, and every cell still learns a little. A cell's evidence is its weight times its logit.
+    """
+
+    sharpness = 2.0
+
+    def _read(self, cells_NC: Tensor, kept_N: Tensor) -> Tensor:
+        cells_NL: Tensor = _Each.apply(self, cells_NC, *self.parameters())
+        weights_NL = torch.softmax(self.sharpness * cells_NL, dim=0) * kept_N[:, None]
+        return (weights_NL * cells_NL).sum(dim=0)
+
+    def logits(self, values_nC: Tensor) -> Tensor:
+        """Some cells' own logits (n, L)."""
+        logits_nL: Tensor = self.output(F.relu(self.hidden(values_nC)))
+        return logits_nL
+
+    def explained(self, cells: Cells) -> Explanation:
+        """There is no constant; the attention shown is the mean of the classes'."""
+        cells_NL = cells.each(self.logits)
+        weights_NL = cells.softmax(self.sharpness * cells_NL)
+        evidence_NL = weights_NL * cells_NL
+        return Explanation(
+            logits_L=evidence_NL.sum(dim=0),
+            attention_N=weights_NL.mean(dim=1),
+            evidence_NL=evidence_NL,
+            bias_L=torch.zeros_like(evidence_NL[0]),
+        )
 
 
 class _Cells:
@@ -137,12 +203,12 @@ class _Cells:
         """A function of every cell's values, all cells' results together."""
         return torch.cat([function(self._values(chunk_nC)) for _, chunk_nC in self.chunks()])
 
-    def scores(self) -> Tensor:
-        """(N,)."""
-        return self.each(self.readout.pooling)
+    def softmax(self, scores: Tensor) -> Tensor:
+        """All of them vote."""
+        return torch.softmax(scores, dim=0)
 
     def pooled(self, weights_N: Tensor) -> Tensor:
-        """(C,)."""
+        """The weighted sum of the values, (C,)."""
         return torch.stack([weights_N[rows] @ self._values(c_nC) for rows, c_nC in self.chunks()]).sum(0)
 
     def _values(self, chunk_nC: Tensor) -> Tensor:
@@ -157,10 +223,12 @@ class _Pool(torch.autograd.Function):
     """(C,) from all cells: softmax over their scores, dropout, weighted sum; gradients chunk by chunk."""
 
     @staticmethod
-    def forward(ctx: Any, readout: Readout, kept_N: Tensor, cells_NC: Tensor, *trained: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, readout: VectorReadout, kept_N: Tensor, cells_NC: Tensor, *trained: Tensor
+    ) -> Tensor:
         cells = _Cells(readout, cells_NC.detach())
-        attention_N = torch.softmax(cells.scores(), dim=0)
-        ctx.cells, ctx.trained = cells, trained
+        attention_N = torch.softmax(cells.each(readout.attention), dim=0)
+        ctx.attention, ctx.cells, ctx.trained = readout.attention, cells, trained
         ctx.save_for_backward(attention_N, kept_N)
         return cells.pooled(attention_N * kept_N)
 
@@ -169,36 +237,54 @@ class _Pool(torch.autograd.Function):
     def backward(ctx: Any, pooled_grad_C: Tensor) -> tuple[Tensor | None, ...]:
         cells: _Cells = ctx.cells
         attention_N, kept_N = ctx.saved_tensors
+
+        def roots(rows: slice, values_nC: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+            yield weights_N[rows] @ values_nC, pooled_grad_C
+            scores_n = ctx.attention(values_nC)
+            if scores_n.requires_grad:  # the mean's scores do not depend on anything
+                yield scores_n, scores_grad_N[rows]
+
         with torch.autocast(pooled_grad_C.device.type, enabled=False):
+            weights_N = attention_N * kept_N
             weights_grad_N = cells.each(lambda values_nC: values_nC @ pooled_grad_C) * kept_N
             scores_grad_N = attention_N * (weights_grad_N - attention_N @ weights_grad_N)
-            cells_grad_NC, grads = _chunk_grads(
-                cells, ctx.trained, attention_N * kept_N, scores_grad_N, pooled_grad_C
-            )
+            cells_grad_NC, grads = _chunk_grads(cells, ctx.trained, roots)
         return None, None, cells_grad_NC, *grads
 
 
-def _chunk_grads(
-    cells: _Cells,
-    trained: tuple[Tensor, ...],
-    weights_N: Tensor,
-    scores_grad_N: Tensor,
-    pooled_grad_C: Tensor,
-) -> tuple[Tensor, list[Tensor]]:
-    """dL/d(cells) (N, C) and dL/d(trained), from dL/d(scores) and dL/d(pooled)."""
+class _Each(torch.autograd.Function):
+    """(N, L) from all cells, each by itself; gradients chunk by chunk."""
+
+    @staticmethod
+    def forward(ctx: Any, readout: CellReadout, cells_NC: Tensor, *trained: Tensor) -> Tensor:
+        cells = _Cells(readout, cells_NC.detach())
+        ctx.function, ctx.cells, ctx.trained = readout.logits, cells, trained
+        return cells.each(readout.logits)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_NL: Tensor) -> tuple[Tensor | None, ...]:
+        def roots(rows: slice, values_nC: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+            yield ctx.function(values_nC), grad_NL[rows]
+
+        with torch.autocast(grad_NL.device.type, enabled=False):
+            cells_grad_NC, grads = _chunk_grads(ctx.cells, ctx.trained, roots)
+        return None, cells_grad_NC, *grads
+
+
+Roots = Callable[[slice, Tensor], Iterable[tuple[Tensor, Tensor]]]
+
+
+def _chunk_grads(cells: _Cells, trained: tuple[Tensor, ...], roots: Roots) -> tuple[Tensor, list[Tensor]]:
+    """dL/d(cells) (N, C) and dL/d(trained); `roots` gives what is made of a chunk's values, and dL/d(it)."""
     statistics = [cells.mean_C.clone().requires_grad_(), cells.variance_C.clone().requires_grad_()]
     sums = [torch.zeros_like(t) for t in (*statistics, *trained)]
     cells_grad_NC = torch.empty_like(cells.cells_NC, dtype=cells.dtype)
     for rows, chunk_nC in cells.chunks():
         leaf_nC = chunk_nC.to(cells.dtype, copy=True).requires_grad_()
         with torch.enable_grad():
-            values_nC = cells.readout.values(leaf_nC, *statistics)
-            roots = [weights_N[rows] @ values_nC, cells.readout.pooling(values_nC)]
-        if not roots[1].requires_grad:  # the mean's scores do not depend on anything
-            del roots[1:]
-        root_grads = [pooled_grad_C, scores_grad_N[rows]][: len(roots)]
-        leaves = [leaf_nC, *statistics, *trained]
-        found = torch.autograd.grad(roots, leaves, root_grads, allow_unused=True)
+            made, made_grads = zip(*roots(rows, cells.readout.values(leaf_nC, *statistics)), strict=True)
+        found = torch.autograd.grad(made, [leaf_nC, *statistics, *trained], made_grads, allow_unused=True)
         cells_grad_NC[rows] = found[0]
         for total, grad in zip(sums, found[1:], strict=True):
             if grad is not None:
