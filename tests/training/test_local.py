@@ -16,6 +16,8 @@ from holoslide.geometry import Box
 from holoslide.models.backbone import BackboneConfig
 from holoslide.models.classifier import InputConfig, LocalClassifier, ModelConfig
 from holoslide.models.heads import Head, HeadConfig
+from holoslide.models.pooling import Pooling
+from holoslide.models.readout import CellNorm, CellReadout, Norm
 from holoslide.models.reconstruction import ReconstructionConfig, draw_patches
 from holoslide.models.streamed import StreamConfig, StreamedClassifier
 from holoslide.training.local import LocalStep, StepResult
@@ -58,12 +60,12 @@ def make_slide(height: int, width: int, cell: int, share: float, seed: int) -> S
 
 def make_model(
     backbone: str, modules: int, *, seed: int, truncate: str | None = None, kernel: int | None = None,
-    side: int | None = None, stem_stride: int | None = 3,
+    side: int | None = None, stem_stride: int | None = 3, pooling: Pooling = "gated", norm: Norm = "slide",
 ) -> LocalClassifier:  # fmt: skip
     config = ModelConfig(
         backbone=BackboneConfig(name=backbone, weights="none", stem_stride=stem_stride, truncate=truncate),
         modules=modules,
-        heads=HeadConfig(kernel=kernel),
+        heads=HeadConfig(kernel=kernel, pooling=pooling, norm=norm),
         reconstruction=ReconstructionConfig(patches=3, side=side),
     )
     generator = torch.Generator().manual_seed(seed)
@@ -73,17 +75,27 @@ def make_model(
     return model
 
 
-def gated_attention(head: Head, z_NC: Tensor, generator: torch.Generator | None) -> Tensor:
-    """Method part 1: norm, ReLU, gated attention, two linear layers; one group per channel over the cells."""
-    norm, pool = head.readout.norm, head.readout.pooling
-    centred = z_NC - z_NC.mean(0)
-    z_NC = F.relu(centred / (centred.square().mean(0) + norm.eps).sqrt() * norm.weight + norm.bias)
-    scores = pool.score(torch.tanh(pool.value(z_NC)) * torch.sigmoid(pool.gate(z_NC)))
-    attention_N = torch.softmax(scores.flatten(), 0)
+def plain_readout(head: Head, z_NC: Tensor, generator: torch.Generator | None) -> Tensor:
+    """Method part 1: norm, ReLU, gated attention, two linear layers; one group per channel over the cells.
+
+    With "cohort" there is a scale and a shift instead of the norm; with "auto" every cell goes through the two
+    layers, and each class has a softmax of its own.
+    """
+    readout, norm = head.readout, head.readout.norm
+    if isinstance(norm, CellNorm):
+        centred = z_NC - z_NC.mean(0)
+        z_NC = centred / (centred.square().mean(0) + norm.eps).sqrt()
+    z_NC = F.relu(z_NC * norm.weight + norm.bias)
+    kept_N = torch.ones(len(z_NC), dtype=z_NC.dtype)
     if generator is not None:  # dropout 0.2 on the weights
-        kept = torch.rand(len(attention_N), generator=generator) >= head.readout.rate
-        attention_N = attention_N * kept / (1 - head.readout.rate)
-    return head.readout.output(F.relu(head.readout.hidden(attention_N @ z_NC)))
+        kept_N = (torch.rand(len(z_NC), generator=generator) >= readout.rate) / (1 - readout.rate)
+    if isinstance(readout, CellReadout):
+        each_NL = readout.output(F.relu(readout.hidden(z_NC)))
+        return (torch.softmax(2 * each_NL, 0) * kept_N[:, None] * each_NL).sum(0)
+    pool = readout.attention
+    scores = pool.score(torch.tanh(pool.value(z_NC)) * torch.sigmoid(pool.gate(z_NC)))
+    weights_N = torch.softmax(scores.flatten(), 0) * kept_N
+    return readout.output(F.relu(readout.hidden(weights_N @ z_NC)))
 
 
 def plain_step(
@@ -108,7 +120,7 @@ def plain_step(
             z_NC = z_HWC.flatten(0, 1)
         else:
             z_NC = z_HWC[footprints(slide, z_HWC.shape[:2], stride * kernel, margin)]
-        out = gated_attention(head, z_NC, generator)
+        out = plain_readout(head, z_NC, generator)
         loss = F.cross_entropy(out[None], torch.tensor([label]))
         losses.append(float(loss.detach()))
         logits.append(out.detach())
@@ -203,6 +215,9 @@ draws = {
     "modules": st.integers(1, 4),
     "segment_units": st.integers(0, 3),
     "seed": st.integers(0, 10**6),
+    "head": st.fixed_dictionaries(
+        {"pooling": st.sampled_from(["auto", "gated"]), "norm": st.sampled_from(["slide", "cohort"])}
+    ),
 }
 light = settings(max_examples=4, deadline=None, suppress_health_check=list(HealthCheck))
 
@@ -210,10 +225,12 @@ light = settings(max_examples=4, deadline=None, suppress_health_check=list(Healt
 @light
 @given(**draws)
 def test_any_network_with_a_border_of_zeros(
-    backbone, height, width, share, tile, batch, keep, modules, segment_units, seed
+    backbone, height, width, share, tile, batch, keep, modules, segment_units, seed, head
 ) -> None:
     name, truncate, stem_stride = backbone
-    model = make_model(name, modules, seed=seed, truncate=truncate, kernel=4, side=7, stem_stride=stem_stride)
+    model = make_model(
+        name, modules, seed=seed, truncate=truncate, kernel=2, side=7, stem_stride=stem_stride, **head
+    )
     slide = make_slide(height, width, 8, share, seed)
     config = StreamConfig(
         border="zeros", pool="all", tile_cells=tile, batch=batch, keep=keep, segment_units=segment_units
@@ -224,10 +241,32 @@ def test_any_network_with_a_border_of_zeros(
 @light
 @given(**draws)
 def test_any_network_on_endless_glass(
-    backbone, height, width, share, tile, batch, keep, modules, segment_units, seed
+    backbone, height, width, share, tile, batch, keep, modules, segment_units, seed, head
 ) -> None:
     name, truncate, stem_stride = backbone
-    model = make_model(name, modules, seed=seed, truncate=truncate, kernel=4, side=7, stem_stride=stem_stride)
+    model = make_model(
+        name, modules, seed=seed, truncate=truncate, kernel=2, side=7, stem_stride=stem_stride, **head
+    )
     slide = make_slide(height, width, 8, share, seed)
     config = StreamConfig(tile_cells=tile, batch=batch, keep=keep, segment_units=segment_units)
     compare(model, slide, config, glass_margin=384, seed=seed)
+
+
+@pytest.mark.parametrize("modules", [1, 3])
+@pytest.mark.parametrize("config", [StreamConfig(tile_cells=6), StreamConfig(border="zeros", pool="all")])
+def test_heads_alone_get_what_they_get_beside_the_backbone(modules: int, config: StreamConfig) -> None:
+    model = make_model("resnet18", modules, seed=1, truncate="layer3", kernel=2, side=7)
+    slide = make_slide(110, 140, 8, 0.4, seed=2)
+
+    def grads(*, backbone: bool) -> dict[str, Tensor | None]:
+        model.zero_grad()
+        step = LocalStep(StreamedClassifier(model, config))
+        step(slide, 1, generator=torch.Generator().manual_seed(3), backbone=backbone)
+        return {name: p.grad for name, p in model.named_parameters()}
+
+    alone, beside = grads(backbone=False), grads(backbone=True)
+    for name, grad in beside.items():
+        if name.startswith("parts."):
+            assert alone[name] is None, name
+        elif grad is not None:
+            torch.testing.assert_close(alone[name], grad, rtol=1e-10, atol=1e-13, msg=name)

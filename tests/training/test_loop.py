@@ -54,9 +54,10 @@ def weights(*modules):
 # --- Steps ------------------------------------------------------------------------------------------------------
 
 
-def test_equals_plain_accumulation_and_leaks_nothing_from_epoch_to_epoch(tmp_path, slides):
+@pytest.mark.parametrize("heads_first", [0, 1])
+def test_equals_plain_accumulation_and_leaks_nothing_from_epoch_to_epoch(tmp_path, slides, heads_first):
     """Five slides in groups of two: the last group of each epoch is one slide, with its own mean and step."""
-    config = tiny.config(epochs=3, lr=1e-3, schedule="cosine", warmup_epochs=1)
+    config = tiny.config(epochs=3, lr=1e-3, schedule="cosine", warmup_epochs=1, heads_first=heads_first)
     model = tiny.model(dtype=torch.float64)
     tiny.run(tmp_path / "run", slides, trained=model, config=config)
 
@@ -70,6 +71,7 @@ def test_equals_plain_accumulation_and_leaks_nothing_from_epoch_to_epoch(tmp_pat
         ],
         weight_decay=1e-2,
     )
+    rises = {0: [1] * 9, 1: [0, 0, 0, 1 / 3, 2 / 3, 1, 1, 1, 1]}
     number = 0
     for epoch in range(3):
         for group in source.order(epoch, 2):
@@ -77,10 +79,12 @@ def test_equals_plain_accumulation_and_leaks_nothing_from_epoch_to_epoch(tmp_pat
             for index in group:
                 with source.open_train(epoch, index) as pixels:
                     step(pixels, slides[0][index].target, generator=source.generator(epoch, index))
-            for rates in optimizer.param_groups:
-                rates["lr"] = 1e-3 * rates["share"] * config.rates().factor(number, steps_per_epoch=3)
+            for rates, rise in zip(optimizer.param_groups, (1, rises[heads_first][number]), strict=True):
+                rates["lr"] = 1e-3 * rates["share"] * config.rates().factor(number, steps_per_epoch=3) * rise
                 for parameter in rates["params"]:
                     parameter.grad /= len(group)
+            if epoch < heads_first:
+                plain.parts.zero_grad()
             optimizer.step()
             number += 1
     assert number == 9
@@ -371,6 +375,7 @@ def test_auroc_is_macro_over_classes_against_the_rest_and_nan_for_one_class():
         ({"epochs": 0}, "train.epochs: is 0; give 1 or more"),
         ({"lr": 0}, "train.lr: is 0; give a number above 0"),
         ({"lr": math.nan}, "train.lr: is nan"),
+        ({"heads_first": -1}, "train.heads_first: is -1; give 0 or more, and less than"),
         ({"backbone_lr_ratio": -1}, "train.backbone_lr_ratio: is -1"),
         ({"weight_decay": -1}, "train.weight_decay: is -1"),
         ({"accumulate": 0}, "train.accumulate: is 0"),

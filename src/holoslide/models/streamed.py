@@ -114,10 +114,14 @@ class StreamedClassifier:
         """x_0: the frozen stem's output, where later maps read it."""
         return self.stem.forward(self.source(pixels), wanted=self._wanted(-1, training=training))
 
-    def part_map(self, k: int, features: FeatureMap, *, training: bool = False) -> FeatureMap:
-        """Part k's output, where its head and later maps read it."""
+    def part_map(
+        self, k: int, features: FeatureMap, *, training: bool = False, backward: bool | None = None
+    ) -> FeatureMap:
+        """Part k's output, where its head and later maps read it; `backward` (as `training`) says whether one
+        follows."""
         wanted = self._wanted(k, training=training)
-        return self.parts[k].forward(features, training=training, wanted=wanted)
+        follows = training if backward is None else backward
+        return self.parts[k].forward(features, training=follows, wanted=wanted)
 
     def _wanted(self, k: int, *, training: bool) -> list[Receptive | None]:
         """For each segment of part k (the stem is part -1): the pixels around a cell whose heads read it.

@@ -143,6 +143,16 @@ def backward_tiles(
     segment.folded.pull_back()
 
 
+def backward_readers(segment: Segment, output: FeatureMap, pull: Pull) -> None:
+    """Add dL/d(parameters) of what reads `output`, tile by tile, and of nothing below it."""
+    for batch in output.batches:
+        with segment.autocast():
+            roots = pull(batch, output.windows(batch.boxes))
+        trained = [(tensor, grad) for tensor, grad in roots if tensor.requires_grad]
+        if trained:
+            torch.autograd.backward([tensor for tensor, _ in trained], [grad for _, grad in trained])
+
+
 def backward_glass(segment: Segment, glass_C: Tensor, grad_C: Tensor) -> Tensor:
     """Pull dL/d(output glass) back through the constant field that made it; gives dL/d(input glass), (C,).
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from holoslide.models.streamed import StreamedClassifier
 from holoslide.streaming.features import Pixels
+from holoslide.streaming.tiled import backward_readers
 from holoslide.training.objective import Loss, Objective
 
 
@@ -36,15 +37,27 @@ class LocalStep:
         ]
 
     def __call__(
-        self, slide: Pixels, label: int, *, generator: torch.Generator, scale: float = 1.0
+        self,
+        slide: Pixels,
+        label: int,
+        *,
+        generator: torch.Generator,
+        scale: float = 1.0,
+        backbone: bool = True,
     ) -> StepResult:
-        """`scale` multiplies the gradients (1 / slides per optimiser step); `generator` draws dropout, patches."""
+        """`scale` multiplies the gradients (1 / slides per optimiser step); `generator` draws dropout, patches.
+
+        Without `backbone` only heads and decoders get gradients, which costs little more than a prediction.
+        """
         network, losses = self.network, list[Loss]()
         features = network.stem_map(slide, training=True)  # frozen
         for k, objective in enumerate(self.objectives):
-            output = network.part_map(k, features, training=True)
+            output = network.part_map(k, features, training=True, backward=backbone)
             loss, pull = objective(output, features, label, generator=generator, scale=scale)
-            network.parts[k].backward(pull)
+            if backbone:
+                network.parts[k].backward(pull)
+            else:
+                backward_readers(network.parts[k].segments[-1], output, pull)
             losses.append(loss)
             del pull  # it holds the head's cells
             features.free()

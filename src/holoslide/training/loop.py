@@ -166,9 +166,11 @@ class _Run:
             result = self.train_slide(group[place], scale=1 / len(group))
             losses[place] = torch.tensor(result.classification + result.reconstruction, dtype=losses.dtype)
             self.reporter.train(group[place], result.classification, result.reconstruction)
-        sum_gradients(self.fabric, _trained(self.optimizer))
+        sum_gradients(self.fabric, _trained(self.optimizer, backbone=self._backbone_rate() > 0))
         for rates in self.optimizer.param_groups:
             rates["lr"] = rates["initial_lr"] * self._rate()
+            if rates["name"] == "backbone":
+                rates["lr"] *= self._backbone_rate()
         self.optimizer.step()
         self.average.update(self._steps())
         self.reporter.others("train", [group[place] for place in others(mine, self.fabric.global_rank)])
@@ -180,7 +182,9 @@ class _Run:
         epoch, sample = self.position.epoch, self.slides.train[index]
         generator = self.slides.generator(epoch, index)
         with self.slides.open_train(epoch, index) as pixels:
-            result = self.step(pixels, sample.target, generator=generator, scale=scale)
+            result = self.step(
+                pixels, sample.target, generator=generator, scale=scale, backbone=self._backbone_rate() > 0
+            )
         if not all(map(math.isfinite, result.classification + result.reconstruction)):
             raise SlideError(
                 sample.slide_id,
@@ -271,6 +275,10 @@ class _Run:
     def _steps(self) -> int:
         return self.position.epoch * self.steps_per_epoch + self.position.group
 
+    def _backbone_rate(self) -> float:
+        """Of the backbone, times `_rate`; 0 while the heads learn alone."""
+        return self.rates.backbone_factor(self._steps(), steps_per_epoch=self.steps_per_epoch)
+
     def _rate(self) -> float:
         return self.rates.factor(self._steps(), steps_per_epoch=self.steps_per_epoch)
 
@@ -336,8 +344,9 @@ def _optimizer(model: LocalClassifier, config: TrainConfig) -> torch.optim.AdamW
     return torch.optim.AdamW(groups, weight_decay=config.weight_decay)
 
 
-def _trained(optimizer: torch.optim.Optimizer) -> list[torch.nn.Parameter]:
-    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+def _trained(optimizer: torch.optim.Optimizer, *, backbone: bool) -> list[torch.nn.Parameter]:
+    groups = [group for group in optimizer.param_groups if backbone or group["name"] != "backbone"]
+    return [parameter for group in groups for parameter in group["params"]]
 
 
 def _identity(

@@ -24,6 +24,11 @@ class TrainConfig:
     """Learning rate of the heads and decoders."""
     backbone_lr_ratio: float = 0.5
     """The backbone's learning rate is this share of `lr`."""
+    heads_first: float = 0.0
+    """So long heads and decoders learn alone, and over as long again the backbone's rate rises; below 1 a
+    fraction of the run, from 1 on epochs. A head that knows nothing yet sends noise down, and AdamW makes full
+    steps of it: a pretrained backbone is worn down before any head can use it (Kumar et al. 2022, arXiv
+    2202.10054). An epoch of heads alone costs half."""
     weight_decay: float = 1e-2
     """Of AdamW."""
     schedule: Shape = "step"
@@ -87,6 +92,7 @@ class TrainConfig:
             milestones=self.milestones,
             gamma=self.gamma,
             warmup_epochs=self.warmup_epochs,
+            heads_first=self.heads_first,
         )
 
 
