@@ -23,16 +23,25 @@ from holoslide.training.loop import TrainConfig
 
 PRESETS: dict[str, dict[str, Any]] = {
     "default": {},
-    # The paper's own settings where ours differ (arXiv 2207.08267): zero padding, every cell pooled,
-    # patches to reconstruct as large on a small slide.
+    # The paper's own settings where ours differ (arXiv 2207.08267): gated attention over large cells, zero
+    # padding, every cell pooled, patches to reconstruct as large on a small slide, all trained from the start.
     "paper": {
         "model": {
             "backbone": {"name": "resnet34", "stem_stride": 3},
             "modules": 8,
+            "heads": {"pooling": "gated", "norm": "slide", "kernel": None},
             "reconstruction": {"share": None},
         },
         "stream": {"border": "zeros", "pool": "all"},
-        "train": {"epochs": 55, "lr": 2e-5, "schedule": "step", "accumulate": 8},
+        "train": {
+            "epochs": 55,
+            "lr": 2e-5,
+            "backbone_lr_ratio": 0.5,
+            "heads_first": 0,
+            "schedule": "step",
+            "accumulate": 8,
+            "average": 0,
+        },
     },
 }
 

@@ -13,6 +13,9 @@ from holoslide.models.readout import Readout
 from holoslide.streaming.cost import PeakBytes
 
 
+PAPER = {"pooling": "gated", "norm": "slide", "kernel": None}
+
+
 def randomised(module: nn.Module) -> nn.Module:
     """In float64, with no parameter at its first value."""
     generator = torch.Generator().manual_seed(3)
@@ -41,7 +44,7 @@ def plain_logits(head: Head, features_BCHW: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("final", [False, True])
 def test_a_head_is_the_methods(*, final: bool) -> None:
-    head = randomised(Head(6, 3, HeadConfig(), depth=4, last_depth=None if final else 8))
+    head = randomised(Head(6, 3, HeadConfig(**PAPER), depth=4, last_depth=None if final else 8))
     features = torch.rand(1, 6, 37, 51, dtype=torch.float64, requires_grad=True)
     ours, plain = head(features), plain_logits(head, features)
     torch.testing.assert_close(ours, plain, rtol=1e-12, atol=1e-12)
@@ -55,7 +58,7 @@ def test_a_head_is_the_methods(*, final: bool) -> None:
 
 def test_kernels_and_widths_are_the_papers_on_resnet34() -> None:
     for depth, channels, kernel in ((1, 64, 9), (2, 128, 9), (4, 256, 7), (8, 512, 5)):
-        head = Head(channels, 2, HeadConfig(), depth=depth, last_depth=None if depth == 8 else 8)
+        head = Head(channels, 2, HeadConfig(**PAPER), depth=depth, last_depth=None if depth == 8 else 8)
         assert head.stem.kernel_size == head.stem.stride == (kernel, kernel)
         assert head.stem.bias is None
         assert head.stem.out_channels == channels
@@ -131,7 +134,7 @@ def plain_without_norm(readout: Readout, cells_NC: Tensor) -> Tensor:
 
 
 def test_with_the_norm_of_a_cohort_a_cell_speaks_for_itself() -> None:
-    readout = randomised(readout_of(6, 3, norm="cohort"))
+    readout = randomised(readout_of(6, 3, norm="cohort", pooling="gated"))
     cells_NC = torch.randn(40, 6, dtype=torch.float64)
     torch.testing.assert_close(
         readout(cells_NC), plain_without_norm(readout, cells_NC), rtol=1e-12, atol=1e-12
