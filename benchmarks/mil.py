@@ -42,6 +42,7 @@ from holoslide.pipeline import Prepared, prepare_cohort
 from holoslide.slides.cohort import Cohort, SplitConfig
 from holoslide.slides.prepare import PrepareConfig
 from holoslide.slides.raster import Raster
+from holoslide.training.parallel import mixed_dtype
 
 PATCH_PX, RATES = (64, 128), (1e-3, 3e-4, 1e-4)
 PARTS = ("train", "valid", "test")
@@ -88,7 +89,8 @@ def features(model: LocalClassifier, raster: Raster, side: int) -> Tensor:
     patches = np.stack([raster.read(Box.at(y * side, x * side, side, side)) for y, x in places.tolist()])
     pixels = torch.from_numpy(patches).permute(0, 3, 1, 2)
     found = []
-    with torch.autocast("cpu", torch.bfloat16):
+    mixed = mixed_dtype("auto", torch.device("cpu"))  # bf16 where the processor has it, as holoslide
+    with torch.autocast("cpu", mixed or torch.bfloat16, enabled=mixed is not None):
         for chunk in torch.split(pixels, max(1, 2**20 // side**2)):
             maps_BCHW = model.parts[0](model.stem(normalised(model, chunk)))
             found.append(maps_BCHW.float().mean(dim=(2, 3)))
@@ -167,7 +169,7 @@ def measure(options: Options) -> Result:
     """Test AUROC of every method, and of the best by validation."""
     values = options.values
     with tempfile.TemporaryDirectory() as folder:
-        prepared = _prepared(values, Path(folder))
+        prepared = prepared_slides(values, Path(folder))
         started = time.perf_counter()
         bags = _bags(prepared, network(values["weights"]))
         features_s = time.perf_counter() - started
@@ -188,12 +190,12 @@ def measure(options: Options) -> Result:
     }
     sizes = {part: len(bags[PATCH_PX[0]][part]) for part in PARTS}
     configuration = {"slides": sizes, "patch_px": PATCH_PX, "rates": RATES, "epochs": epochs} | {
-        "seeds": values["seeds"], "network": "resnet18 to layer3, bf16, frozen"
+        "seeds": values["seeds"], "network": "resnet18 to layer3, frozen"
     }  # fmt: skip
     return Result(figures=figures, configuration=configuration, variant=values["name"] or "drawn")
 
 
-def _prepared(values: Mapping[str, Any], folder: Path) -> Prepared:
+def prepared_slides(values: Mapping[str, Any], folder: Path) -> Prepared:
     table, rasters, mpp = values["cohort"], values["rasters"] or folder / "rasters", values["mpp"]
     if table is None:
         table, mpp = draw_demo(folder, task="focus", slides=40, seed=0), 2.0

@@ -34,9 +34,11 @@ from holoslide.models.streamed import StreamConfig, StreamedClassifier
 from holoslide.slides.phantom import LABELS, PhantomConfig, draw_phantom
 from holoslide.slides.prepare import PrepareConfig, PrepareJob, prepare_slide
 from holoslide.slides.raster import Raster
+from holoslide.training.parallel import mixed_dtype
 
 QUICK_PX, FULL_PX = 8192, 24576
 PATCH_PX = 256
+CPU = torch.device("cpu")
 
 
 def classifier(modules: int) -> LocalClassifier:
@@ -52,7 +54,7 @@ def classifier(modules: int) -> LocalClassifier:
 
 def by_holoslide(slide: Path, mpp: float) -> dict[str, float]:
     """CPU seconds of preparing and of the network."""
-    network = StreamedClassifier(classifier(3), StreamConfig(memory_gib=4), mixed=torch.bfloat16)
+    network = StreamedClassifier(classifier(3), StreamConfig(memory_gib=4), mixed=mixed_dtype("auto", CPU))
 
     with tempfile.TemporaryDirectory() as folder:
         seconds = cpu_s(lambda: _prepare(slide, mpp, Path(folder)))

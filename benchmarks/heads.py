@@ -1,0 +1,247 @@
+"""Heads alone, on frozen features of a pretrained network: each setting varied by itself, in seconds a training.
+
+    python -m benchmarks.heads slides.csv NAME --weights resnet18.pth --rasters rasters --full
+
+ResNet-18 up to layer3 runs once over every slide; then a head is trained on its maps as the last head of a run is,
+one slide a step, no augmentation. This is what a run's first epochs do (`train.heads_first`), and an upper bound of
+MIL on the same features; what the backbone gains by training is not in it. A question is one setting:
+
+pooling   how cells become one answer        kernel   side of a cell, in cells of layer3
+norm      of the cells, over cohort or slide lr       the learning rate
+stem      stride of the first convolution    slides   share of the training slides
+noise     share of training labels turned
+
+The epoch is chosen on the validation slides (AUROC, then loss). `QUESTION_VALUE_auroc` is the test AUROC, mean of
+`--seeds` trainings, `_seeds` each of them; `seeds_spread` the mean over all settings of their deviation. Without a
+cohort, on a few drawn slides: to see that it runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import math
+import statistics
+import tempfile
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from sklearn.metrics import roc_auc_score
+from torch import Tensor
+from torch.nn import functional as F
+
+from benchmarks.common import Figure, Options, Result, main
+from benchmarks.mil import PARTS, prepared_slides
+from holoslide.geometry import Box
+from holoslide.models.backbone import BackboneConfig
+from holoslide.models.classifier import InputConfig, LocalClassifier, ModelConfig
+from holoslide.models.heads import Head, HeadConfig, StandardConv
+from holoslide.models.streamed import StreamConfig, StreamedClassifier, head_stride
+from holoslide.pipeline import Prepared
+from holoslide.slides.raster import Raster
+from holoslide.streaming.receptive import Receptive
+from holoslide.streaming.tissue import Tissue
+from holoslide.training.parallel import mixed_dtype
+
+CLASSES = ("no", "yes")
+PX_PER_CELL = 8  # of layer3, times the stem's stride
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """One training; the defaults are holoslide's."""
+
+    heads: HeadConfig = field(default_factory=HeadConfig)
+    lr: float = 2e-4
+    stem: int = 2
+    slides: float = 1.0
+    noise: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Slide:
+    """Layer3 of one slide (C, H, W), what glass is there (C,), and where its tissue is."""
+
+    map_CHW: Tensor
+    glass_C: Tensor
+    tissue: Tissue
+    label: int
+    patient: str
+
+
+Slides = dict[str, list[Slide]]  # by part
+VALUES: dict[str, tuple[object, ...]] = {
+    "pooling": ("auto", "gated", "attention", "mean"),
+    "kernel": (1, 2, 3, 4, 5, 7),
+    "norm": ("cohort", "slide"),
+    "lr": (5e-5, 2e-4, 1e-3),
+    "stem": (2, 3),
+    "slides": (0.25, 0.5, 1.0),
+    "noise": (0.0, 0.1, 0.2),
+}
+
+
+def settings(question: str) -> dict[str, Setting]:
+    """Each value of a question, the rest as by default."""
+    found = {}
+    for value in VALUES[question]:
+        if question in {"pooling", "kernel", "norm"}:
+            found[str(value)] = Setting(heads=dataclasses.replace(HeadConfig(), **{question: value}))  # type: ignore[arg-type]
+        else:
+            found[f"{value:g}"] = dataclasses.replace(Setting(), **{question: value})  # type: ignore[arg-type]
+    return found
+
+
+# --- Features ---------------------------------------------------------------------------------------------------
+
+
+def network(weights: str, glass: tuple[int, int, int], stem: int) -> StreamedClassifier:
+    """ResNet-18 up to layer3; the stem strides by `stem` and its pooling by 2, as in the network's own 2 and 2."""
+    backbone = BackboneConfig(
+        name="resnet18", weights=weights, truncate="layer3", stem_stride=None if stem == 2 else stem
+    )
+    config = ModelConfig(backbone=backbone, modules=1)
+    generator = torch.Generator().manual_seed(0)
+    model = LocalClassifier.from_config(
+        config, classes=CLASSES, inputs=InputConfig(glass=glass), generator=generator
+    )
+    mixed = mixed_dtype("auto", torch.device("cpu"))
+    return StreamedClassifier(model.eval(), StreamConfig(pool="all"), mixed=mixed)
+
+
+@torch.no_grad()
+def slides_of(prepared: Prepared, weights: str, stem: int) -> Slides:
+    """Every slide of the cohort, in half precision, by part."""
+    cohort, net = prepared.cohort, None
+    found: Slides = {part: [] for part in PARTS}
+    for part in PARTS:
+        for row in getattr(cohort, part):
+            with Raster.open(prepared.rasters[row.slide_id]) as raster:
+                net = net or network(weights, tuple(int(v) for v in raster.glass), stem)  # type: ignore[arg-type]
+                output = net.part_map(0, net.stem_map(raster))
+            map_CHW = output.windows([output.frame])[0].half().contiguous()
+            label = cohort.classes.index(row.label)
+            found[part].append(Slide(map_CHW, output.glass.float(), output.tissue, label, row.patient_id))
+            output.free()
+    return found
+
+
+# --- A head on them ---------------------------------------------------------------------------------------------
+
+
+def whole_cells(slide: Slide, kernel: int) -> Tensor:
+    """The map (1, C, H, W), filled up with glass to whole cells of a head."""
+    channels, height, width = slide.map_CHW.shape
+    shape = (math.ceil(height / kernel) * kernel, math.ceil(width / kernel) * kernel)
+    filled = slide.glass_C[:, None, None].expand(channels, *shape).clone()
+    filled[:, :height, :width] = slide.map_CHW
+    return filled[None]
+
+
+def votes(slide: Slide, kernel: int, cell_px: int) -> Tensor:
+    """Which of those cells hold tissue, (h, w)."""
+    height, width = (math.ceil(n / kernel) for n in slide.map_CHW.shape[1:])
+    side_px = kernel * cell_px
+    return torch.from_numpy(
+        slide.tissue.seen_by(Box(0, 0, height, width), Receptive(side_px, 0, side_px - 1))
+    )
+
+
+def logits(head: Head, slide: Slide, cell_px: int, *, generator: torch.Generator | None = None) -> Tensor:
+    """(L,) of a slide; `generator` draws the dropout."""
+    kernel = head_stride(head)
+    cells_hwC = head.stem(whole_cells(slide, kernel))[0].permute(1, 2, 0)
+    found: Tensor = head.readout(cells_hwC[votes(slide, kernel, cell_px)], generator=generator)
+    return found
+
+
+def train(slides: Slides, setting: Setting, *, epochs: int, seed: int) -> float:
+    """Test AUROC of the epoch that validates best."""
+    torch.manual_seed(seed)  # a head draws its weights from it
+    generator, rng = torch.Generator().manual_seed(seed), np.random.default_rng(seed)
+    cell_px = PX_PER_CELL * setting.stem
+    head = Head(slides["train"][0].map_CHW.shape[0], len(CLASSES), setting.heads, depth=4)
+    if isinstance(head.stem, StandardConv):
+        some = [s.map_CHW.float().flatten(1) for s in slides["train"][:24]]
+        head.stem.measure(torch.cat(some, dim=1)[None, :, :, None])
+    given = chosen(slides["train"], setting, rng)
+    optimizer = torch.optim.AdamW(head.parameters(), lr=setting.lr, weight_decay=1e-2)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs * len(given))
+    best, reached = (-1.0, 0.0), 0.5
+    for _ in range(epochs):
+        for index in rng.permutation(len(given)):
+            slide, label = given[int(index)]
+            loss = F.cross_entropy(logits(head, slide, cell_px, generator=generator), torch.tensor(label))
+            optimizer.zero_grad()
+            torch.autograd.backward([loss])
+            optimizer.step()
+            schedule.step()
+        measure = validated(head, slides["valid"], cell_px)
+        if measure > best:
+            best, reached = measure, validated(head, slides["test"], cell_px)[0]
+    return reached
+
+
+def chosen(slides: Sequence[Slide], setting: Setting, rng: np.random.Generator) -> list[tuple[Slide, int]]:
+    """The training slides of a share of the patients, some with their label turned."""
+    patients = sorted({slide.patient for slide in slides})
+    kept = set(rng.permutation(patients)[: max(2, round(setting.slides * len(patients)))].tolist())
+    given = [slide for slide in slides if slide.patient in kept]
+    turned = set(rng.permutation(len(given))[: round(setting.noise * len(given))].tolist())
+    return [(slide, slide.label ^ (i in turned)) for i, slide in enumerate(given)]
+
+
+@torch.no_grad()
+def validated(head: Head, slides: Iterable[Slide], cell_px: int) -> tuple[float, float]:
+    """AUROC, and the loss with its sign turned."""
+    slides = list(slides)
+    found = torch.stack([logits(head, slide, cell_px) for slide in slides])
+    truth = torch.tensor([slide.label for slide in slides])
+    chance = found.softmax(dim=1)[:, 1]
+    return float(roc_auc_score(truth, chance)), -float(F.cross_entropy(found, truth))
+
+
+# --- The benchmark ----------------------------------------------------------------------------------------------
+
+
+def measure(options: Options) -> Result:
+    """Test AUROC by question and value."""
+    values = options.values
+    questions = values["only"].split(",") if values["only"] else list(VALUES)
+    epochs, seeds = values["epochs"] or (2 if options.quick else 8), range(values["seeds"])
+    wanted = {(q, name): setting for q in questions for name, setting in settings(q).items()}
+    aurocs: dict[Setting, list[float]] = {}  # a default is in every question, and trained once
+    with tempfile.TemporaryDirectory() as folder:
+        prepared = prepared_slides(values, Path(folder))
+        sizes = {part: len(getattr(prepared.cohort, part)) for part in PARTS}
+        for stem in sorted({setting.stem for setting in wanted.values()}):
+            slides = slides_of(prepared, values["weights"], stem)
+            for setting in dict.fromkeys(s for s in wanted.values() if s.stem == stem):
+                aurocs[setting] = [train(slides, setting, epochs=epochs, seed=seed) for seed in seeds]
+    figures: dict[str, Figure] = {}
+    for (question, name), setting in wanted.items():
+        figures[f"{question}_{name}_auroc"] = round(statistics.mean(aurocs[setting]), 4)
+        figures[f"{question}_{name}_seeds"] = ", ".join(f"{value:.3f}" for value in aurocs[setting])
+    figures["seeds_spread"] = round(statistics.mean(map(statistics.pstdev, aurocs.values())), 4)
+    configuration = {"slides": sizes, "epochs": epochs, "seeds": len(seeds)} | {
+        "default": dataclasses.asdict(Setting()), "network": "resnet18 to layer3, frozen"
+    }  # fmt: skip
+    return Result(figures=figures, configuration=configuration, variant=values["name"] or "drawn")
+
+
+def _arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("cohort", nargs="?", help="slide table with splits (default: some drawn slides)")
+    parser.add_argument("name", nargs="?", help="goes into the name of the result file")
+    parser.add_argument("--rasters", metavar="DIR", help="where the prepared slides are, or go")
+    parser.add_argument("--mpp", type=float, default=4.0, help="um per pixel to prepare at (4)")
+    parser.add_argument("--weights", default="none", help="ImageNet weights of ResNet-18, a file")
+    parser.add_argument("--only", metavar="QUESTIONS", help=f"some of {','.join(VALUES)}")
+    parser.add_argument("--epochs", type=int, metavar="N", help="of every training (2, --full 8)")
+    parser.add_argument("--seeds", type=int, default=3, metavar="N", help="trainings of every setting (3)")
+
+
+if __name__ == "__main__":
+    main("heads", __doc__, measure, add_arguments=_arguments)
