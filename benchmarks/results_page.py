@@ -11,6 +11,7 @@ from pathlib import Path
 
 from benchmarks.common import REPO
 from benchmarks.mil_models import MODELS
+from benchmarks.reach import DEVICES_GIB, SIDES_PX
 from benchmarks.summary import ACCURACY, SLIDES, STREAMING, Found, Goal, newest, seeds_of, value_of, wanted
 
 PAGE = REPO / "docs" / "results.md"
@@ -21,6 +22,23 @@ COHORTS = {  # the result's variant -> what it is
     "tissue-03": "tissue slides, burden 0.03",
     "focus": "focus phantoms",
     "arrangement": "arrangement phantoms",
+}
+QUESTIONS = {
+    "pooling": "pooling of the cells",
+    "kernel": "side of a cell, in cells of layer3",
+    "norm": "norm of the cells",
+    "lr": "learning rate",
+    "stem": "stride of the first convolution",
+    "slides": "share of the training slides",
+    "noise": "share of training labels turned",
+}
+METHODS = {
+    "end_to_end": "end to end, plain",
+    "checkpointed": "end to end, checkpointed",
+    "paper": "the paper's, K = 8",
+    "mil": "MIL on frozen features",
+    "holoslide_k8": "**holoslide**, K = 8, budget of 4 GiB",
+    "holoslide_k1": "**holoslide**, K = 1, budget of 4 GiB",
 }
 OPEN = (
     "K = 1, 2, 4 and 8 at equal wall time and at convergence",
@@ -45,6 +63,8 @@ def page(results: dict[str, Found]) -> str:
     parts = [HEAD, "## Accuracy\n", _accuracy(results)]
     parts += ["## Streaming\n", _goals(STREAMING, results), "## Slides and viewer\n", _goals(SLIDES, results)]
     parts += ["## All goals of accuracy\n", _goals(ACCURACY, results)]
+    parts += [_heads(f"heads-{cohort}", words, results) for cohort, words in COHORTS.items()]
+    parts += [_reach(results)]
     parts += [
         "## Open\n",
         "Asked, and not answered yet:\n\n" + "\n".join(f"- {line}" for line in OPEN) + "\n",
@@ -76,6 +96,45 @@ def _accuracy(results: dict[str, Found]) -> str:
             rows.append(f"| {words} | {method} | {value:.3f} | {interval} | {link} |")
     shown = "![Test AUROC of each method on each cohort](pictures/results-auroc.svg)\n"
     return "\n".join([*rows, "", shown])
+
+
+def _heads(stem: str, words: str, results: dict[str, Found]) -> str:
+    """A table of one setting at a time; nothing where it was not measured."""
+    found = results.get(stem)
+    if found is None:
+        return ""
+    rows = ["| setting | value | test AUROC | each seed |", "| --- | --- | --- | --- |"]
+    for key in found.figures:
+        if key.endswith("_auroc"):
+            question, value = key.removesuffix("_auroc").split("_")
+            seeds = found.figures[f"{question}_{value}_seeds"]
+            rows.append(f"| {QUESTIONS[question]} | {value} | {_number(found, key):.3f} | {seeds} |")
+    head = (
+        f"## One setting at a time: {words}, frozen features\n\nThe last head alone on layer3 of the frozen ResNet-18, "
+        f"all else as by default ([{found.date}](../benchmarks/results/{found.path.name}), `{found.command}`).\n"
+    )
+    return "\n".join([head, *rows]) + "\n"
+
+
+def _reach(results: dict[str, Found]) -> str:
+    """Memory by side of the slide, a row a method; nothing where it was not measured."""
+    found = results.get("reach")
+    if found is None:
+        return ""
+    columns = [*(f"{side:,} px" for side in SIDES_PX), *(f"fails at, {gib} GiB" for gib in DEVICES_GIB)]
+    rows = [f"| method | {' | '.join(columns)} |", "| --- " * (len(columns) + 1) + "|"]
+    for method, words in METHODS.items():
+        cells = [f"{_number(found, f'{method}_mb_{side}') / 1000:,.1f} GB" for side in SIDES_PX]
+        for gib in DEVICES_GIB:
+            side = found.figures.get(f"{method}_side_{gib}gib")
+            cells.append(f"{side:,} px" if isinstance(side, int) else "")
+        rows.append(f"| {words} | {' | '.join(cells)} |")
+    head = (
+        "## How large a slide\n\nPeak memory of a training step of ResNet-34, float32, all of a square slide tissue; small "
+        f"slides counted, larger ones on their line ([{found.date}](../benchmarks/results/{found.path.name}), "
+        f"`{found.command}`).\n"
+    )
+    return "\n".join([head, *rows]) + "\n"
 
 
 def methods(cohort: str, results: dict[str, Found]) -> list[tuple[str, float, str, Found]]:

@@ -110,6 +110,13 @@ ACCURACY = (
     Goal("tissue06_mil_auroc", "the same, best MIL by validation", "mil-tissue-06", "best_auroc"),
     Goal("tissue03_auroc", "tissue slides, burden 0.03", "run_record-tissue-03", "slides_auroc", least=0.80),
     Goal("tissue03_mil_auroc", "the same, best MIL by validation", "mil-tissue-03", "best_auroc"),
+    Goal(
+        "prediction_mil_over_ours",
+        "slide file to prediction: MIL at twice the resolution, times longer",
+        "prediction",
+        "mil_over_ours",
+        least=7,
+    ),
     Goal("arrangement_auroc", "arrangement phantoms", "run_record-arrangement", "slides_auroc", least=0.95),
 )
 GOALS = (*STREAMING, *SLIDES, *ACCURACY)

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from holoslide.streaming.convolution import with_strips
 from holoslide.streaming.receptive import input_channels
 
 _TOLERANCE = 1e-9
@@ -157,4 +158,4 @@ def _make_twin(module: nn.Module, pairs: list[Pair]) -> nn.Module:
             conv.bias = nn.Parameter(conv.weight.new_zeros(conv.out_channels))
         parent, _, leaf = pair.norm.rpartition(".")
         setattr(twin.get_submodule(parent), leaf, nn.Identity())
-    return twin.to(memory_format=torch.channels_last)
+    return with_strips(twin.to(memory_format=torch.channels_last))

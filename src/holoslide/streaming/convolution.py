@@ -1,0 +1,116 @@
+"""A convolution whose weight gradient is taken strip by strip, for processors without AVX-512.
+
+There oneDNN's kernel for the weight gradient in channels_last reaches a tenth to a third of what its forward pass
+does, the less the larger the map, and takes two thirds of a training step. In NCHW it is as fast as the rest; so
+strips of rows that fit the cache are copied to that layout, and their gradients are summed
+(`python -m benchmarks.convolution`). Axes: B batch, C channels, H W rows and columns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+from torch.nn.grad import conv2d_input, conv2d_weight
+
+STRIP_VALUES = 2**18  # numbers of one strip's input: 1 MB, a processor's second cache
+
+
+@final
+class StripConv2d(nn.Conv2d):
+    """`nn.Conv2d` with zero padding and one group: the same values, and the same gradients up to rounding."""
+
+    def forward(self, features_BCHW: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C', H', W')."""
+        if not (torch.is_grad_enabled() and self.weight.requires_grad and _pays(features_BCHW)):
+            return super().forward(features_BCHW)
+        result: Tensor = _Strips.apply(
+            features_BCHW, self.weight, self.bias, self.stride, self.padding, self.dilation
+        )
+        return result
+
+
+def with_strips(module: nn.Module) -> nn.Module:
+    """The module with such convolutions in place of its plain ones, parameters shared; changed in place."""
+    for name, conv in list(module.named_modules()):
+        if type(conv) is not nn.Conv2d or not _suits(conv):
+            continue
+        strips = StripConv2d(
+            conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding, conv.dilation,  # type: ignore[arg-type]
+            bias=conv.bias is not None, device="meta",
+        )  # fmt: skip
+        strips.weight, strips.bias = conv.weight, conv.bias
+        strips.train(conv.training)
+        if not name:
+            return strips
+        parent, _, leaf = name.rpartition(".")
+        setattr(module.get_submodule(parent), leaf, strips)
+    return module
+
+
+def _suits(conv: nn.Conv2d) -> bool:
+    # A kernel of one cell is a matrix product, which has no such trouble.
+    plain = conv.groups == 1 and conv.padding_mode == "zeros" and not isinstance(conv.padding, str)
+    return plain and max(conv.kernel_size) > 1
+
+
+def _pays(features_BCHW: Tensor) -> bool:
+    return (
+        features_BCHW.device.type == "cpu"
+        and features_BCHW.dtype == torch.float32
+        and not torch.is_autocast_enabled("cpu")
+        and torch.backends.cpu.get_cpu_capability() == "AVX2"
+    )
+
+
+class _Strips(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, features_BCHW: Tensor, weight: Tensor, bias: Tensor | None, *where: Sequence[int]
+    ) -> Tensor:
+        ctx.save_for_backward(features_BCHW, weight)
+        ctx.where = stride, padding, dilation = where
+        return F.conv2d(features_BCHW, weight, bias, stride, padding, dilation)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_BCHW: Tensor) -> tuple[Tensor | None, ...]:
+        features_BCHW, weight = ctx.saved_tensors
+        stride, padding, dilation = ctx.where
+        features_grad = None
+        if ctx.needs_input_grad[0]:
+            features_grad = conv2d_input(features_BCHW.shape, weight, grad_BCHW, stride, padding, dilation)
+        weight_grad = strip_weight_grad(
+            features_BCHW, grad_BCHW, weight, stride=stride, padding=padding, dilation=dilation
+        )
+        bias_grad = grad_BCHW.sum(dim=(0, 2, 3)) if ctx.needs_input_grad[2] else None
+        return features_grad, weight_grad, bias_grad, None, None, None
+
+
+def strip_weight_grad(
+    features_BCHW: Tensor,
+    grad_BCHW: Tensor,
+    weight: Tensor,
+    *,
+    stride: tuple[int, int],
+    padding: tuple[int, int],
+    dilation: tuple[int, int],
+) -> Tensor:
+    """dL/d(weight), (C', C, h, w), from the input and dL/d(output) of a convolution with zero padding."""
+    (top, left), rows = padding, grad_BCHW.shape[2]
+    padded_BCHW = F.pad(features_BCHW, (left, left, top, top)) if top or left else features_BCHW
+    reach = dilation[0] * (weight.shape[2] - 1) + 1  # input rows of one output row
+    row_values = padded_BCHW.shape[1] * padded_BCHW.shape[3] * stride[0]
+    height = max(1, STRIP_VALUES // row_values)
+    total = torch.zeros_like(weight, memory_format=torch.contiguous_format)
+    for i in range(len(padded_BCHW)):
+        for first in range(0, rows, height):
+            last = min(rows, first + height)
+            seen = padded_BCHW[i : i + 1, :, first * stride[0] : (last - 1) * stride[0] + reach]
+            part = grad_BCHW[i : i + 1, :, first:last].contiguous()
+            total += conv2d_weight(seen.contiguous(), weight.shape, part, stride, dilation=dilation)
+    return total
