@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from holoslide.errors import SlideError
 from holoslide.geometry import Box
+from holoslide.slides.companions import COPY_ALL, is_companioned, missing_companion
 from holoslide.slides.dicom import WsidicomBackend, file_of_folder
 from holoslide.slides.facts import (
     CACHE_BYTES,
@@ -56,7 +57,11 @@ def open_backend(path: Path) -> Backend:
         raise SlideError(shown(path), f"cannot be opened ({error.strerror})", "check the file") from error
     if not head:
         raise SlideError(shown(path), "is empty (0 bytes)", "copy or export it again")
-    if head.startswith((b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff")):
+    lacking = missing_companion(path)
+    if lacking is not None:
+        raise SlideError(shown(path), f"lacks {lacking}, which belongs to it", COPY_ALL)
+    is_cover = is_companioned(path)  # MRXS begins as JPEG, VSI as TIFF: small pictures of the slide
+    if head.startswith((b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff")) and not is_cover:
         return ImageBackend(path, head)
     openslide = _import_openslide(path)
     is_dicom = head[128:] == b"DICM"
@@ -71,17 +76,14 @@ def open_backend(path: Path) -> Backend:
     if is_dicom and vendor is None:
         return WsidicomBackend(path, "not known as a slide")
     is_tiff = head[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+    if vendor in (None, "generic-tiff") and is_cover:
+        what = f"is {path.suffix[1:].upper()} of a kind that OpenSlide does not read"
+        raise SlideError(shown(path), what, "export it as OME-TIFF")
     if vendor in (None, "generic-tiff") and is_tiff:
         return TiffBackend(path)
     if vendor is None:
-        if path.suffix.lower() == ".mrxs" and not path.with_suffix("").is_dir():
-            what = f"its folder {shown(path.with_suffix(''))} is missing"
-            raise SlideError(shown(path), what, "MRXS slides are a file and a folder: keep them side by side")
-        raise SlideError(
-            shown(path),
-            "is not a slide in any known format",
-            "give a slide OpenSlide knows, TIFF, PNG or JPEG",
-        )
+        what = "is not a slide in any known format"
+        raise SlideError(shown(path), what, "give a slide OpenSlide knows, TIFF, PNG or JPEG")
     return OpenSlideBackend(path)
 
 
