@@ -19,10 +19,12 @@ from PIL import Image, ImageCms
 
 from holoslide.errors import SlideError
 from holoslide.geometry import Box
+from holoslide.slides.cohort import Cohort
 from holoslide.slides.facts import GLASS, Mpp
 from holoslide.slides.prepare import PrepareConfig, PrepareJob, prepare_slide
 from holoslide.slides.raster import Raster
 from holoslide.slides.reader import open_slide
+from holoslide.slides.source import slide_sha256, stamp_of
 from tests.slides.drawn import blobs, paint
 from tests.slides.mrxs import SIDE_PX, write_mrxs
 
@@ -42,13 +44,15 @@ def test_a_folder_of_dicom_files_is_a_slide(data_dir: Path, tmp_path: Path) -> N
         shutil.copy(fixtures / name, folder)
     (folder / "DICOMDIR").touch()
     (folder / ".DS_Store").touch()
+    assert [row.path for row in Cohort.from_files([folder])] == [folder / "boxes_0.dcm"]
     with open_slide(folder) as slide, open_slide(fixtures / "boxes_0.dcm") as one:
         assert slide.facts()["levels"] == one.facts()["levels"]
         assert slide.mpp == one.mpp
         assert np.array_equal(slide.thumbnail(0.499), one.thumbnail(0.499))
     shutil.copy(data_dir / "wsi" / "highdicom_sm_image.dcm", folder)
+    (row,) = Cohort.from_files([folder])
     with pytest.raises(SlideError, match="slide: holds 2 DICOM series; give one file of the series"):
-        open_slide(folder)
+        open_slide(row.path or "")
 
 
 @pytest.fixture
@@ -226,6 +230,25 @@ def test_ome_zarr_is_prepared_and_its_damage_is_said(tmp_path: Path, monkeypatch
     monkeypatch.setitem(sys.modules, "zarr", None)
     with pytest.raises(SlideError, match=r"which needs zarr .*pip install 'holoslide\[zarr\]'"):
         open_slide(path)
+
+
+@pytest.mark.parametrize("version", [2, 3])
+def test_every_chunk_of_an_ome_zarr_counts_in_its_hash(tmp_path: Path, version: int) -> None:
+    """Chunks of different levels have the same names."""
+    rgb = noise(128, 128)
+    path = write_zarr(tmp_path / "s.zarr", [rgb, rgb[::2, ::2]], version=version)
+    before, stamp = slide_sha256(path), stamp_of(path)
+    hashes = {before}
+    chunks = [each for each in path.rglob("*") if each.is_file() and each.name[:1] in "0123456789"]
+    for chunk in chunks:
+        data = chunk.read_bytes()
+        chunk.write_bytes(data + b"!")
+        hashes.add(slide_sha256(path))
+        assert stamp_of(path) != stamp
+        chunk.write_bytes(data)
+    assert len(chunks) > 4
+    assert len(hashes) == 1 + len(chunks)
+    assert slide_sha256(path) == before
 
 
 def test_a_folder_that_is_no_slide_says_which_are(tmp_path: Path) -> None:
