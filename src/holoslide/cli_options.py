@@ -19,7 +19,9 @@ TableArgument = Annotated[
 SlidesOption = Annotated[Path | None, typer.Option("--slides", help="Folder of the slide files.")]
 MasksOption = Annotated[
     Path | None,
-    typer.Option("--masks", help="Folder of your own tissue masks: <slide id>.geojson, .json, .png or .pkl."),
+    typer.Option(
+        "--masks", help="Folder of your own tissue masks: <slide id>.geojson, .json, .png, .h5 or .pkl."
+    ),
 ]
 RastersOption = Annotated[
     Path | None,
@@ -57,7 +59,8 @@ def report_left_out(prepared: Prepared, *, quiet: bool = False) -> None:
     if not prepared.left_out:
         return
     if not quiet:
-        typer.echo(f"{len(prepared.left_out)} slides left out:", err=True)
+        count = len(prepared.left_out)
+        typer.echo(f"{count} slide{'s' * (count != 1)} left out:", err=True)
         for slide_id, reason in prepared.left_out:
             typer.echo(f"  {slide_id}: {reason}", err=True)
     raise typer.Exit(USER_ERROR)

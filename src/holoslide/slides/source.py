@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -74,6 +74,15 @@ def slide_files(path: Path) -> list[Path]:
         return [path]
     siblings = {p for p in path.parent.iterdir() if p.is_file() and dicom_series(p) == series}
     return sorted(siblings | {path})
+
+
+def file_key(path: Path) -> Hashable:
+    """The same for all names and links of a file."""
+    try:
+        status = path.stat()
+    except OSError:
+        return path  # gone since it was found: opening it says so
+    return status.st_dev, status.st_ino
 
 
 def dicom_series(path: Path) -> bytes | None:
