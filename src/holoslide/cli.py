@@ -26,6 +26,7 @@ from holoslide.cli_options import (
     SlidesOption,
     TableArgument,
     WorkersOption,
+    counted,
     report_left_out,
     with_masks,
 )
@@ -108,7 +109,8 @@ def audit(
     else:
         rows = [[f.severity, f.kind, f.where, f.what, f.remedy] for f in findings]
         _print_table(["severity", "kind", "where", "finding", "what to do"], rows)
-        typer.echo(f"{len(cohort)} slides, {len(findings)} findings{f': {sheet}' if sheet else ''}")
+        counts = f"{counted(len(cohort), 'slide')}, {counted(len(findings), 'finding')}"
+        typer.echo(f"{counts}{f': {sheet}' if sheet else ''}")
     if any(f.severity == "error" for f in findings):
         raise typer.Exit(USER_ERROR)
 
@@ -140,7 +142,7 @@ def convert(
     written = write_as(to, cohort, out, slides=slides)
     for note in cohort.notes:
         typer.echo(str(note), err=True)
-    typer.echo(f"{len(cohort)} slides: {', '.join(map(str, written))}")
+    typer.echo(f"{counted(len(cohort), 'slide')}: {', '.join(map(str, written))}")
 
 
 @app.command()

@@ -177,9 +177,12 @@ def _windows(model: LocalClassifier, rasters: Sequence[Path], *, seed: int) -> t
 
 
 def cohort_of(sources: Sequence[Path], *, slides: Path | None = None, mpp: float | None = None) -> Cohort:
-    """A slide table, or slide files taken as a cohort without labels; `mpp` is theirs, where they do not say."""
+    """A slide table, or slide files taken as a cohort without labels; `mpp` is theirs, where they do not say.
+
+    A patient may be in two splits: what is done slide by slide asks for none.
+    """
     if len(sources) == 1 and sources[0].suffix.lower() in TABLES:
-        cohort = Cohort.from_csv(sources[0], slides=slides)
+        cohort = Cohort.from_csv(sources[0], slides=slides, require_splits=False)
     else:
         cohort = Cohort.from_files(sources)
     return cohort if mpp is None else cohort.with_mpp(mpp)

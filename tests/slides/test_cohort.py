@@ -274,6 +274,7 @@ def test_one_clear_line_with_table_and_row(tmp_path, text, message):
     line = str(caught.value)
     assert message in line
     assert line.startswith(str(tmp_path / "slides.csv"))
+    assert line.count("slides.csv") == 1
     assert "\n" not in line
 
 
