@@ -259,6 +259,15 @@ def test_a_folder_that_is_no_slide_says_which_are(tmp_path: Path) -> None:
         open_slide(tmp_path)
 
 
+def test_a_folder_that_may_not_be_read_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_: Path) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "iterdir", refuse)
+    with pytest.raises(SlideError, match=r"cannot be opened \(Permission denied\); check the folder"):
+        open_slide(tmp_path)
+
+
 # --- Colour profiles ------------------------------------------------------------------------------------------
 
 
