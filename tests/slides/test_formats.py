@@ -259,6 +259,19 @@ def test_a_folder_that_is_no_slide_says_which_are(tmp_path: Path) -> None:
         open_slide(tmp_path)
 
 
+def test_without_openslide_the_way_to_get_it_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PNG and JPEG need it not."""
+    tifffile.imwrite(tmp_path / "s.tif", noise(64, 64), photometric="rgb")
+    Image.fromarray(noise(64, 64)).save(tmp_path / "s.png")
+    monkeypatch.setitem(sys.modules, "openslide", None)
+    with pytest.raises(SlideError, match=r"needs OpenSlide .*; pip install openslide-python openslide-bin"):
+        open_slide(tmp_path / "s.tif")
+    with open_slide(tmp_path / "s.png", mpp=1.0) as slide:
+        assert np.array_equal(slide.thumbnail(1.0), noise(64, 64))
+
+
 def test_a_folder_that_may_not_be_read_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(_: Path) -> None:
         raise PermissionError(13, "Permission denied")
