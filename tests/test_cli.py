@@ -217,6 +217,36 @@ def test_inspect_real_slides(data_dir: Path, holoslide: Command) -> None:
     assert "error" not in facts["CMU-1-Small-Region.svs"]
 
 
+def test_inspect_is_read_by_people(data_dir: Path, tmp_path: Path, holoslide: Command) -> None:
+    wsi = data_dir / "wsi"
+    odd = tmp_path / "two\nlines.svs"
+    shutil.copy(wsi / "TCGA-CR-7395-01A-01-TS1.svs", odd)
+    assert holoslide("inspect", wsi / "CMU-1-Small-Region.svs", odd) == 0
+    said = [line.strip() for line in holoslide.out.splitlines()]
+    assert "size: 2220 x 2967 px, 1.11 x 1.48 mm" in said
+    assert "um per pixel: 0.499 (from: slide)" in said
+    assert "levels: 4443 x 3567 px, 2221 x 1783 px" in said
+    assert "um per pixel: not known: give it with --slide-mpp, or in the slide table's mpp column" in said
+    assert sum("lines.svs" in line for line in said) == 1
+    assert holoslide("inspect", odd, "--slide-mpp", 0.25) == 0
+    assert "um per pixel: 0.25 (from: user)" in holoslide.out
+
+
+def test_prepare_tells_of_slides_without_a_file(tmp_path: Path, holoslide: Command) -> None:
+    table = tmp_path / "slides.csv"
+    table.write_text("slide_id,path\ngone,gone.svs\nempty,empty.svs\n")
+    (tmp_path / "empty.svs").touch()
+    assert holoslide("prepare", table, "--workers", 1, "--json") == 1
+    found = {each["slide_id"]: each for each in json.loads(holoslide.out)}
+    assert {each["status"] for each in found.values()} == {"failed"}
+    assert found["gone"]["reason"] == "there is no file gone.svs; mend its path"
+    assert "is empty (0 bytes)" in found["empty"]["reason"]
+    assert holoslide("prepare", table, "--workers", 1) == 1
+    said = holoslide.out + holoslide.err
+    assert said.count("is empty (0 bytes)") == 1
+    assert "2 slides left out:" in said
+
+
 def test_prepare_real_slides(data_dir: Path, tmp_path: Path, holoslide: Command) -> None:
     """The good ones are made, the slide without mpp says what to do and then works, the rest have a reason."""
     wsi = data_dir / "wsi"

@@ -7,7 +7,7 @@ import os
 import shlex
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -26,6 +26,7 @@ from holoslide.cli_options import (
     SlidesOption,
     TableArgument,
     WorkersOption,
+    counted,
     report_left_out,
     with_masks,
 )
@@ -56,19 +57,13 @@ def inspect(
     as_json: JsonOption = False,
 ) -> None:
     """Tell what slide files are: size, levels, resolution and where it is known from."""
-    from holoslide.slides.reader import open_slide
+    from holoslide.slides.inspect import described, inspect_slides
 
-    facts: list[dict[str, Any]] = []
-    for path in slides:
-        try:
-            with open_slide(path, fallback_mpp=slide_mpp) as reader:
-                facts.append({"slide": str(path), **reader.facts()})
-        except HoloslideError as error:
-            facts.append({"slide": str(path), "error": str(error)})
+    facts = inspect_slides(slides, fallback_mpp=slide_mpp, workers=_workers(0))
     if as_json:
         typer.echo(json.dumps(facts, indent=2))
     else:
-        _print_facts(facts)
+        typer.echo("\n".join(line for fact in facts for line in described(fact)))
     if any("error" in fact for fact in facts):
         raise typer.Exit(USER_ERROR)
 
@@ -114,7 +109,8 @@ def audit(
     else:
         rows = [[f.severity, f.kind, f.where, f.what, f.remedy] for f in findings]
         _print_table(["severity", "kind", "where", "finding", "what to do"], rows)
-        typer.echo(f"{len(cohort)} slides, {len(findings)} findings{f': {sheet}' if sheet else ''}")
+        counts = f"{counted(len(cohort), 'slide')}, {counted(len(findings), 'finding')}"
+        typer.echo(f"{counts}{f': {sheet}' if sheet else ''}")
     if any(f.severity == "error" for f in findings):
         raise typer.Exit(USER_ERROR)
 
@@ -146,7 +142,7 @@ def convert(
     written = write_as(to, cohort, out, slides=slides)
     for note in cohort.notes:
         typer.echo(str(note), err=True)
-    typer.echo(f"{len(cohort)} slides: {', '.join(map(str, written))}")
+    typer.echo(f"{counted(len(cohort), 'slide')}: {', '.join(map(str, written))}")
 
 
 @app.command()
@@ -185,11 +181,10 @@ def prepare(
             progress=advance,
         )
     if as_json:
-        results = [{"slide_id": r.slide_id, "status": r.status, "reason": r.reason} for r in prepared.results]
-        typer.echo(json.dumps(results, indent=2))
+        typer.echo(json.dumps(prepared.outcomes(), indent=2))
     else:
-        rows = [[r.slide_id, r.status, f"{r.seconds:.1f}", r.reason or ""] for r in prepared.results]
-        _print_table(["slide", "status", "seconds", "reason"], rows)
+        rows = [[r.slide_id, r.status, f"{r.seconds:.1f}"] for r in prepared.results]
+        _print_table(["slide", "status", "seconds"], rows)
     report_left_out(prepared, quiet=as_json)
 
 
@@ -457,14 +452,6 @@ def _shard(text: str) -> tuple[int, int]:
 def _workers(count: int) -> int:
     """As given; 0 is one a core."""
     return count or os.cpu_count() or 1
-
-
-def _print_facts(facts: list[dict[str, Any]]) -> None:
-    for fact in facts:
-        typer.echo(fact["slide"])
-        for key, value in fact.items():
-            if key != "slide":
-                typer.echo(f"  {key.replace('_', ' ')}: {value}")
 
 
 def _print_table(header: list[str], rows: list[list[str]]) -> None:

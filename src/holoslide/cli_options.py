@@ -19,7 +19,9 @@ TableArgument = Annotated[
 SlidesOption = Annotated[Path | None, typer.Option("--slides", help="Folder of the slide files.")]
 MasksOption = Annotated[
     Path | None,
-    typer.Option("--masks", help="Folder of your own tissue masks: <slide id>.geojson, .json, .png or .pkl."),
+    typer.Option(
+        "--masks", help="Folder of your own tissue masks: <slide id>.geojson, .json, .png, .h5 or .pkl."
+    ),
 ]
 RastersOption = Annotated[
     Path | None,
@@ -30,7 +32,9 @@ SetOption = Annotated[
     list[str] | None, typer.Option("--set", help="One setting, part.key=value; repeatable.")
 ]
 PresetOption = Annotated[str, typer.Option("--preset", help="Settings to start from: default or paper.")]
-WorkersOption = Annotated[int, typer.Option("--workers", help="Processes that open slides (0: one a core).")]
+WorkersOption = Annotated[
+    int, typer.Option("--workers", min=0, help="Processes that open slides (0: one a core).")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print data as JSON.")]
 SlideMppOption = Annotated[
     float | None, typer.Option("--slide-mpp", help="Microns per pixel of the slides, where they do not say.")
@@ -52,12 +56,16 @@ def with_masks(cohort: Cohort, masks: Path | None) -> Cohort:
     return cohort if masks is None else cohort.with_masks(masks)
 
 
+def counted(count: int, what: str) -> str:
+    return f"{count} {what}{'s' * (count != 1)}"
+
+
 def report_left_out(prepared: Prepared, *, quiet: bool = False) -> None:
     """Name the slides that were not used, and let the exit code say so."""
     if not prepared.left_out:
         return
     if not quiet:
-        typer.echo(f"{len(prepared.left_out)} slides left out:", err=True)
+        typer.echo(f"{counted(len(prepared.left_out), 'slide')} left out:", err=True)
         for slide_id, reason in prepared.left_out:
             typer.echo(f"  {slide_id}: {reason}", err=True)
     raise typer.Exit(USER_ERROR)

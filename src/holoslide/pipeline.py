@@ -58,6 +58,24 @@ class Prepared:
     left_out: list[tuple[str, str]]
     results: list[PrepareResult]
 
+    def outcomes(self) -> list[dict[str, str | None]]:
+        """What became of every slide, ready for JSON; those that had no file to prepare are failed, too."""
+        tried = {r.slide_id for r in self.results}
+        found: list[dict[str, str | None]] = [
+            {
+                "slide_id": r.slide_id,
+                "status": r.status,
+                "raster": None if r.path is None else str(r.path),
+                "reason": r.reason,
+            }
+            for r in self.results
+        ]
+        return found + [
+            {"slide_id": slide_id, "status": "failed", "raster": None, "reason": reason}
+            for slide_id, reason in self.left_out
+            if slide_id not in tried
+        ]
+
 
 def default_rasters(table: Path) -> Path:
     """Where the prepared slides of a table go unless told otherwise."""
@@ -159,9 +177,12 @@ def _windows(model: LocalClassifier, rasters: Sequence[Path], *, seed: int) -> t
 
 
 def cohort_of(sources: Sequence[Path], *, slides: Path | None = None, mpp: float | None = None) -> Cohort:
-    """A slide table, or slide files taken as a cohort without labels; `mpp` is theirs, where they do not say."""
+    """A slide table, or slide files taken as a cohort without labels; `mpp` is theirs, where they do not say.
+
+    A patient may be in two splits: what is done slide by slide asks for none.
+    """
     if len(sources) == 1 and sources[0].suffix.lower() in TABLES:
-        cohort = Cohort.from_csv(sources[0], slides=slides)
+        cohort = Cohort.from_csv(sources[0], slides=slides, require_splits=False)
     else:
         cohort = Cohort.from_files(sources)
     return cohort if mpp is None else cohort.with_mpp(mpp)

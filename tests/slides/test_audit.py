@@ -164,6 +164,24 @@ def test_slides_are_opened_and_each_fault_is_named(tmp_path):
     assert surveys[1].picture is not None  # it can be shown, though nobody knows how large it is
 
 
+def test_a_slide_that_vanishes_after_it_was_opened_takes_no_other_finding_with_it(tmp_path):
+    slides = tmp_path / "wsi"
+    slides.mkdir()
+    picture(slides / "one.tif")
+    picture(slides / "two.tif")
+    cohort = table(tmp_path, "slide_id\none\ntwo\n", slides=slides)
+    found, _ = audit_slides(cohort, progress=lambda *_: (slides / "one.tif").unlink(missing_ok=True))
+    assert "same pixels twice" in {finding.kind for finding in found}
+
+
+def test_a_name_of_several_lines_is_one_in_a_finding(tmp_path):
+    picture(tmp_path / "two\nlines.tif", mpp=None)
+    cohort = Cohort.from_files([tmp_path / "two\nlines.tif", tmp_path / "gone\n.tif"])
+    found = [*audit(cohort), *audit_slides(cohort)[0]]
+    assert {finding.kind for finding in found} >= {"no mpp", "missing file"}
+    assert not any("\n" in str(finding) for finding in found)
+
+
 @pytest.mark.data
 def test_real_slides(data_dir):
     wsi = data_dir / "wsi"

@@ -274,6 +274,7 @@ def test_one_clear_line_with_table_and_row(tmp_path, text, message):
     line = str(caught.value)
     assert message in line
     assert line.startswith(str(tmp_path / "slides.csv"))
+    assert line.count("slides.csv") == 1
     assert "\n" not in line
 
 
@@ -302,6 +303,27 @@ def test_a_slide_is_found_by_its_id_anywhere_below_the_folder(tmp_path):
     cohort = read(tmp_path, "slide_id\na\nb\nc\nd\ne\nonly\n", slides=slides, require_files=True)
     found = [row.path.relative_to(slides).as_posix() for row in cohort]
     assert found == ["x/a.SVS", "b.ome.tif", "c.svs", "d.mrxs", "e/1.dcm", "only.jpg"]
+
+
+def test_a_slide_that_is_a_folder_is_found_by_its_id_and_by_its_path(tmp_path):
+    slides = touch(
+        tmp_path, "a.ome.zarr/zarr.json", "a.ome.zarr/0/c/0/b.tif", "sub/b.zarr/.zgroup", "c/IM1", "d/x"
+    )
+    head = bytes(128) + b"DICM" + b"\x20\x00\x0e\x00UI\x08\x001.2.345."
+    (slides / "c" / "IM1").write_bytes(head)
+    (slides / "c" / "IM2").write_bytes(head)
+    (slides / "c" / "DICOMDIR").touch()
+    expected = ["a.ome.zarr", "sub/b.zarr", "c/IM1"]
+    for text in ("slide_id\na\nb\nc\n", "slide_id,path\na,wsi/a.ome.zarr\nb,wsi/sub/b.zarr\nc,wsi/c\n"):
+        cohort = read(tmp_path, text, slides=slides, require_files=True)
+        assert [row.path.relative_to(slides).as_posix() for row in cohort] == expected
+        assert not [note for note in cohort.notes if note.kind == "file without a row"]
+    cohort = read(tmp_path, "slide_id\na\nd\n", slides=slides)
+    assert "no file d.* under" in cohort.rows[1].fault.what
+    assert "1 slide file under" in "".join(note.what for note in cohort.notes)
+    (slides / "c" / "IM2").write_bytes(head.replace(b"345", b"346"))
+    cohort = read(tmp_path, "slide_id\nc\n", slides=slides)
+    assert cohort.rows[0].path == slides / "c", "of two series: opening it says so"
 
 
 def test_missing_and_ambiguous_files_stay_as_rows_with_their_reason(tmp_path):

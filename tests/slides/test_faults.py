@@ -16,10 +16,12 @@ from benchmarks import kill
 from benchmarks.kill import contents
 
 from holoslide import cli
-from holoslide.errors import SlideError
+from holoslide.errors import ConfigError, SlideError
 from holoslide.slides import claim
+from holoslide.slides import inspect as inspect_module
 from holoslide.slides import prepare as prepare_module
 from holoslide.slides.crew import Died, run_all
+from holoslide.slides.inspect import inspect_slides
 from holoslide.slides.prepare import PrepareConfig, PrepareJob, PrepareResult, prepare, prepare_slide
 from holoslide.slides.source import note_of, slide_sha256, stamp_of
 from tests.slides.drawn import blobs, paint, write_slide
@@ -461,3 +463,29 @@ def test_a_result_names_what_killed_its_reader(slide: Path, tmp_path: Path) -> N
         (result,) = prepare([PrepareJob("one", slide)], tmp_path, PrepareConfig())
     reason = f"{slide}: the process that read it died ({died.how}); leave the slide out, and report it"
     assert result == PrepareResult("one", "failed", None, reason, 600.0)
+
+
+def test_a_file_that_kills_who_opens_it_is_one_line_of_inspect(slide: Path) -> None:
+    died = Died("SIGSEGV", 0.5)
+    with patch.object(inspect_module, "run_all", lambda *_args, **_more: iter([(0, died)])):
+        (facts,) = inspect_slides([slide])
+    said = f"{slide}: the process that opened it died (SIGSEGV); leave the slide out, and report it"
+    assert facts == {"slide": str(slide), "error": said}
+
+
+def test_a_patient_in_two_splits_is_no_matter_to_prepare(
+    slide: Path, tmp_path: Path, command: Prepare
+) -> None:
+    copied(slide, tmp_path / "a.tif")
+    copied(slide, tmp_path / "b.tif")
+    table = "slide_id,patient_id,split,path\na,p,train,a.tif\nb,p,test,b.tif\n"
+    (tmp_path / "slides.csv").write_text(table)
+    assert command(tmp_path, "slides.csv", "--workers", 1) == 0
+    assert len(list((tmp_path / "rasters").glob("*.tif"))) == 2
+
+
+def test_fewer_than_no_workers_is_wrong_usage(tmp_path: Path, command: Prepare) -> None:
+    assert command(tmp_path, "slides.csv", "--workers", -1) == 2
+    assert "--workers" in command.err
+    with pytest.raises(ConfigError, match="0 processes can do nothing; give 1 or more"):
+        list(run_all(errand, ["1"], workers=0))

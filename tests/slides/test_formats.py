@@ -1,8 +1,9 @@
-"""Kinds of slides beyond plain TIFF: DICOM folders, OME-Zarr, colour profiles, and whose mpp counts."""
+"""Kinds of slides beyond plain TIFF: DICOM folders, MRXS, OME-Zarr, colour profiles, and whose mpp counts."""
 
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import shutil
 import sys
@@ -18,10 +19,14 @@ from PIL import Image, ImageCms
 
 from holoslide.errors import SlideError
 from holoslide.geometry import Box
+from holoslide.slides.cohort import Cohort
+from holoslide.slides.facts import GLASS, Mpp
 from holoslide.slides.prepare import PrepareConfig, PrepareJob, prepare_slide
 from holoslide.slides.raster import Raster
 from holoslide.slides.reader import open_slide
+from holoslide.slides.source import slide_sha256, stamp_of
 from tests.slides.drawn import blobs, paint
+from tests.slides.mrxs import SIDE_PX, write_mrxs
 
 
 def noise(height: int, width: int, seed: int = 0) -> NDArray[np.uint8]:
@@ -39,13 +44,15 @@ def test_a_folder_of_dicom_files_is_a_slide(data_dir: Path, tmp_path: Path) -> N
         shutil.copy(fixtures / name, folder)
     (folder / "DICOMDIR").touch()
     (folder / ".DS_Store").touch()
+    assert [row.path for row in Cohort.from_files([folder])] == [folder / "boxes_0.dcm"]
     with open_slide(folder) as slide, open_slide(fixtures / "boxes_0.dcm") as one:
         assert slide.facts()["levels"] == one.facts()["levels"]
         assert slide.mpp == one.mpp
         assert np.array_equal(slide.thumbnail(0.499), one.thumbnail(0.499))
     shutil.copy(data_dir / "wsi" / "highdicom_sm_image.dcm", folder)
+    (row,) = Cohort.from_files([folder])
     with pytest.raises(SlideError, match="slide: holds 2 DICOM series; give one file of the series"):
-        open_slide(folder)
+        open_slide(row.path or "")
 
 
 @pytest.fixture
@@ -80,6 +87,67 @@ def test_dicom_that_nobody_reads_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(SlideError, match=r"x\.dcm: cannot be opened \(OpenSlide: .*; wsidicom: ") as caught:
         open_slide(tmp_path / "x.dcm")
     assert "\n" not in str(caught.value)
+
+
+# --- MRXS, VSI ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def mrxs(tmp_path: Path) -> Path:
+    """A written slide of 3 x 4 tiles, tissue in the middle, of which the outer columns were not scanned."""
+    scanned = np.zeros((3, 4), np.bool_)
+    scanned[:, 1:3] = True
+    rgb = paint(blobs((3 * SIDE_PX, 4 * SIDE_PX), reach=0.3))
+    return write_mrxs(tmp_path / "s.mrxs", rgb, scanned=scanned, mpp=0.5)
+
+
+def test_mrxs_is_read_by_its_folder_and_not_as_the_picture_that_its_file_is(
+    mrxs: Path, tmp_path: Path
+) -> None:
+    with open_slide(mrxs) as slide:
+        assert (slide.vendor, slide.shape_l0, slide.objective_power) == ("mirax", (768, 1024), 20)
+        assert slide.mpp == Mpp(0.5, 0.5, "slide")
+        pixels = slide.thumbnail(0.5)
+    assert (pixels[:, :SIDE_PX] == GLASS).all(), "transparent is glass, not black"
+    assert (pixels[:, 3 * SIDE_PX :] == GLASS).all()
+    assert pixels.min() > 50
+    result = prepare_slide(PrepareJob("s", mrxs), tmp_path, PrepareConfig(mpp=1.0))
+    with Raster.open(tmp_path / "s.tif") as raster:
+        assert result.status == "made"
+        left = raster.origin_l0[1]
+        assert left >= SIDE_PX
+        assert left + 2 * raster.shape_px[1] <= 3 * SIDE_PX + 2 * raster.mask_cell_px
+
+
+@pytest.mark.parametrize("lost", ["Slidedat.ini", "Index.dat", "Data0000.dat", "."])
+def test_mrxs_without_a_part_of_it_says_which(mrxs: Path, lost: str) -> None:
+    folder = mrxs.with_suffix("")
+    shutil.rmtree(folder) if lost == "." else (folder / lost).unlink()
+    lacking = "the folder s" if lost == "." else f"s/{lost}"
+    with pytest.raises(
+        SlideError, match=f"s.mrxs: lacks {lacking}, which belongs to it; copy the slide again"
+    ):
+        open_slide(mrxs)
+
+
+def test_mrxs_whose_pixels_are_cut_short_is_one_line(mrxs: Path) -> None:
+    data = mrxs.with_suffix("") / "Data0000.dat"
+    os.truncate(data, data.stat().st_size // 2)
+    with pytest.raises(SlideError, match="the file is damaged or cut short") as caught:
+        open_slide(mrxs).thumbnail(0.5)
+    assert "\n" not in str(caught.value)
+
+
+def test_vsi_is_not_taken_for_the_overview_that_its_file_holds(tmp_path: Path) -> None:
+    path = tmp_path / "s.vsi"
+    tifffile.imwrite(path, noise(64, 64), photometric="rgb")
+    with pytest.raises(SlideError, match=r"s\.vsi: lacks the folder _s_, which belongs to it"):
+        open_slide(path)
+    (tmp_path / "_s_").mkdir()
+    with pytest.raises(
+        SlideError, match="is VSI of a kind that OpenSlide does not read; export it as OME-TIFF"
+    ):
+        open_slide(path)
 
 
 # --- OME-Zarr -------------------------------------------------------------------------------------------------
@@ -164,11 +232,52 @@ def test_ome_zarr_is_prepared_and_its_damage_is_said(tmp_path: Path, monkeypatch
         open_slide(path)
 
 
+@pytest.mark.parametrize("version", [2, 3])
+def test_every_chunk_of_an_ome_zarr_counts_in_its_hash(tmp_path: Path, version: int) -> None:
+    """Chunks of different levels have the same names."""
+    rgb = noise(128, 128)
+    path = write_zarr(tmp_path / "s.zarr", [rgb, rgb[::2, ::2]], version=version)
+    before, stamp = slide_sha256(path), stamp_of(path)
+    hashes = {before}
+    chunks = [each for each in path.rglob("*") if each.is_file() and each.name[:1] in "0123456789"]
+    for chunk in chunks:
+        data = chunk.read_bytes()
+        chunk.write_bytes(data + b"!")
+        hashes.add(slide_sha256(path))
+        assert stamp_of(path) != stamp
+        chunk.write_bytes(data)
+    assert len(chunks) > 4
+    assert len(hashes) == 1 + len(chunks)
+    assert slide_sha256(path) == before
+
+
 def test_a_folder_that_is_no_slide_says_which_are(tmp_path: Path) -> None:
     (tmp_path / "a.svs").touch()
     with pytest.raises(
         SlideError, match=r"is a folder; give a file, or a folder that is one slide: OME-Zarr"
     ):
+        open_slide(tmp_path)
+
+
+def test_without_openslide_the_way_to_get_it_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PNG and JPEG need it not."""
+    tifffile.imwrite(tmp_path / "s.tif", noise(64, 64), photometric="rgb")
+    Image.fromarray(noise(64, 64)).save(tmp_path / "s.png")
+    monkeypatch.setitem(sys.modules, "openslide", None)
+    with pytest.raises(SlideError, match=r"needs OpenSlide .*; pip install openslide-python openslide-bin"):
+        open_slide(tmp_path / "s.tif")
+    with open_slide(tmp_path / "s.png", mpp=1.0) as slide:
+        assert np.array_equal(slide.thumbnail(1.0), noise(64, 64))
+
+
+def test_a_folder_that_may_not_be_read_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_: Path) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "iterdir", refuse)
+    with pytest.raises(SlideError, match=r"cannot be opened \(Permission denied\); check the folder"):
         open_slide(tmp_path)
 
 

@@ -619,15 +619,6 @@ def test_bounds_are_the_scanned_part() -> None:
     assert facts.bounds_from_properties({**told, "openslide.bounds-x": "junk"}, (9, 9)) == Box(0, 0, 9, 9)
 
 
-def test_mrxs_without_its_folder_says_so(tmp_path: Path) -> None:
-    path = tmp_path / "slide.mrxs"
-    path.write_bytes(b"\xff\xd8 not the real thing")
-    with pytest.raises(
-        SlideError, match=r"its folder .*slide is missing; MRXS slides are a file and a folder"
-    ):
-        open_slide(path)
-
-
 # --- Faults of files, and of their names.
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable
-from pathlib import Path
 from typing import TypeVar
 
 from holoslide.slides.cohort import SPLITS, Cohort, SlideRow, Split, row_without_file, row_without_label
 from holoslide.slides.compare import compare
+from holoslide.slides.facts import shown
 from holoslide.slides.findings import Finding, Kind, Severity, some
+from holoslide.slides.source import file_key
 from holoslide.slides.survey import Survey, SurveyJob, survey
 from holoslide.slides.tissue import TissueConfig
 
@@ -69,10 +70,11 @@ def _files(cohort: Cohort) -> list[Finding]:
 def _same_files(cohort: Cohort) -> list[Finding]:
     """Errors: a file under two ids is a slide that can be trained on and tested on."""
     findings = []
-    for rows in _groups((_file_key(row.path), row) for row in cohort if row.path is not None):
+    paths = {row.slide_id: row.path for row in cohort if row.path is not None}
+    for rows in _groups((file_key(paths[row.slide_id]), row) for row in cohort if row.slide_id in paths):
         if len(rows) > 1:
             ids = [row.slide_id for row in rows]
-            what = f"slides {some(ids)} are one file, {rows[0].path}"
+            what = f"slides {some(ids)} are one file, {shown(paths[ids[0]])}"
             findings.append(
                 Finding(
                     "error",
@@ -85,15 +87,6 @@ def _same_files(cohort: Cohort) -> list[Finding]:
                 )
             )
     return findings
-
-
-def _file_key(path: Path) -> Hashable:
-    """The same for all names and links of a file."""
-    try:
-        status = path.stat()
-    except OSError:
-        return path  # gone since the table was read: opening it will say so
-    return status.st_dev, status.st_ino
 
 
 def _labels(cohort: Cohort) -> list[Finding]:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from holoslide.errors import SlideError
 from holoslide.geometry import Box
+from holoslide.slides.companions import COPY_ALL, is_companioned, missing_companion
 from holoslide.slides.dicom import WsidicomBackend, file_of_folder
 from holoslide.slides.facts import (
     CACHE_BYTES,
@@ -42,21 +43,14 @@ MAX_IMAGE_PX = 2**28  # PNG and JPEG cannot be read in part: 0.8 GB as RGB
 
 def open_backend(path: Path) -> Backend:
     """Open a slide by its content, whatever its name; SlideError if it is none, or cannot be used."""
-    try:
-        kind = path.stat().st_mode
-        if stat.S_ISDIR(kind):
-            return _open_folder(path)
-        if not stat.S_ISREG(kind):  # reading a pipe might wait for ever
-            raise SlideError(shown(path), "is no file", "give a slide's file")
-        with path.open("rb") as file:
-            head = file.read(132)
-    except FileNotFoundError:
-        raise SlideError(shown(path), "there is no such file", "check the path") from None
-    except OSError as error:
-        raise SlideError(shown(path), f"cannot be opened ({error.strerror})", "check the file") from error
-    if not head:
-        raise SlideError(shown(path), "is empty (0 bytes)", "copy or export it again")
-    if head.startswith((b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff")):
+    head = _head_of(path)
+    if head is None:
+        return _open_folder(path)
+    lacking = missing_companion(path)
+    if lacking is not None:
+        raise SlideError(shown(path), f"lacks {lacking}, which belongs to it", COPY_ALL)
+    is_cover = is_companioned(path)  # MRXS begins as JPEG, VSI as TIFF: small pictures of the slide
+    if head.startswith((b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff")) and not is_cover:
         return ImageBackend(path, head)
     openslide = _import_openslide(path)
     is_dicom = head[128:] == b"DICM"
@@ -68,28 +62,47 @@ def open_backend(path: Path) -> Backend:
         if is_dicom:
             return WsidicomBackend(path, one_line(error))
         raise SlideError(shown(path), f"cannot be opened ({one_line(error)})", DAMAGED) from error
-    if is_dicom and vendor is None:
+    if vendor not in (None, "generic-tiff"):
+        return OpenSlideBackend(path)
+    if is_dicom:
         return WsidicomBackend(path, "not known as a slide")
-    is_tiff = head[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-    if vendor in (None, "generic-tiff") and is_tiff:
+    if is_cover:
+        what = f"is {path.suffix[1:].upper()} of a kind that OpenSlide does not read"
+        raise SlideError(shown(path), what, "export it as OME-TIFF")
+    if head[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
         return TiffBackend(path)
-    if vendor is None:
-        if path.suffix.lower() == ".mrxs" and not path.with_suffix("").is_dir():
-            what = f"its folder {shown(path.with_suffix(''))} is missing"
-            raise SlideError(shown(path), what, "MRXS slides are a file and a folder: keep them side by side")
-        raise SlideError(
-            shown(path),
-            "is not a slide in any known format",
-            "give a slide OpenSlide knows, TIFF, PNG or JPEG",
-        )
-    return OpenSlideBackend(path)
+    what = "is not a slide in any known format"
+    raise SlideError(shown(path), what, "give a slide OpenSlide knows, TIFF, PNG or JPEG")
+
+
+def _head_of(path: Path) -> bytes | None:
+    """A file's first bytes, not empty; None for a folder."""
+    try:
+        kind = path.stat().st_mode
+        if stat.S_ISDIR(kind):
+            return None
+        if not stat.S_ISREG(kind):  # reading a pipe might wait for ever
+            raise SlideError(shown(path), "is no file", "give a slide's file")
+        with path.open("rb") as file:
+            head = file.read(132)
+    except FileNotFoundError:
+        raise SlideError(shown(path), "there is no such file", "check the path") from None
+    except OSError as error:
+        raise SlideError(shown(path), f"cannot be opened ({error.strerror})", "check the file") from error
+    if not head:
+        raise SlideError(shown(path), "is empty (0 bytes)", "copy or export it again")
+    return head
 
 
 def _open_folder(path: Path) -> Backend:
     """A folder that is a slide: OME-Zarr, or the files of one DICOM series."""
     if is_zarr(path):
         return OmeZarrBackend(path)
-    dicom = file_of_folder(path)
+    try:
+        dicom = file_of_folder(path)
+    except OSError as error:
+        what = f"cannot be opened ({error.strerror})"
+        raise SlideError(shown(path), what, "check the folder") from error
     if dicom is not None:
         return open_backend(dicom)
     remedy = "give a file, or a folder that is one slide: OME-Zarr, or the .dcm files of one"

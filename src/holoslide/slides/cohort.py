@@ -414,13 +414,15 @@ def _row(table: Table, record: Record, columns: Mapping[Role, int], files: Slide
     slide_id = slide_name(text, features=table.header[column].casefold() == "filename")
     path = value(columns.get("path")) or None
     found = files.find(slide_id, name=file_name(text), path=path, row=record.number)
+    patient, label = value(columns.get("patient")) or slide_id, value(columns.get("label")) or None
+    split, mpp = table.split(record, columns.get("split")), table.mpp(record, columns.get("mpp"))
     try:
         return SlideRow(
             slide_id,
-            value(columns.get("patient")) or slide_id,
-            value(columns.get("label")) or None,
-            table.split(record, columns.get("split")),
-            table.mpp(record, columns.get("mpp")),
+            patient,
+            label,
+            split,
+            mpp,
             found if isinstance(found, Path) else None,
             files.beside(value(columns.get("mask"))),
             value(columns.get("site")) or None,

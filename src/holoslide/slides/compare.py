@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter, defaultdict
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from statistics import median
 
 import numpy as np
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from holoslide.slides.cohort import Cohort, SlideRow
 from holoslide.slides.findings import Finding, some
+from holoslide.slides.source import file_key
 from holoslide.slides.survey import Survey
 
 SAME_MPP = 1.08  # ratio up to which two resolutions are one
@@ -49,7 +50,7 @@ def _copies(surveys: Sequence[Survey], rows: dict[str, SlideRow]) -> Iterator[Fi
         if each.print_ is not None and each.print_.exact:
             groups[each.print_.exact].append(each)
     for group in groups.values():
-        files = {_file(each) for each in group}
+        files = {file_key(each.path) for each in group}
         if len(group) > 1 and len(files) > 1:  # one file under two ids is said already
             ids = [each.slide_id for each in group]
             what = f"slides {some(ids)} are the same pixels in {len(files)} files"
@@ -70,11 +71,6 @@ def _copies(surveys: Sequence[Survey], rows: dict[str, SlideRow]) -> Iterator[Fi
         )
         remedy = "keep one, if they are one scan saved twice"
         yield Finding("warning", "looks the same", ids[0], what, remedy, rows[ids[1]].row, also=tuple(ids))
-
-
-def _file(each: Survey) -> Hashable:
-    status = each.path.stat()
-    return status.st_dev, status.st_ino
 
 
 def _labels_and_parts(rows: list[SlideRow]) -> str:

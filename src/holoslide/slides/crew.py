@@ -21,6 +21,8 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any, TypeVar
 
+from holoslide.errors import ConfigError
+
 Work = TypeVar("Work")
 Result = TypeVar("Result")
 Beat = Callable[[], None]  # to be called now and then by work that gets on
@@ -61,8 +63,10 @@ def run_all(
     """Call a module's function on each piece of work in fresh processes; (index, outcome) as they come.
 
     The function gets the piece and a beat to call while it gets on, from any thread; a process that neither answers
-    nor beats for `limit_s` is killed.
+    nor beats for `limit_s` is killed. ConfigError for fewer than one worker.
     """
+    if workers < 1:
+        raise ConfigError("workers", f"{workers} processes can do nothing", "give 1 or more")
     crew = _Crew(function, work, limit_s)
     try:
         for _ in range(min(workers, len(work))):

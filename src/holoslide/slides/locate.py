@@ -11,6 +11,8 @@ from pathlib import Path
 from holoslide.errors import CohortError
 from holoslide.slides.facts import shown
 from holoslide.slides.findings import Finding, some
+from holoslide.slides.omezarr import is_zarr
+from holoslide.slides.source import dicom_series
 from holoslide.slides.tables import file_name, is_picture, slide_name
 
 
@@ -22,9 +24,7 @@ class SlideFiles:
         self._folders = [table_folder] if slides is None else [table_folder, slides]
         self._by_name: dict[str, list[Path]] = defaultdict(list)
         self._by_id: dict[str, list[Path]] = defaultdict(list)
-        self._dicom: dict[str, list[Path]] = defaultdict(
-            list
-        )  # folders of parts, by name; the first part of each
+        self._dicom: dict[str, list[Path]] = defaultdict(list)  # folders of parts, by name
         if slides is not None:
             self._walk(slides)
         self._names = sorted(self._by_name)
@@ -37,7 +37,8 @@ class SlideFiles:
         `name` is the file's name with extension, maybe below a folder, `path` the table's path.
         """
         if path is not None:
-            return self._at(path) or _missing(slide_id, row, f"there is no file {path}", "mend its path")
+            what = f"there is no file {shown(Path(path))}"
+            return self._at(path) or _missing(slide_id, row, what, "mend its path")
         if self.slides is None:
             return None
         if name is not None and "/" in name:
@@ -121,14 +122,14 @@ class SlideFiles:
                 folders.clear()
                 continue
             seen.add((status.st_dev, status.st_ino))
-            folders.sort()
-            for name in sorted(files):
-                if file_name(name) is not None and not name.startswith("._"):  # macOS's shadows of files
-                    self._by_name[_plain(name)].append(Path(place, name))
+            chunked = sorted(name for name in folders if is_zarr(Path(place, name)))
+            folders[:] = sorted(set(folders) - set(chunked))  # a Zarr's own folders are many, and no slides
+            for name in sorted([*files, *chunked]):
+                if name in chunked or (file_name(name) is not None and not name.startswith("._")):
+                    self._by_name[_plain(name)].append(Path(place, name))  # ._x is macOS's shadow of x
                     self._by_id[_plain(slide_name(name))].append(Path(place, name))
-            if Path(place) != folder:
-                parts = sorted(name for name in files if name.lower().endswith(".dcm"))
-                self._dicom[_plain(Path(place).name)] += [Path(place, part) for part in parts[:1]]
+            if Path(place) != folder and _holds_dicom(Path(place), files):
+                self._dicom[_plain(Path(place).name)].append(Path(place))
 
 
 def _refuse(error: OSError) -> None:
@@ -136,14 +137,39 @@ def _refuse(error: OSError) -> None:
 
 
 def _slide_at(path: Path) -> Path | None:
-    """The file at a path as absolute path; of a folder of DICOM files, the first; None if there is none."""
+    """What is opened for a path, absolute: a file, an OME-Zarr, the first of a folder of DICOM files; else None."""
     try:
-        if path.is_dir():
-            path = min(each for each in path.iterdir() if each.suffix.lower() == ".dcm")
-        is_file = path.is_file()
-    except (OSError, ValueError):  # ValueError: min of nothing
+        found = _of_folder(path) if path.is_dir() else path if path.is_file() else None
+    except OSError:
         return None
-    return path.absolute() if is_file else None
+    return None if found is None else found.absolute()
+
+
+def _of_folder(folder: Path) -> Path | None:
+    """The folder itself where it is an OME-Zarr, or holds several DICOM slides: opening it will say so."""
+    if is_zarr(folder):
+        return folder
+    parts = _dicom_names([each.name for each in folder.iterdir() if each.is_file()])
+    series = {dicom_series(folder / part) for part in parts} - {None}
+    if len(series) > 1:
+        return folder
+    return folder / parts[0] if parts and (series or parts[0].lower().endswith(".dcm")) else None
+
+
+def _holds_dicom(folder: Path, names: list[str]) -> bool:
+    parts = _dicom_names(names)
+    try:
+        return bool(parts) and (
+            parts[0].lower().endswith(".dcm") or dicom_series(folder / parts[0]) is not None
+        )
+    except OSError:
+        return False
+
+
+def _dicom_names(names: list[str]) -> list[str]:
+    """Those of a folder's files that can be DICOM: by extension, or all, as archives drop it."""
+    seen = sorted(name for name in names if name[:1] != "." and name != "DICOMDIR")
+    return [name for name in seen if name.lower().endswith(".dcm")] or seen
 
 
 def _missing(slide_id: str, row: int | None, what: str, remedy: str) -> Finding:

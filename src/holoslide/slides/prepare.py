@@ -132,8 +132,6 @@ def prepare(
     lets it get no further for `stall_s`. Raises `CohortError` for two jobs with one slide id, `SlideError` where
     `folder` cannot be made.
     """
-    if workers < 1:
-        raise ConfigError("workers", f"{workers} processes can do nothing", "give 1 or more")
     check_jobs(jobs, folder)
     results: dict[int, PrepareResult] = {}
     threads = max(1, workers // max(1, len(jobs)))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,19 +33,24 @@ def stamp_of(path: Path) -> Stamp:
         states = [(file, file.stat()) for file in slide_files(path)]
     except OSError as error:
         raise SlideError(shown(path), f"cannot be read ({error.strerror})", "check the file") from error
-    return Stamp(tuple((file.name, state.st_size, state.st_mtime_ns) for file, state in states))
+    return Stamp(tuple((_name(path, file), state.st_size, state.st_mtime_ns) for file, state in states))
 
 
 def slide_sha256(path: Path, beat: Callable[[], None] = lambda: None) -> str:
     """SHA-256 of a slide's file; of all of them where it has several (MRXS, DICOM). Raises `SlideError`."""
     try:
-        digests = {each.name: _sha256(each, beat) for each in slide_files(path)}
+        digests = {_name(path, each): _sha256(each, beat) for each in slide_files(path)}
     except OSError as error:
         raise SlideError(shown(path), f"cannot be read ({error.strerror})", "check the file") from error
     if len(digests) == 1:
         return next(iter(digests.values()))
     listing = "".join(f"{digest}  {name}\n" for name, digest in digests.items())
     return hashlib.sha256(listing.encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def _name(slide: Path, file: Path) -> str:
+    """A file's name within its slide: in a folder of chunks, many are called 0."""
+    return file.relative_to(slide).as_posix() if slide.is_dir() else file.name
 
 
 def _sha256(path: Path, beat: Callable[[], None]) -> str:
@@ -69,6 +74,15 @@ def slide_files(path: Path) -> list[Path]:
         return [path]
     siblings = {p for p in path.parent.iterdir() if p.is_file() and dicom_series(p) == series}
     return sorted(siblings | {path})
+
+
+def file_key(path: Path) -> Hashable:
+    """The same for all names and links of a file."""
+    try:
+        status = path.stat()
+    except OSError:
+        return path  # gone since it was found: opening it says so
+    return status.st_dev, status.st_ino
 
 
 def dicom_series(path: Path) -> bytes | None:

@@ -7,10 +7,7 @@ a thumbnail of some 15 kB with the outline of its tissue, and two prints of its 
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Callable, Iterator, Sequence
-from configparser import ConfigParser
-from configparser import Error as IniError
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,8 +17,9 @@ from numpy.typing import NDArray
 
 from holoslide.errors import HoloslideError, SlideError
 from holoslide.geometry import Box
+from holoslide.slides.companions import COPY_ALL, missing_companion
 from holoslide.slides.crew import Beat, Died, run_all
-from holoslide.slides.facts import DAMAGE, Mpp, shown
+from holoslide.slides.facts import Mpp, shown
 from holoslide.slides.findings import Finding
 from holoslide.slides.morphology import Mask
 from holoslide.slides.reader import Reader, open_slide
@@ -142,11 +140,8 @@ def survey_slide(work: tuple[SurveyJob, TissueConfig], beat: Beat = lambda: None
     job, config = work
     lacking = missing_companion(job.path)
     if lacking is not None:
-        what, remedy = (
-            f"{job.path.name} lacks {lacking}, which belongs to it",
-            "copy the slide again, all its files",
-        )
-        return Survey(job.slide_id, job.path, (_error(job, "missing companion", what, remedy),))
+        what = f"{_name(job)} lacks {lacking}, which belongs to it"
+        return Survey(job.slide_id, job.path, (_error(job, "missing companion", what, COPY_ALL),))
     try:
         with open_slide(job.path, mpp=job.mpp, fallback_mpp=job.fallback_mpp) as slide:
             slide.on_part = beat
@@ -164,7 +159,7 @@ def _look(job: SurveyJob, slide: Reader, config: TissueConfig) -> Survey:
     findings: list[Finding] = []
     print_, region, picture = None, None, None
     if slide.mpp is None:
-        what = f"{job.path.name} does not tell its microns per pixel"
+        what = f"{_name(job)} does not tell its microns per pixel"
         findings.append(_error(job, "no mpp", what, "give it in the table's mpp column, or with --slide-mpp"))
     try:
         with open_slide(job.path, mpp=1.0) as bare:  # so that a raster pixel is a slide pixel
@@ -279,36 +274,7 @@ def outline_path(mask: Mask, shape: tuple[int, int]) -> str:
     return "".join(parts)
 
 
-# --- Files that belong together -----------------------------------------------------------------------------------
-
-
-def missing_companion(path: Path) -> str | None:
-    """The name of a file or folder that a slide's file stands for nothing without, if it is not there."""
-    suffix = path.suffix.lower()
-    if suffix == ".mrxs":
-        return _missing_of_mrxs(path)
-    if suffix == ".vsi" and not (path.with_name(f"_{path.stem}_")).is_dir():
-        return f"the folder _{path.stem}_"
-    return None
-
-
-def _missing_of_mrxs(path: Path) -> str | None:
-    folder = path.with_suffix("")
-    if not folder.is_dir():
-        return f"the folder {folder.name}"
-    listing = folder / "Slidedat.ini"
-    if not listing.is_file():
-        return f"{folder.name}/{listing.name}"
-    parser = ConfigParser(interpolation=None, strict=False)
-    try:
-        parser.read_string(listing.read_text(encoding="utf-8-sig"))
-    except (*DAMAGE, IniError):  # opening the slide says what is wrong with it
-        return None
-    names = [parser.get("HIERARCHICAL", "INDEXFILE", fallback="Index.dat")]
-    if parser.has_section("DATAFILE"):
-        names += [value for key, value in parser.items("DATAFILE") if re.fullmatch(r"file_\d+", key)]
-    gone = [name for name in names if not (folder / name).is_file()]
-    return f"{folder.name}/{gone[0]}" if gone else None
+# --- What is wrong ----------------------------------------------------------------------------------------------
 
 
 def _unreadable(job: SurveyJob, error: SlideError) -> Finding:
@@ -317,3 +283,7 @@ def _unreadable(job: SurveyJob, error: SlideError) -> Finding:
 
 def _error(job: SurveyJob, kind: str, what: str, remedy: str) -> Finding:
     return Finding.of_slide("error", kind, job.slide_id, what, remedy, job.row)  # type: ignore[arg-type]
+
+
+def _name(job: SurveyJob) -> str:
+    return shown(Path(job.path.name))

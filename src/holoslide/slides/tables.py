@@ -50,7 +50,7 @@ UNKNOWN = {"", "na", "n/a", "#n/a", "nan", "<na>", "null"}  # how tools write th
 
 EXTENSIONS = (
     "bif", "btf", "czi", "dcm", "jpeg", "jpg", "mrxs", "ndpi", "png", "qptiff", "scn", "svs", "svslide", "tf8",
-    "tif", "tiff", "vms", "vmu", "vsi",
+    "tif", "tiff", "vms", "vmu", "vsi", "zarr",
 )  # fmt: skip
 _EXTENSION = re.compile(rf"(?<=.)(\.ome)?\.({'|'.join(EXTENSIONS)})$", re.IGNORECASE)
 _FEATURES = re.compile(r"(?<=.)\.h5$", re.IGNORECASE)  # STAMP's slide table may name the features' files
