@@ -2,8 +2,8 @@
 
 For 3 x 3 convolutions of a ResNet, float32, one thread: `<name>_ratio` is the time of strips over that of PyTorch's
 own, taken in turns (under 1: strips are faster), `<name>_gflops` and `<name>_own_gflops` what each computes in a
-second, `<name>_forward_gflops` the forward pass. `capability` is what PyTorch uses of the processor; strips are used
-at AVX2.
+second, `<name>_forward_gflops` the forward pass. `capability` is what PyTorch uses of the processor: strips are for
+AVX2.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """How large a slide each method can train on: peak memory by the side of the slide, all of it tissue.
 
 ResNet-34, float32 (in bf16 all maps are half as large), one slide a step, AdamW. Counted are the bytes of all
-tensors alive at once, with weights, gradients and moments; on small slides, which gives the line in the slide's area,
-since every map grows with it (`line_error`: how far the middle one of three is off it). `<method>_mb_<side>` are
-megabytes on a slide of that side; `<method>_side_<n>gib` is the side in px at which the line reaches so many GiB,
-where the method fails.
+tensors alive at once, with weights, gradients and moments; on small slides, which gives the line in the slide's
+area, since every map grows with it (`line_error`: how far the middle one of three is off it). `<method>_mb_<side>`
+are megabytes on a slide of that side; `<method>_side_<n>gib` is the side in px at which the line reaches so many
+GiB, where the method fails.
 
 end_to_end    plain PyTorch, one loss
 checkpointed  the same, each of the eight units recomputed in the backward pass (torch.utils.checkpoint)

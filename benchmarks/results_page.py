@@ -110,8 +110,8 @@ def _heads(stem: str, words: str, results: dict[str, Found]) -> str:
             seeds = found.figures[f"{question}_{value}_seeds"]
             rows.append(f"| {QUESTIONS[question]} | {value} | {_number(found, key):.3f} | {seeds} |")
     head = (
-        f"## One setting at a time: {words}, frozen features\n\nThe last head alone on layer3 of the frozen ResNet-18, "
-        f"all else as by default ([{found.date}](../benchmarks/results/{found.path.name}), `{found.command}`).\n"
+        f"## One setting at a time: {words}, frozen features\n\nThe last head alone on layer3 of the frozen "
+        f"ResNet-18, all else as by default ([{found.date}](../benchmarks/results/{found.path.name}), `{found.command}`).\n"
     )
     return "\n".join([head, *rows]) + "\n"
 
@@ -130,8 +130,8 @@ def _reach(results: dict[str, Found]) -> str:
             cells.append(f"{side:,} px" if isinstance(side, int) else "")
         rows.append(f"| {words} | {' | '.join(cells)} |")
     head = (
-        "## How large a slide\n\nPeak memory of a training step of ResNet-34, float32, all of a square slide tissue; small "
-        f"slides counted, larger ones on their line ([{found.date}](../benchmarks/results/{found.path.name}), "
+        "## How large a slide\n\nPeak memory of a training step of ResNet-34, float32, all of a square slide "
+        f"tissue; small slides counted, larger ones on their line ([{found.date}](../benchmarks/results/{found.path.name}), "
         f"`{found.command}`).\n"
     )
     return "\n".join([head, *rows]) + "\n"
