@@ -111,7 +111,7 @@ def _heads(stem: str, words: str, results: dict[str, Found]) -> str:
             rows.append(f"| {QUESTIONS[question]} | {value} | {_number(found, key):.3f} | {seeds} |")
     head = (
         f"## One setting at a time: {words}, frozen features\n\nThe last head alone on layer3 of the frozen "
-        f"ResNet-18, all else as by default ([{found.date}](../benchmarks/results/{found.path.name}), `{found.command}`).\n"
+        f"ResNet-18, all else as by default ({_source(found)}).\n"
     )
     return "\n".join([head, *rows]) + "\n"
 
@@ -131,10 +131,13 @@ def _reach(results: dict[str, Found]) -> str:
         rows.append(f"| {words} | {' | '.join(cells)} |")
     head = (
         "## How large a slide\n\nPeak memory of a training step of ResNet-34, float32, all of a square slide "
-        f"tissue; small slides counted, larger ones on their line ([{found.date}](../benchmarks/results/{found.path.name}), "
-        f"`{found.command}`).\n"
+        f"tissue; small slides counted, larger ones on their line ({_source(found)}).\n"
     )
     return "\n".join([head, *rows]) + "\n"
+
+
+def _source(found: Found) -> str:
+    return f"[{found.date}](../benchmarks/results/{found.path.name}), `{found.command}`"
 
 
 def methods(cohort: str, results: dict[str, Found]) -> list[tuple[str, float, str, Found]]:
