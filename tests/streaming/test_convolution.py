@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.utils.parametrizations import weight_norm
 
 from holoslide.streaming import convolution
 from holoslide.streaming.convolution import StripConv2d, strip_weight_grad, with_strips
@@ -81,6 +82,8 @@ def test_elsewhere_it_is_torchs_own(monkeypatch: pytest.MonkeyPatch) -> None:
         nn.Conv2d(4, 4, 3, groups=2),
         nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect"),
         nn.Conv2d(4, 4, 3, padding="same"),
+        nn.Conv2d(4, 4, 1),
+        weight_norm(nn.Conv2d(4, 4, 3)),
     ],
 )
 def test_others_stay_as_they_are(conv: nn.Conv2d) -> None:

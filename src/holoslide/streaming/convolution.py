@@ -55,7 +55,8 @@ def with_strips(module: nn.Module) -> nn.Module:
 def _suits(conv: nn.Conv2d) -> bool:
     # A kernel of one cell is a matrix product, which has no such trouble.
     plain = conv.groups == 1 and conv.padding_mode == "zeros" and not isinstance(conv.padding, str)
-    return plain and max(conv.kernel_size) > 1
+    hooked = conv._forward_hooks or conv._forward_pre_hooks  # they may make its weight of others
+    return plain and not hooked and max(conv.kernel_size) > 1
 
 
 def _pays(features_BCHW: Tensor) -> bool:
