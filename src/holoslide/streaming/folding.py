@@ -43,6 +43,7 @@ class Folded(nn.Module):
         self._pairs = find_pairs(module)
         self.twin = _make_twin(module, self._pairs)
         self._values: list[tuple[nn.Parameter, Tensor]] = []
+        self._fresh = False
 
     def refresh(self) -> None:
         """Give the twin the module's present values."""
@@ -52,6 +53,16 @@ class Folded(nn.Module):
                 parameter.copy_(value)
                 parameter.requires_grad_(value.requires_grad)
                 parameter.grad = None
+        self._fresh = torch.is_grad_enabled()
+
+    def check_fresh(self) -> None:
+        """Raise `RuntimeError` where `pull_back` would have nothing to pull back to."""
+        if not self._fresh:
+            message = (
+                "backward_tiles: no forward pass with gradients since the last backward pass; call forward_tiles "
+                "once before each, and not under torch.no_grad()"
+            )
+            raise RuntimeError(message)
 
     def forward(self, features_BCHW: Tensor) -> Tensor:
         """The module's output, (B, C', H', W')."""
@@ -65,7 +76,7 @@ class Folded(nn.Module):
             torch.autograd.backward([v for v, _ in roots], [g for _, g in roots])
         for parameter, _ in self._values:
             parameter.grad = None
-        self._values = []
+        self._values, self._fresh = [], False
 
 
 def fold(conv: nn.Conv2d, norm: _BatchNorm) -> tuple[Tensor, Tensor]:
