@@ -66,6 +66,9 @@ class StreamConfig:
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise ConfigError(f"stream.{name}", f"is {value}", "give a number above 0")
+        for name in ("keep", "segment_units"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"stream.{name}", f"is {getattr(self, name)}", "give 0 or more")
 
 
 class StreamedClassifier:

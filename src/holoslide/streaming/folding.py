@@ -48,7 +48,10 @@ class Folded(nn.Module):
     def refresh(self) -> None:
         """Give the twin the module's present values."""
         self._values = _folded_values(self.module, self.twin, self._pairs)
+        buffers = dict(self.module.named_buffers())
         with torch.no_grad():
+            for name, buffer in self.twin.named_buffers():  # of norms that are not folded
+                buffer.copy_(buffers[name])
             for parameter, value in self._values:
                 parameter.copy_(value)
                 parameter.requires_grad_(value.requires_grad)
@@ -118,9 +121,9 @@ def _watch_pairs(module: nn.Module, sample: Tensor) -> list[Pair]:
     def watch(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
         def hook(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
             calls[name] += 1
-            if isinstance(layer, nn.Conv2d):
+            if isinstance(layer, nn.Conv2d) and isinstance(layer.weight, nn.Parameter):  # not made of others
                 made_by[id(output)] = (name, output)
-            elif id(inputs[0]) in made_by:
+            elif isinstance(layer, _BatchNorm) and id(inputs[0]) in made_by:
                 pairs.append(Pair(made_by[id(inputs[0])][0], name))
 
         return hook
