@@ -6,12 +6,13 @@ grad   `grad_rel_error`: the largest difference of any gradient from the plain s
 flat   `flat_ratio`: peak extra memory of a training step on the large raster over that on the small one, feature
        maps in a file; in the full run for K = 8, 4 and 1 (each by flat8, flat4, flat1), 12,000 px over 3,000 px.
 time   `time_ratio_recompute`, `time_ratio_kept`: a streamed step's time over the plain local step's at the same K,
-       in turn, bf16, all tissue, borders of zeros; `time_ratio_tissue30`: one round piece of tissue, 30 % of the
+       in turn, all tissue, borders of zeros; `time_ratio_tissue30`: one round piece of tissue, 30 % of the
        raster, borders of glass, graphs kept, over the plain step on the whole raster.
 plan   `plan_error`: the plan's peak against the measured one, by the measured one.
 huge   one training step on 60,000 x 60,000 px with 20 % tissue inside 4 GiB; only when asked for.
 
-Extra memory is the resident set's peak in a process of its own, less what it held before the step.
+All but `grad` in bf16, or as `--precision` says. Extra memory is the resident set's peak in a process of its own,
+less what it held before the step.
 """
 
 from __future__ import annotations
@@ -43,6 +44,9 @@ from holoslide.models.streamed import StreamConfig, StreamedClassifier
 from holoslide.streaming.plan import Plan, parameter_bytes
 from holoslide.streaming.storage import StorageConfig
 from holoslide.training.local import LocalStep
+
+Mixed = torch.dtype | None
+Run = Callable[[Options], dict[str, Figure]]
 
 FLAT_MODULES = (8, 4, 1)
 PARTS = ("grad", "flat", "time", "plan")
@@ -93,19 +97,23 @@ def _whole(slide: NoisePixels) -> torch.Tensor:
 # --- Memory -----------------------------------------------------------------------------------------------------
 
 
-def plan_of(side_px: int, modules: int, *, tissue: float, memory_gib: float) -> tuple[Plan, int]:
+def plan_of(
+    side_px: int, modules: int, *, tissue: float, memory_gib: float, mixed: Mixed
+) -> tuple[Plan, int]:
     """The plan of a training step, and what of it is there before: weights, their folded twins, AdamW's moments."""
     model = resnet34(modules)
-    network = StreamedClassifier(model, StreamConfig(memory_gib=memory_gib), mixed=torch.bfloat16)
+    network = StreamedClassifier(model, StreamConfig(memory_gib=memory_gib), mixed=mixed)
     plan = network.plan_for(NoisePixels(side_px, tissue=tissue), training=True)
     assert plan is not None
     return plan, 3 * parameter_bytes(model) + parameter_bytes(model.parts)
 
 
-def training_step(side_px: int, modules: int, plan: Plan, *, tissue: float) -> tuple[int, float]:
+def training_step(
+    side_px: int, modules: int, plan: Plan, *, tissue: float, mixed: Mixed
+) -> tuple[int, float]:
     """A step by a plan, and the optimiser's, after one on a small slide: bytes held before it, and seconds."""
     model = resnet34(modules)
-    network = StreamedClassifier(model, StreamConfig(), mixed=torch.bfloat16)
+    network = StreamedClassifier(model, StreamConfig(), mixed=mixed)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)
     slide = NoisePixels(side_px, tissue=tissue)
     network.follow(plan)
@@ -135,35 +143,39 @@ class Extra:
 
 
 def extra_memory(
-    side_px: int, modules: int, *, tissue: float = 1.0, memory_gib: float, in_file: bool = False
+    side_px: int, modules: int, *, tissue: float = 1.0, memory_gib: float, mixed: Mixed, in_file: bool = False
 ) -> Extra:
     """Plan a training step and make it, each in a process of its own."""
-    plan, there = peak_memory(plan_of, side_px, modules, tissue=tissue, memory_gib=memory_gib).value
+    planned = peak_memory(plan_of, side_px, modules, tissue=tissue, memory_gib=memory_gib, mixed=mixed)
+    plan, there = planned.value
     if in_file:
         plan = dataclasses.replace(plan, storage=StorageConfig(device_bytes=0))
-    peak = peak_memory(training_step, side_px, modules, plan, tissue=tissue)
+    peak = peak_memory(training_step, side_px, modules, plan, tissue=tissue, mixed=mixed)
     before, seconds = peak.value
     return Extra(peak.most_bytes - before, plan.peak_bytes - there, seconds, plan.seconds)
 
 
-def flatness(sides_px: tuple[int, int], modules: int, *, memory_gib: float) -> dict[str, Figure]:
+def flatness(
+    sides_px: tuple[int, int], modules: int, *, memory_gib: float, mixed: Mixed
+) -> dict[str, Figure]:
     """Peak extra memory on two sides of a raster that is all tissue, maps in a file."""
     small, large = (
-        extra_memory(side, modules, memory_gib=memory_gib, in_file=True).measured_bytes for side in sides_px
+        extra_memory(side, modules, memory_gib=memory_gib, mixed=mixed, in_file=True).measured_bytes
+        for side in sides_px
     )
     return {"ratio": round(large / small, 3), "small_bytes": small, "large_bytes": large}
 
 
-def plan_error(side_px: int) -> dict[str, Figure]:
+def plan_error(side_px: int, *, mixed: Mixed) -> dict[str, Figure]:
     """How far a plan's peak is from the measured one."""
-    extra = extra_memory(side_px, 4, memory_gib=2.0)
+    extra = extra_memory(side_px, 4, memory_gib=2.0, mixed=mixed)
     error = abs(extra.planned_bytes - extra.measured_bytes) / extra.measured_bytes
     return {"plan_error": round(error, 3), **_told(extra, "plan")}
 
 
-def huge(side_px: int, modules: int) -> dict[str, Figure]:
+def huge(side_px: int, modules: int, *, mixed: Mixed) -> dict[str, Figure]:
     """One step on a raster that nothing could hold, 20 % of it tissue, in 4 GiB."""
-    extra = extra_memory(side_px, modules, tissue=0.2, memory_gib=4.0)
+    extra = extra_memory(side_px, modules, tissue=0.2, memory_gib=4.0, mixed=mixed)
     return {"huge_side_px": side_px, **_told(extra, "huge")}
 
 
@@ -179,20 +191,22 @@ def _told(extra: Extra, prefix: str) -> dict[str, Figure]:
 # --- Time -------------------------------------------------------------------------------------------------------
 
 
-def time_ratio(side_px: int, modules: int, *, kept: bool, tissue: float = 1.0, rounds: int) -> Paired:
-    """A plain local step and a streamed one, in turn, bf16."""
+def time_ratio(
+    side_px: int, modules: int, *, kept: bool, tissue: float = 1.0, rounds: int, mixed: Mixed
+) -> Paired:
+    """A plain local step and a streamed one, in turn."""
     model, slide = resnet34(modules), NoisePixels(side_px, tissue=tissue)
     config = StreamConfig(memory_gib=KEEPS_ALL_GIB)
     if tissue == 1:
         config = dataclasses.replace(config, border="zeros", pool="all")
-    network = StreamedClassifier(model, config, mixed=torch.bfloat16)
+    network = StreamedClassifier(model, config, mixed=mixed)
     plan = network.plan_for(slide, training=True)
     assert plan is not None
     network.follow(plan if kept else _without_graphs(plan))
     step, whole = LocalStep(network), _whole(NoisePixels(side_px))
 
     def plain() -> None:
-        plain_step(model, whole, 1, mixed=torch.bfloat16, generator=_draws())
+        plain_step(model, whole, 1, mixed=mixed, generator=_draws())
 
     def streamed() -> None:
         step(slide, 1, generator=_draws())
@@ -207,14 +221,14 @@ def _without_graphs(plan: Plan) -> Plan:
     return dataclasses.replace(plan, stages=tuple(stages))
 
 
-def _times(side_px: int, modules: int, suffix: str, *, rounds: int) -> dict[str, Figure]:
+def _times(side_px: int, modules: int, suffix: str, *, rounds: int, mixed: Mixed) -> dict[str, Figure]:
     figures: dict[str, Figure] = {}
     for name, how in (
         ("recompute", {"kept": False}),
         ("kept", {"kept": True}),
         ("tissue30", {"kept": True, "tissue": 0.3}),
     ):
-        times = time_ratio(side_px, modules, rounds=rounds, **how)
+        times = time_ratio(side_px, modules, rounds=rounds, mixed=mixed, **how)
         figures[f"time_ratio_{name}{suffix}"] = round(times.ratio, 3)
         figures[f"time_range_{name}{suffix}"] = "{:.2f} to {:.2f}".format(*times.ratio_range)
     return figures
@@ -226,7 +240,7 @@ def _times(side_px: int, modules: int, suffix: str, *, rounds: int) -> dict[str,
 def measure(options: Options) -> Result:
     """The figures of the parts that were asked for."""
     chosen = (options.values["only"] or ",".join(PARTS)).split(",")
-    runs: dict[str, Callable[[bool], dict[str, Figure]]] = {
+    runs: dict[str, Run] = {
         "grad": _grad, "flat": _flat, "time": _time, "plan": _plan, "huge": _huge,
         **{f"flat{k}": _flat_of(k) for k in FLAT_MODULES},
     }  # fmt: skip
@@ -234,53 +248,62 @@ def measure(options: Options) -> Result:
     for name in chosen:
         if name not in runs:
             raise SystemExit(f"--only {name}: choose among {', '.join(runs)}")
-        figures |= runs[name](options.quick)
-    configuration = {"backbone": "resnet34", "dtype": "bfloat16 autocast", "parts": chosen}
+        figures |= runs[name](options)
+    dtype = "float32" if _mixed(options) is None else "bfloat16 autocast"
+    configuration = {"backbone": "resnet34", "dtype": dtype, "parts": chosen}
     variant = "-".join(chosen) if options.values["only"] else ""
     return Result(figures=figures, configuration=configuration, variant=variant)
 
 
-def _grad(quick: bool) -> dict[str, Figure]:  # noqa: FBT001
+def _mixed(options: Options) -> Mixed:
+    return torch.bfloat16 if options.values["precision"] == "bf16" else None
+
+
+def _grad(options: Options) -> dict[str, Figure]:
     return {"grad_rel_error": gradient_error()}
 
 
-def _flat_of(modules: int) -> Callable[[bool], dict[str, Figure]]:
-    def run(quick: bool) -> dict[str, Figure]:  # noqa: FBT001
-        sides, gib = ((1500, 6000), FLAT_QUICK_GIB) if quick else ((3000, 12000), FLAT_GIB)
-        found = flatness(sides, modules, memory_gib=gib)
+def _flat_of(modules: int) -> Run:
+    def run(options: Options) -> dict[str, Figure]:
+        sides, gib = ((1500, 6000), FLAT_QUICK_GIB) if options.quick else ((3000, 12000), FLAT_GIB)
+        found = flatness(sides, modules, memory_gib=gib, mixed=_mixed(options))
         return {f"flat_{key}_k{modules}": value for key, value in found.items()}
 
     return run
 
 
-def _flat(quick: bool) -> dict[str, Figure]:  # noqa: FBT001
-    if quick:
-        found = flatness((1500, 6000), 4, memory_gib=FLAT_QUICK_GIB)
+def _flat(options: Options) -> dict[str, Figure]:
+    if options.quick:
+        found = flatness((1500, 6000), 4, memory_gib=FLAT_QUICK_GIB, mixed=_mixed(options))
         return {f"flat_{key}": value for key, value in found.items()}
     figures: dict[str, Figure] = {}
     for modules in FLAT_MODULES:
-        figures |= _flat_of(modules)(quick)
+        figures |= _flat_of(modules)(options)
     return figures
 
 
-def _time(quick: bool) -> dict[str, Figure]:  # noqa: FBT001
-    if quick:
-        return _times(1536, 4, "", rounds=3)
-    figures = _times(3072, 4, "", rounds=5) | _times(3072, 8, "_k8", rounds=5)
-    alone = time_ratio(2048, 1, kept=False, rounds=3)
+def _time(options: Options) -> dict[str, Figure]:
+    mixed = _mixed(options)
+    if options.quick:
+        return _times(1536, 4, "", rounds=3, mixed=mixed)
+    figures = _times(3072, 4, "", rounds=5, mixed=mixed) | _times(3072, 8, "_k8", rounds=5, mixed=mixed)
+    alone = time_ratio(2048, 1, kept=False, rounds=3, mixed=mixed)
     return figures | {"time_ratio_recompute_k1": round(alone.ratio, 3)}
 
 
-def _plan(quick: bool) -> dict[str, Figure]:  # noqa: FBT001
-    return plan_error(1500 if quick else 4000)
+def _plan(options: Options) -> dict[str, Figure]:
+    return plan_error(1500 if options.quick else 4000, mixed=_mixed(options))
 
 
-def _huge(quick: bool) -> dict[str, Figure]:  # noqa: FBT001
-    return huge(10000 if quick else 60000, 4)
+def _huge(options: Options) -> dict[str, Figure]:
+    return huge(10000 if options.quick else 60000, 4, mixed=_mixed(options))
 
 
 def _arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--only", metavar="PARTS", help=f"some of {','.join(PARTS)},huge")
+    parser.add_argument(
+        "--precision", choices=("bf16", "32"), default="bf16", help="32 where the processor has no bf16 units"
+    )
 
 
 if __name__ == "__main__":

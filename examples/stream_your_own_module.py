@@ -8,10 +8,16 @@ import argparse
 import torch
 from torch import nn
 
-from holoslide.streaming.chain import Chain
-from holoslide.streaming.features import TensorSource
-from holoslide.streaming.storage import Storage, StorageConfig
-from holoslide.streaming.tiled import Segment, Tiling
+from holoslide.streaming import (
+    Segment,
+    Storage,
+    StorageConfig,
+    TensorGradient,
+    TensorSource,
+    Tiling,
+    backward_tiles,
+    forward_tiles,
+)
 
 
 def main() -> None:
@@ -25,25 +31,30 @@ def main() -> None:
     torch.manual_seed(0)
     layers = nn.Conv2d(3, 8, 5, stride=2, padding=2), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1)
     module = nn.Sequential(*layers).eval()
-    image = torch.rand(3, given.side, given.side - 60)
+    image_CHW = torch.rand(3, given.side, given.side - 60)
 
     # Streamed: at most 256 MiB of maps in memory, what is more in a file; zeros around, as torch has it.
     storage = Storage(StorageConfig(device_bytes=2**28), torch.device("cpu"))
-    chain = Chain([Segment(module, border="zeros")], [Tiling(side=128)], storage)
-    output = chain.forward(TensorSource(image, glass=torch.ones(3)), training=True)
-    chain.backward(lambda batch, tile: [(tile, torch.ones_like(tile))])  # dL/d(output), here of L = the sum
+    segment, source = Segment(module, border="zeros"), TensorSource(image_CHW)
+    output = forward_tiles(segment, source, tiling=Tiling(side=128), storage=storage)
+    values_CHW, pixels = output.whole(), TensorGradient(source)
+    backward_tiles(
+        segment, source, output, 2 * values_CHW, into=pixels
+    )  # dL/d(output), of L = its squares' sum
+    output.free()
     streamed = module[0].weight.grad.clone()
 
     # Whole, to compare.
     module.zero_grad()
-    whole = module(image[None])[0]
-    whole.sum().backward()
-    values = output.windows([output.frame])[0]
-    print(f"output {tuple(values.shape)}")
-    print(f"values differ by at most {(values - whole).abs().max():.1e}")
-    print(
-        f"gradients differ by {((streamed - module[0].weight.grad).norm() / streamed.norm()):.1e} of their size"
-    )
+    whole_CHW = module(image_CHW.requires_grad_()[None])[0]
+    whole_CHW.square().sum().backward()
+    print(f"output {tuple(values_CHW.shape)}")
+    print(f"values differ by at most {(values_CHW - whole_CHW).abs().max():.1e}")
+    for name, ours, plain in (
+        ("weights'", streamed, module[0].weight.grad),
+        ("pixels'", pixels.values_CHW, image_CHW.grad),
+    ):
+        print(f"{name} gradients differ by {((ours - plain).norm() / plain.norm()):.1e} of their size")
 
 
 if __name__ == "__main__":

@@ -103,22 +103,23 @@ class Decoder(nn.Module):
         first, norm, relu, last = self.layers
         everywhere = range(len(patches_BCHW))
         hidden_BCHW = torch.cat([first(_fine(patches_BCHW[i : i + 1], scale)).detach() for i in everywhere])
-        normed_BCHW = relu(norm(hidden_BCHW.requires_grad_()))
-        grad_BCHW, total = torch.empty_like(normed_BCHW), 0.0
+        normed_BCHW = norm(hidden_BCHW.requires_grad_())
+        grad_BCHW, total = normed_BCHW.detach(), 0.0  # takes the values' place, which BatchNorm does not keep
         for i in everywhere:
             leaf = normed_BCHW[i : i + 1].detach().requires_grad_()
-            loss = _difference(last(leaf), target_BCHW[i : i + 1]) / len(patches_BCHW)
+            loss = _difference(last(relu(leaf)), target_BCHW[i : i + 1]) / len(patches_BCHW)
             _backward(loss * weight, None)
             assert leaf.grad is not None
             grad_BCHW[i] = leaf.grad[0]
             total += float(loss.detach())
         _backward(normed_BCHW, grad_BCHW)
-        assert hidden_BCHW.grad is not None
-        del normed_BCHW, grad_BCHW
+        hidden_grad_BCHW = hidden_BCHW.grad
+        assert hidden_grad_BCHW is not None
+        del normed_BCHW, grad_BCHW, hidden_BCHW
         grads = torch.empty_like(patches_BCHW)
         for i in everywhere:
             leaf = patches_BCHW[i : i + 1].detach().requires_grad_()
-            _backward(first(_fine(leaf, scale)), hidden_BCHW.grad[i : i + 1])
+            _backward(first(_fine(leaf, scale)), hidden_grad_BCHW[i : i + 1])
             assert leaf.grad is not None
             grads[i] = leaf.grad[0]
         return total, grads

@@ -66,6 +66,9 @@ class StreamConfig:
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise ConfigError(f"stream.{name}", f"is {value}", "give a number above 0")
+        for name in ("keep", "segment_units"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"stream.{name}", f"is {getattr(self, name)}", "give 0 or more")
 
 
 class StreamedClassifier:
@@ -230,7 +233,7 @@ class StreamedClassifier:
         head, exact = self.heads[k], torch.promote_types(self.dtype, torch.float32).itemsize
         cells = self._tissue_cells(k, source) / head_stride(head) ** 2 + 1
         stored = self.parts[k].segments[-1].dtype.itemsize
-        values: float = cells * head.stem.out_channels * (2 * stored + (exact if training else 0))
+        values: float = cells * head.stem.out_channels * (2 * stored + exact if training else stored)
         values += 10 * exact * (CHUNK_VALUES + cells)
         if training and k < len(self.decoders):
             patch_cells = self.model.config.reconstruction.patches * self._patch_side(k, source) ** 2
@@ -293,24 +296,30 @@ class HeadCells:
 
 
 def head_cells(head: Head, output: FeatureMap, *, pool: Pool, clipped: bool) -> HeadCells:
-    """Run a head's stem over a map's tiles, without gradients, and gather the cells that vote."""
+    """Run a head's stem over a map's tiles, without gradients, and gather the cells that vote.
+
+    Their places come first, so that each batch's values are written where they belong: all cells are held once.
+    """
     stride = head_stride(head)
-    values, places, voting = [], [], []
+    voting, counts, places = [], [], [np.empty((0, 2), np.int64)]
     for batch in output.batches:
         votes = np.stack([_votes(box, output, stride, pool=pool, clipped=clipped) for box in batch.boxes])
-        mask = torch.from_numpy(votes)
-        voting.append(mask.to(output.device))
-        with torch.no_grad():
-            cells_BCHW = head_map(head, output.windows(batch.boxes))
-        values.append(cells_BCHW.permute(0, 2, 3, 1)[voting[-1]])
+        voting.append(torch.from_numpy(votes).to(output.device))
+        counts.append(int(votes.sum()))
         for box, vote in zip(batch.boxes, votes, strict=True):
             places.append(np.argwhere(vote) + np.array([box.top // stride, box.left // stride]))
     all_places = np.concatenate(places)
     order = np.lexsort((all_places[:, 1], all_places[:, 0]))
     rank = torch.empty(len(order), dtype=torch.long)
     rank[torch.from_numpy(order)] = torch.arange(len(order))
-    rows = list(torch.split(rank.to(output.device), [len(v) for v in values]))
-    cells_NC = torch.cat(values)[torch.from_numpy(order).to(output.device)]
+    rows = list(torch.split(rank.to(output.device), counts))
+    cells_NC = output.glass.new_empty(0, head.stem.out_channels)
+    for batch, mask, row in zip(output.batches, voting, rows, strict=True):
+        with torch.no_grad():
+            cells_BHWC = head_map(head, output.windows(batch.boxes)).permute(0, 2, 3, 1)
+        if len(cells_NC) == 0:  # the first batch tells the dtype
+            cells_NC = cells_BHWC.new_empty(len(order), head.stem.out_channels)
+        cells_NC[row] = cells_BHWC[mask]
     return HeadCells(cells_NC, all_places[order], rows, voting)
 
 

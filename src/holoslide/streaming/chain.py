@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from holoslide.streaming.features import Batch, FeatureMap, GradientMap, GridSpec, Source
+from holoslide.streaming.features import FeatureMap, GradientMap, GridSpec, Source
 from holoslide.streaming.receptive import Receptive
 from holoslide.streaming.storage import Storage
-from holoslide.streaming.tiled import Pull, Segment, Tiling, backward_glass, backward_tiles, forward_tiles
+from holoslide.streaming.tiled import Pull, Segment, Tiling, backward_tiles, forward_tiles
 
 
 class Chain:
@@ -51,7 +51,9 @@ class Chain:
                 wanted=wanted[i] if wanted else None,
             )
             used = tiling if training else Tiling(tiling.side, tiling.batch)
-            output = forward_tiles(segment, source, spec, self.storage, tiling=used, input_grad=i > 0)
+            output = forward_tiles(
+                segment, source, tiling=used, spec=spec, storage=self.storage, input_grad=i > 0
+            )
             if training:
                 self._sources.append(source)
             elif i > 0 and isinstance(source, FeatureMap):
@@ -60,29 +62,22 @@ class Chain:
         self._output = output if training else None
         return output
 
-    def backward(self, pull: Pull) -> None:
-        """Add dL/d(parameters) of every segment to its module's `.grad`; `pull` is about the last output."""
-        assert self._output is not None, "backward needs a forward pass with training=True"
-        output, grads = self._output, None
+    def backward(self, grads: Tensor | GradientMap | Pull) -> None:
+        """Add dL/d(parameters) of every segment to its module's `.grad`; `grads` is dL/d(the last output), as in
+        `backward_tiles`.
+        """
+        if self._output is None:
+            message = "Chain.backward: there is nothing to go back through; call forward with training=True"
+            raise RuntimeError(message)
+        output, behind = self._output, None
         for i in reversed(range(len(self.segments))):
-            segment, source = self.segments[i], self._sources[i]
-            into = GradientMap(source, self.storage) if i > 0 and isinstance(source, FeatureMap) else None
-            if grads is not None and segment.border == "glass":
-                glass = backward_glass(segment, source.glass.to(segment.dtype), grads.glass)
-                if into is not None:
-                    into.glass += glass
-            backward_tiles(segment, source, output, pull if grads is None else _from(grads), into=into)
-            if grads is not None:
-                grads.free()
+            source = self._sources[i]
+            into = GradientMap(source) if i > 0 and isinstance(source, FeatureMap) else None
+            backward_tiles(self.segments[i], source, output, behind or grads, into=into)
+            if behind is not None:
+                behind.free()
                 output.free()
-            grads = into
+            behind = into
             if isinstance(source, FeatureMap):
                 output = source
         self._sources, self._output = [], None
-
-
-def _from(grads: GradientMap) -> Pull:
-    def pull(batch: Batch, result: Tensor) -> list[tuple[Tensor, Tensor]]:
-        return [(result, grads.windows(batch.tiles, batch.boxes[0].shape))]
-
-    return pull

@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from holoslide.errors import ConfigError
 from holoslide.geometry import Box, ceil_div
 from holoslide.streaming.host import hand_back_freed
 from holoslide.streaming.receptive import Receptive
@@ -87,14 +88,31 @@ class PixelSource:
 
 
 class TensorSource:
-    """A map that is already in memory, (C, H, W), as the first map; `glass` (C,) is what surrounds it."""
+    """A map that is already in memory, (C, H, W), as the first map; `glass` (C,) is what surrounds it.
+
+    `tissue` tells where there is more than glass (default: everywhere); only that is computed.
+    """
 
     slow = False
     field = Receptive()
 
-    def __init__(self, values_CHW: Tensor, *, glass: Tensor, tissue: Tissue | None = None) -> None:
-        self.values_CHW, self.glass = values_CHW, glass
+    def __init__(
+        self, values_CHW: Tensor, *, glass: Tensor | None = None, tissue: Tissue | None = None
+    ) -> None:
+        """`glass` (C,) is zero if it is not given; where there is no `tissue`, values must be glass, too."""
+        if values_CHW.ndim != 3:
+            raise ConfigError(
+                "TensorSource", f"was given a tensor of shape {tuple(values_CHW.shape)}", "give (C, H, W)"
+            )
         self.channels, height, width = values_CHW.shape
+        self.glass = values_CHW.new_zeros(self.channels) if glass is None else glass.detach()
+        if self.glass.shape != (self.channels,):
+            raise ConfigError(
+                "TensorSource",
+                f"glass has the shape {tuple(self.glass.shape)}",
+                f"give one value for each of the {self.channels} channels",
+            )
+        self.values_CHW = values_CHW.detach()
         self.device = values_CHW.device
         self.frame = Box(0, 0, height, width)
         self.tissue = tissue or Tissue.everywhere((height, width))
@@ -230,7 +248,7 @@ class FeatureMap:
         self.batches: list[Batch] = []
         self.kept: dict[int, tuple[Tensor, Tensor]] = {}
         self.kept_bytes = 0
-        self._storage = storage
+        self.storage = storage
 
     def put(self, tile: Tile, values_CHW: Tensor) -> None:
         """Store a tile's cells; a tile smaller than the others takes the first rows and columns of its place."""
@@ -253,6 +271,10 @@ class FeatureMap:
                 )
         return out_BHWC.permute(0, 3, 1, 2)
 
+    def whole(self) -> Tensor:
+        """All cells of the raster's own frame, (C, H, W); they must fit in the device's memory."""
+        return self.windows([self.frame])[0]
+
     def free(self) -> None:
         """Give the tiles' room back."""
         self.tiles.free()
@@ -263,19 +285,68 @@ class FeatureMap:
     def drop_graphs(self) -> None:
         """Give the kept graphs' room back."""
         self.kept.clear()
-        self._storage.give_back("device", self.kept_bytes)
+        self.storage.give_back("device", self.kept_bytes)
         self.kept_bytes = 0
+
+
+class InputGradient(Protocol):
+    """Where dL/d(cells) of a source adds up, window by window."""
+
+    glass: Tensor  # (C,), dL/d(the one vector that all cells outside have)
+
+    def add(self, boxes: Sequence[Box], grads_BCHW: Tensor) -> None:
+        """Add the gradients of windows to the cells they were cut from."""
+        ...
+
+
+class TensorGradient:
+    """dL/d(values) of a `TensorSource`, (C, H, W), and dL/d(glass), (C,).
+
+    Where the source's tissue leaves cells of the map out, what they do to outputs that were not computed is
+    counted to the glass.
+    """
+
+    def __init__(self, source: TensorSource) -> None:
+        exact = _exact(source.values_CHW.dtype)
+        self.frame = source.frame
+        self.values_CHW = torch.zeros_like(source.values_CHW, dtype=exact)
+        self.glass = torch.zeros_like(source.glass, dtype=exact)
+
+    def add(self, boxes: Sequence[Box], grads_BCHW: Tensor) -> None:
+        """Add the gradients of windows to the cells they were cut from."""
+        for box, grad_CHW in zip(boxes, grads_BCHW.to(self.glass.dtype), strict=True):
+            part, inside_C = box.intersect(self.frame), torch.zeros_like(self.glass)
+            if part.area:
+                values_CHW = grad_CHW[:, *part.relative_to(box).slices]
+                self.values_CHW[:, *part.slices] += values_CHW
+                inside_C = values_CHW.sum(dim=(1, 2))
+            if part != box:
+                self.glass += grad_CHW.sum(dim=(1, 2)) - inside_C
 
 
 class GradientMap:
     """dL/d(cells) of a feature map, summed over all windows that read it; glass has one gradient for all."""
 
-    def __init__(self, features: FeatureMap, storage: Storage) -> None:
+    def __init__(self, features: FeatureMap) -> None:
         self.grid = features.grid
         self.glass = torch.zeros_like(features.glass, dtype=_exact(features.glass.dtype))
-        self.tiles = storage.array(
+        self.tiles = features.storage.array(
             len(self.grid.index), (*self.grid.size, features.channels), features.glass.dtype, zero=True
         )
+
+    @classmethod
+    def of(cls, features: FeatureMap, grads_CHW: Tensor) -> GradientMap:
+        """From the gradient of the raster's whole frame, (C, H, W)."""
+        expected = (features.channels, *features.frame.shape)
+        if tuple(grads_CHW.shape) != expected:
+            raise ConfigError(
+                "backward_tiles",
+                f"was given dL/d(output) of shape {tuple(grads_CHW.shape)}",
+                f"give {expected}, as the output's",
+            )
+        made = cls(features)
+        made.add([features.frame], grads_CHW.detach()[None])
+        return made
 
     def add(self, boxes: Sequence[Box], grads_BCHW: Tensor) -> None:
         """Add the gradients of windows to the cells they were cut from."""

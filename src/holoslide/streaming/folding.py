@@ -44,15 +44,29 @@ class Folded(nn.Module):
         self._pairs = find_pairs(module)
         self.twin = _make_twin(module, self._pairs)
         self._values: list[tuple[nn.Parameter, Tensor]] = []
+        self._fresh = False
 
     def refresh(self) -> None:
         """Give the twin the module's present values."""
         self._values = _folded_values(self.module, self.twin, self._pairs)
+        buffers = dict(self.module.named_buffers())
         with torch.no_grad():
+            for name, buffer in self.twin.named_buffers():  # of norms that are not folded
+                buffer.copy_(buffers[name])
             for parameter, value in self._values:
                 parameter.copy_(value)
                 parameter.requires_grad_(value.requires_grad)
                 parameter.grad = None
+        self._fresh = torch.is_grad_enabled()
+
+    def check_fresh(self) -> None:
+        """Raise `RuntimeError` where `pull_back` would have nothing to pull back to."""
+        if not self._fresh:
+            message = (
+                "backward_tiles: no forward pass with gradients since the last backward pass; call forward_tiles "
+                "once before each, and not under torch.no_grad()"
+            )
+            raise RuntimeError(message)
 
     def forward(self, features_BCHW: Tensor) -> Tensor:
         """The module's output, (B, C', H', W')."""
@@ -66,7 +80,7 @@ class Folded(nn.Module):
             torch.autograd.backward([v for v, _ in roots], [g for _, g in roots])
         for parameter, _ in self._values:
             parameter.grad = None
-        self._values = []
+        self._values, self._fresh = [], False
 
 
 def fold(conv: nn.Conv2d, norm: _BatchNorm) -> tuple[Tensor, Tensor]:
@@ -108,9 +122,9 @@ def _watch_pairs(module: nn.Module, sample: Tensor) -> list[Pair]:
     def watch(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
         def hook(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
             calls[name] += 1
-            if isinstance(layer, nn.Conv2d):
+            if isinstance(layer, nn.Conv2d) and isinstance(layer.weight, nn.Parameter):  # not made of others
                 made_by[id(output)] = (name, output)
-            elif id(inputs[0]) in made_by:
+            elif isinstance(layer, _BatchNorm) and id(inputs[0]) in made_by:
                 pairs.append(Pair(made_by[id(inputs[0])][0], name))
 
         return hook

@@ -2,7 +2,8 @@
 
 NaN passes through every layer that reads it, whatever the weights, so the cells it reaches are exactly the
 cells that depend on the pixel. Nothing is known about any network here; a layer that lets one pixel reach the
-whole map is refused by its name.
+whole map is refused by its name. A window is then held to the whole map: that refuses what reads little, but
+depends on where it stands, such as coordinates or attention in fixed windows.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from holoslide.geometry import Box, ceil_div
 
 _DIVISIBLE = 40_320  # a field side that every stride up to 10, and the usual larger ones, divide
 _FIELD_BYTES = 2**27
+_TOLERANCE = 1e-9  # of float64 values of about 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +88,7 @@ class Receptive:
 
 
 _known: dict[tuple[object, ...], Receptive] = {}
+_OF_TORCH = set(vars(nn.Module())) - {"training"}
 
 
 def probe(module: nn.Module, channels: int | None = None, *, name: str = "") -> Receptive:
@@ -102,12 +105,17 @@ def probe(module: nn.Module, channels: int | None = None, *, name: str = "") -> 
             total = total.then(probe(child, channels, name=f"{name}.{child_name}".lstrip(".")))
             channels = output_shape(child, channels, (512, 512))[1]
         return total
-    # Weights do not matter, so equal layers need one probe.
-    modes = tuple((type(m).__module__, type(m).__qualname__, m.training) for m in module.modules())
-    key = (str(module), modes, channels)
+    key = (str(module), tuple((type(m), _settings(m)) for m in module.modules()), channels)
     if key not in _known:
         _known[key] = _probe_atom(module, channels, name)
     return _known[key]
+
+
+def _settings(layer: nn.Module) -> tuple[tuple[str, str], ...]:
+    """What a layer was made with, also where its text does not say. Weights do not matter: equal layers need one
+    probe.
+    """
+    return tuple((name, repr(value)) for name, value in vars(layer).items() if name not in _OF_TORCH)
 
 
 def input_channels(module: nn.Module) -> int:
@@ -130,8 +138,9 @@ def _probe_atom(module: nn.Module, channels: int, name: str) -> Receptive:
     while 8 * channels * side * side * stride <= _FIELD_BYTES or side == 32 * stride:
         low, high, reaches_edge = _reach(twin, channels, side, stride)
         if not reaches_edge:
-            _refuse_random(twin, channels, side, name)
-            return Receptive(stride, low, high)
+            field = Receptive(stride, low, high)
+            _verify(twin, channels, side, field, name)
+            return field
         side *= 2
     raise _not_local(twin, channels, 64 * stride, name)
 
@@ -162,7 +171,7 @@ def output_shape(module: nn.Module, channels: int, shape: tuple[int, int]) -> tu
     """The shape of the module's output for an input (2, channels, *shape), without computing it."""
     twin = copy.deepcopy(module).to("meta").float()
     with torch.no_grad():
-        output: Tensor = twin(torch.empty(2, channels, *shape, device="meta"))
+        output: Tensor = twin(torch.empty(2, channels, *shape, device="meta", dtype=torch.float32))
     return tuple(output.shape)
 
 
@@ -177,23 +186,43 @@ def _stride(module: nn.Module, channels: int, name: str) -> int:
         raise _not_local(copy.deepcopy(module).double().cpu(), channels, 128, name)
     if _DIVISIBLE % steps:
         raise NotLocal(_label(module, name), "its stride is not a whole number", "choose another backbone")
+    if shapes[1][3] - shapes[0][3] != steps:
+        raise NotLocal(
+            _label(module, name), "has another stride down than across", "give both the same, or leave it out"
+        )
     return _DIVISIBLE // steps
 
 
-def _refuse_random(module: nn.Module, channels: int, side: int, name: str) -> None:
-    field = torch.linspace(0.1, 1.0, channels * side, dtype=torch.float64).reshape(1, channels, side, 1)
-    field = field.expand(1, channels, side, side).contiguous()
+def _verify(module: nn.Module, channels: int, side: int, field: Receptive, name: str) -> None:
+    """Hold the whole map to itself, and to a window that begins one output cell further on."""
+    generator = torch.Generator().manual_seed(0)
+    whole = torch.rand(1, channels, side, side, generator=generator, dtype=torch.float64) + 0.1
     with torch.no_grad():
-        first, second = module(field), module(field)
+        first, second = module(whole), module(whole)
+        window = module(whole[:, :, field.stride :, field.stride :])
     if not torch.equal(first, second):
-        layers = [
-            n for n, m in module.named_modules() if m.training and "drop" in type(m).__name__.lower()
-        ] or [name]
+        raise _random(module, name)
+    start, stop = field.margin_before, first.shape[2] - 1 - field.margin_after
+    inner, expected = (
+        window[:, :, start:stop, start:stop],
+        first[:, :, start + 1 : stop + 1, start + 1 : stop + 1],
+    )
+    same_shape = inner.shape == expected.shape
+    if not (same_shape and torch.allclose(inner, expected, rtol=_TOLERANCE, atol=_TOLERANCE)):
         raise NotLocal(
-            ".".join(filter(None, (name, layers[0]))),
-            "draws random numbers of its own, which a recomputed tile cannot repeat",
-            "put it in evaluation mode",
+            _label(module, name),
+            "gives a window other values than the same place of the whole map",
+            "leave out what depends on the place: coordinates, or attention in fixed windows",
         )
+
+
+def _random(module: nn.Module, name: str) -> NotLocal:
+    layers = [n for n, m in module.named_modules() if m.training and "drop" in type(m).__name__.lower()]
+    return NotLocal(
+        ".".join(filter(None, (name, *layers[:1]))) or type(module).__name__,
+        "draws random numbers of its own, which a recomputed tile cannot repeat",
+        "put it in evaluation mode",
+    )
 
 
 def _not_local(module: nn.Module, channels: int, side: int, name: str) -> NotLocal:

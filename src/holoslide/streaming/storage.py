@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 import os
 import tempfile
+import weakref
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from holoslide.errors import MemoryPlanError
 from holoslide.streaming.host import hand_back_at_once
 
 
@@ -56,7 +58,7 @@ class Storage:
         return fit
 
     def give_back(self, tier: str, size_bytes: int) -> None:
-        """Called by an array that is freed."""
+        """Called for an array, or graphs, that are freed."""
         self._left[tier] += size_bytes
 
 
@@ -74,7 +76,7 @@ class TileArray:
         zero: bool,
     ) -> None:
         self.shape, self.dtype = shape, dtype
-        self._storage, self._counts = storage, counts
+        self._folder = storage.config.folder
         self._count = sum(counts.values()) + in_file
         self._tile_bytes = math.prod(shape) * dtype.itemsize
         make = torch.zeros if zero else torch.empty
@@ -89,6 +91,9 @@ class TileArray:
             hand_back_at_once()  # memory is short: the resident set must be what tensors take
             self._file = _unlinked_file(storage.config.folder)
             os.ftruncate(self._file, in_file * self._tile_bytes)  # a sparse file reads as zeros
+        sizes = {tier: count * self._tile_bytes for tier, count in counts.items()}
+        # Also where nobody calls `free`: an array that an error left behind must not keep its room.
+        self._release = weakref.finalize(self, _release, storage, sizes, self._file)
 
     @property
     def size_bytes(self) -> int:
@@ -130,7 +135,10 @@ class TileArray:
             tile = whole
         view, done = _bytes(tile.detach().to("cpu", self.dtype).contiguous()), 0
         while done < len(view):
-            done += os.pwrite(self._file, view[done:], self._position(index) + done)
+            try:
+                done += os.pwrite(self._file, view[done:], self._position(index) + done)
+            except OSError as error:
+                raise _no_room(self._folder, error) from error
 
     def add(self, index: int, rows: slice, columns: slice, values: Tensor) -> None:
         """Add values (h, w, C) to a part of a tile."""
@@ -141,14 +149,10 @@ class TileArray:
 
     def free(self) -> None:
         """Give the room back; the array must not be used again."""
-        for tier, count in self._counts.items():
-            self._storage.give_back(tier, count * self._tile_bytes)
-        self._counts = {}
+        self._release()
         self._device = self._device[:0].clone()
         self._host = self._host[:0].clone()
-        if self._file >= 0:
-            os.close(self._file)
-            self._file = -1
+        self._file = -1
 
     def _position(self, index: int) -> int:
         return (index - len(self._device) - len(self._host)) * self._tile_bytes
@@ -156,9 +160,27 @@ class TileArray:
 
 def _unlinked_file(folder: str | None) -> int:
     """A file without a name: it vanishes with the process, whatever ends it."""
-    handle, name = tempfile.mkstemp(prefix="holoslide-features-", dir=folder)
+    try:
+        handle, name = tempfile.mkstemp(prefix="holoslide-features-", dir=folder)
+    except OSError as error:
+        raise _no_room(folder, error) from error
     Path(name).unlink()
     return handle
+
+
+def _no_room(folder: str | None, error: OSError) -> MemoryPlanError:
+    return MemoryPlanError(
+        folder or tempfile.gettempdir(),
+        f"cannot hold the feature maps that do not fit in memory ({error.strerror})",
+        "name a folder with room (stream.folder), or allow more memory (stream.memory_gib)",
+    )
+
+
+def _release(storage: Storage, sizes: dict[str, int], file: int) -> None:
+    for tier, size_bytes in sizes.items():
+        storage.give_back(tier, size_bytes)
+    if file >= 0:
+        os.close(file)
 
 
 def _bytes(tensor: Tensor) -> memoryview:

@@ -13,16 +13,27 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from itertools import chain
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+from holoslide.errors import ConfigError
 from holoslide.geometry import Box, ceil_div
-from holoslide.streaming.features import Batch, FeatureMap, GradientMap, Grid, GridSpec, Source, make_grid
+from holoslide.streaming.features import (
+    Batch,
+    FeatureMap,
+    GradientMap,
+    Grid,
+    GridSpec,
+    InputGradient,
+    Source,
+    make_grid,
+)
 from holoslide.streaming.folding import Folded
 from holoslide.streaming.receptive import Receptive, input_channels, output_shape, probe
-from holoslide.streaming.storage import Storage
+from holoslide.streaming.storage import Storage, StorageConfig
 
 Border = Literal["glass", "zeros"]
 Pull = Callable[[Batch, Tensor], list[tuple[Tensor, Tensor]]]
@@ -42,12 +53,19 @@ class Tiling:
     keep: int = 0
     graph_bytes: int = 0
 
+    def __post_init__(self) -> None:
+        for name, least in (("side", 1), ("batch", 1), ("keep", 0), ("graph_bytes", 0)):
+            if getattr(self, name) < least:
+                raise ConfigError(f"tiling.{name}", f"is {getattr(self, name)}", f"give {least} or more")
+
 
 class Segment:
     """A module that is streamed at a time: its folded twin, its receptive field, its precision.
 
-    `mixed` is the dtype of autocast, None for the parameters' own. Raises `NotLocal` if the module is not a
-    local function of its input.
+    `module` maps (B, C, H, W) to (B, C', H', W') and is on its device and in evaluation mode already. `border`:
+    what lies around the map, `glass` (one vector, for ever) or `zeros` (each layer pads as it would on the whole
+    map). `mixed` is the dtype of autocast, None for the parameters' own. Raises `NotLocal`, with the layer's
+    name, if the module is not a local function of its input.
     """
 
     def __init__(
@@ -60,9 +78,9 @@ class Segment:
         self.folded = Folded(module)
         self.border: Border = border
         self.mixed = mixed
-        parameter = next(module.parameters())
-        self.device = parameter.device
-        self.dtype = mixed or parameter.dtype
+        tensor = next(chain(module.parameters(), module.buffers()), torch.empty(0))  # pooling has neither
+        self.device = tensor.device
+        self.dtype = mixed or tensor.dtype
 
     def autocast(self, *, enabled: bool = True) -> AbstractContextManager[object]:
         """Mixed precision as configured; casts of the weights are remembered while the outermost lasts."""
@@ -89,57 +107,96 @@ class Segment:
 def forward_tiles(
     segment: Segment,
     source: Source,
-    spec: GridSpec,
-    storage: Storage,
     *,
-    tiling: Tiling,
+    tiling: Tiling | None = None,
+    spec: GridSpec | None = None,
+    storage: Storage | None = None,
     input_grad: bool = False,
 ) -> FeatureMap:
     """The segment's output map for a slide, computed where it sees tissue.
 
     The graphs of some batches are kept for `backward_tiles`, as `tiling` allows; with `input_grad` they reach
-    back to the windows. Equal to running the module on the whole map, up to rounding.
+    back to the windows. `spec` says which cells are wanted (default: all that see tissue), `storage` where they
+    are kept (default: up to 2 GiB in memory, then a file). Equal to running the module on the whole map, up to
+    rounding. Call `free` on the map to have its room back at once.
     """
+    tiling = tiling or Tiling()
     segment.folded.refresh()
     with torch.no_grad(), segment.autocast():
         glass = segment.glass(source.glass.to(segment.dtype))
     field, frame = source.field.then(segment.field), segment.frame(source.frame)
-    grid = make_grid(spec, source.tissue, field, frame, clip=segment.border == "zeros")
+    clip = segment.border == "zeros"
+    grid = make_grid(spec or GridSpec(tiling.side), source.tissue, field, frame, clip=clip)
+    storage = storage or Storage(StorageConfig(), segment.device)
     output = FeatureMap(grid, storage, like=source, field=field, frame=frame, glass=glass)
     output.batches = list(_batches(grid, segment, source.frame, frame, tiling.batch))
     kept = storage.afford(tiling.graph_bytes, min(tiling.keep, len(output.batches)))
     output.kept_bytes = kept * tiling.graph_bytes
-    for keep in (True, False):  # autocast remembers casts made without a graph, so the two must not mix
-        numbers = [n for n in range(len(output.batches)) if (n < kept) == keep]
-        with segment.autocast(), torch.set_grad_enabled(keep):
-            for number, windows in _read_ahead(source, output.batches, numbers):
-                batch = output.batches[number]
-                result = _crop(segment(windows.requires_grad_(keep and input_grad)), batch.crop)
-                for tile, values_CHW in zip(batch.tiles, result.detach(), strict=True):
-                    output.put(tile, values_CHW)
-                if keep:
-                    output.kept[number] = (windows, result)
+    numbers = range(len(output.batches))
+    # autocast remembers casts made without a graph, so the two must not mix
+    _run(segment, source, output, numbers[:kept], keep=True, input_grad=input_grad)
+    _run(segment, source, output, numbers[kept:], keep=False)
     return output
 
 
-def backward_tiles(
-    segment: Segment, source: Source, output: FeatureMap, pull: Pull, *, into: GradientMap | None = None
+def _run(
+    segment: Segment,
+    source: Source,
+    output: FeatureMap,
+    numbers: Sequence[int],
+    *,
+    keep: bool,
+    input_grad: bool = False,
 ) -> None:
-    """Add dL/d(parameters) to the module's `.grad`, and dL/d(input cells) to `into` where it is given.
+    """Compute and store some batches of `output`, with or without keeping their graphs."""
+    with segment.autocast(), torch.set_grad_enabled(keep):
+        for number, windows in _read_ahead(source, output.batches, numbers):
+            batch = output.batches[number]
+            result = _crop(segment(windows.requires_grad_(input_grad)), batch.crop)
+            for tile, values_CHW in zip(batch.tiles, result.detach(), strict=True):
+                output.put(tile, values_CHW)
+            if keep:
+                output.kept[number] = (windows, result)
 
-    `pull` says what to pull back from each batch of tiles.
+
+def backward_tiles(
+    segment: Segment,
+    source: Source,
+    output: FeatureMap,
+    grads: Tensor | GradientMap | Pull,
+    *,
+    into: InputGradient | None = None,
+) -> None:
+    """Add dL/d(parameters) to the module's `.grad`, and dL/d(input) to `into` where it is given.
+
+    `grads` is dL/d(output): a tensor (C, H, W) of the whole `output.frame`; a `GradientMap`, where that would not
+    fit; or a function that says what to pull back from each batch of tiles, for a loss that is made tile by tile.
+    Such a function speaks for computed tiles alone; the others' gradient goes through the glass. Each
+    `forward_tiles` has one `backward_tiles`; raises `RuntimeError` for a second.
     """
+    segment.folded.check_fresh()
+    if isinstance(grads, Tensor):
+        whole = GradientMap.of(output, grads)
+        backward_tiles(segment, source, output, whole, into=into)
+        whole.free()
+        return
+    if isinstance(grads, GradientMap):
+        if segment.border == "glass":
+            glass_C = backward_glass(segment, source.glass.to(segment.dtype), grads.glass)
+            if into is not None:
+                into.glass += glass_C
+        grads = _from(grads)
     with segment.autocast():
         kept = list(output.kept)
         for number in kept:
             windows, result = output.kept.pop(number)
-            _pull_back(segment, output.batches[number], windows, result, pull, into)
+            _pull_back(segment, output.batches[number], windows, result, grads, into)
         output.drop_graphs()
         rest = [n for n in range(len(output.batches)) if n not in set(kept)]
         for number, windows in _read_ahead(source, output.batches, rest):
             windows.requires_grad_(into is not None)
             result = _crop(segment(windows), output.batches[number].crop)
-            _pull_back(segment, output.batches[number], windows, result, pull, into)
+            _pull_back(segment, output.batches[number], windows, result, grads, into)
     segment.folded.pull_back()
 
 
@@ -148,9 +205,7 @@ def backward_readers(segment: Segment, output: FeatureMap, pull: Pull) -> None:
     for batch in output.batches:
         with segment.autocast():
             roots = pull(batch, output.windows(batch.boxes))
-        trained = [(tensor, grad) for tensor, grad in roots if tensor.requires_grad]
-        if trained:
-            torch.autograd.backward([tensor for tensor, _ in trained], [grad for _, grad in trained])
+        _backward(segment, roots)
 
 
 def backward_glass(segment: Segment, glass_C: Tensor, grad_C: Tensor) -> Tensor:
@@ -167,14 +222,30 @@ def backward_glass(segment: Segment, glass_C: Tensor, grad_C: Tensor) -> Tensor:
 
 
 def _pull_back(
-    segment: Segment, batch: Batch, windows: Tensor, result: Tensor, pull: Pull, into: GradientMap | None
+    segment: Segment, batch: Batch, windows: Tensor, result: Tensor, pull: Pull, into: InputGradient | None
 ) -> None:
-    roots = pull(batch, result)
-    with segment.autocast(enabled=False):
-        torch.autograd.backward([tensor for tensor, _ in roots], [grad for _, grad in roots])
+    if into is not None and not windows.requires_grad:
+        message = "backward_tiles: kept graphs end before the input; call forward_tiles with input_grad=True"
+        raise RuntimeError(message)
+    _backward(segment, pull(batch, result))
     if into is not None and windows.grad is not None:
         into.add(batch.windows, windows.grad)
         windows.grad = None
+
+
+def _backward(segment: Segment, roots: Sequence[tuple[Tensor, Tensor]]) -> None:
+    """From the roots that anything trained is behind; outside autocast, which would reach into it on a CPU."""
+    trained = [(tensor, grad) for tensor, grad in roots if tensor.requires_grad]
+    if trained:
+        with segment.autocast(enabled=False):
+            torch.autograd.backward([tensor for tensor, _ in trained], [grad for _, grad in trained])
+
+
+def _from(grads: GradientMap) -> Pull:
+    def pull(batch: Batch, result: Tensor) -> list[tuple[Tensor, Tensor]]:
+        return [(result, grads.windows(batch.tiles, batch.boxes[0].shape))]
+
+    return pull
 
 
 def _crop(output_BCHW: Tensor, crop: Box) -> Tensor:

@@ -1,0 +1,75 @@
+"""Receptive fields found by experiment; whatever is not the same function everywhere is refused by its name."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from holoslide.errors import NotLocal
+from holoslide.streaming.receptive import Receptive, probe
+
+
+class Dilated(nn.Module):
+    """Its reach does not show in its text."""
+
+    def __init__(self, reach: int) -> None:
+        super().__init__()
+        self._reach = reach
+        self.weight = nn.Parameter(torch.ones(2, 2, 3, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(x, self.weight, padding=self._reach, dilation=self._reach)
+
+
+class Coordinates(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x + torch.linspace(0, 1, x.shape[3], dtype=x.dtype, device=x.device)
+
+
+class Windows(nn.Module):
+    """The mean of fixed squares of four cells, given back to each of them."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.interpolate(F.avg_pool2d(x, 2), scale_factor=2)
+
+
+def test_layers_of_one_text_and_another_reach_are_told_apart() -> None:
+    fields = [probe(Dilated(reach), 2) for reach in (1, 3, 1)]
+    assert str(Dilated(1)) == str(Dilated(3))
+    assert fields == [Receptive(1, -1, 1), Receptive(1, -3, 3), Receptive(1, -1, 1)]
+
+
+def test_a_class_made_anew_under_its_old_name_is_probed_anew() -> None:
+    def make(reach: int) -> nn.Module:
+        class Block(nn.Module):
+            def forward(self, x: Tensor) -> Tensor:
+                return F.max_pool2d(x, 2 * reach + 1, stride=1, padding=reach)
+
+        return Block()
+
+    assert [probe(make(reach), 1).high for reach in (1, 2)] == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("module", "text"),
+    [
+        (nn.BatchNorm2d(3), "BatchNorm2d: sees the whole map; freeze it, put it in evaluation mode"),
+        (
+            nn.Sequential(nn.Conv2d(3, 4, 1), nn.GroupNorm(2, 4).eval()),
+            r"1 \(GroupNorm\): sees the whole map",
+        ),
+        (
+            nn.Sequential(nn.Conv2d(3, 4, 1), nn.AdaptiveAvgPool2d(1)),
+            r"1 \(AdaptiveAvgPool2d\): sees the whole",
+        ),
+        (nn.Sequential(nn.Conv2d(3, 4, 1), nn.Flatten()), r"1 \(Flatten\): does not give a feature map"),
+        (nn.Sequential(nn.Conv2d(3, 4, 3), nn.Dropout()), r"1(\..*)?: draws random numbers of its own"),
+        (nn.Conv2d(3, 4, 3, stride=(1, 2), padding=1), "another stride down than across; give both the same"),
+        (nn.Upsample(scale_factor=2), "its stride is not a whole number"),
+        (Coordinates(), "Coordinates: gives a window other values than the same place of the whole map"),
+        (Windows(), "Windows: gives a window other values.*attention in fixed windows"),
+    ],
+)
+def test_what_cannot_be_streamed_is_refused_by_name(module: nn.Module, text: str) -> None:
+    with pytest.raises(NotLocal, match=text):
+        probe(module, 3)
