@@ -36,10 +36,14 @@ class Branches(nn.Module):
         return x + self.join(torch.cat([self.wide(x), self.narrow(x)], 1))
 
 
-def resnet() -> list[nn.Module]:
+def resnet(narrow: int = 5, wide: int = 6) -> list[nn.Module]:
     block = torchvision.models.resnet.BasicBlock
-    shortcut = nn.Sequential(nn.Conv2d(5, 6, 1, stride=2, bias=False), nn.BatchNorm2d(6))
-    return [block(5, 5), block(5, 6, stride=2, downsample=shortcut), block(6, 6)]
+    shortcut = nn.Sequential(nn.Conv2d(narrow, wide, 1, stride=2, bias=False), nn.BatchNorm2d(wide))
+    return [
+        block(narrow, narrow),
+        block(narrow, wide, stride=2, downsample=shortcut),
+        block(wide, wide),
+    ]
 
 
 def branches() -> list[nn.Module]:
@@ -199,11 +203,12 @@ def test_kept_graphs_change_nothing(mixed: torch.dtype | None) -> None:
     grads = []
     for keep in (0, 2, 100):
         torch.manual_seed(0)
-        module = randomise(nn.Sequential(*resnet()), torch.Generator().manual_seed(1)).float()
+        # In float32 on one AVX2 thread oneDNN 3.13 spoils the heap at 5 channels, stride 2: see docs/log.md.
+        module = randomise(nn.Sequential(*resnet(8, 16)), torch.Generator().manual_seed(1)).float()
         storage = Storage(StorageConfig(), torch.device("cpu"))
         segment = Segment(module, mixed=mixed)
         chain = Chain([segment], [Tiling(8, 2, keep)], storage)
-        source = TensorSource(torch.linspace(-1, 1, 5 * 33 * 31).reshape(5, 33, 31), glass=torch.zeros(5))
+        source = TensorSource(torch.linspace(-1, 1, 8 * 33 * 31).reshape(8, 33, 31), glass=torch.zeros(8))
         chain.forward(source, training=True)
         chain.backward(lambda batch, result: [(result, torch.ones_like(result))])
         grads.append([p.grad for p in module.parameters()])
