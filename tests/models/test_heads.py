@@ -12,7 +12,6 @@ from holoslide.models.pooling import dropout
 from holoslide.models.readout import Readout
 from holoslide.streaming.cost import PeakBytes
 
-
 PAPER = {"pooling": "gated", "norm": "slide", "kernel": None}
 
 
