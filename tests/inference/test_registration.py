@@ -34,10 +34,8 @@ def network() -> StreamedClassifier:
     model = LocalClassifier.from_config(
         config, classes=("a", "b"), inputs=InputConfig(mpp=2.0), generator=generator
     )
-    for (
-        parameter
-    ) in model.parameters():  # heads begin at zero; and are so unsure that all cells still weigh alike
-        with torch.no_grad():
+    with torch.no_grad():  # heads begin at zero; so little added leaves all cells with much the same weight
+        for parameter in model.parameters():
             parameter.add_(0.005 * torch.randn(parameter.shape, generator=generator))
     return StreamedClassifier(model.eval(), StreamConfig(tile_cells=16))
 
