@@ -11,7 +11,7 @@ from holoslide.inference.export import Exported, write_geojson, write_h5
 from holoslide.inference.export_onnx import export_onnx
 from holoslide.inference.export_tiff import write_ome_tiff
 from holoslide.pipeline import Advance, Prepared, write_rows
-from holoslide.results import Predictor, Scored, prediction_table
+from holoslide.results import Predictor, Scored, predictions_of
 from holoslide.slides.raster import Raster
 
 OF_SLIDES = ("geojson", "ome-tiff", "h5", "csv")
@@ -77,8 +77,9 @@ def export_slides(
         if progress is not None:
             progress(done, len(prepared.cohort), row.slide_id)
     if "csv" in kinds:
-        write_rows(prediction_table(scored, predictor.model.classes), out / "predictions.csv")
-        write_rows(clam_table(scored, predictor.model.classes), out / "predictions-clam.csv")
+        classes = predictor.model.classes
+        write_rows([one.row(classes) for one in predictions_of(scored)], out / "predictions.csv")
+        write_rows(clam_table(scored, classes), out / "predictions-clam.csv")
     return len(scored)
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import io
 import json
 import logging
 import os
@@ -29,6 +30,7 @@ import torch
 
 from holoslide.config import RunConfig
 from holoslide.errors import CohortError, ConfigError
+from holoslide.files import write_atomically
 from holoslide.geometry import Box
 from holoslide.models.calibration import calibrate, needs_statistics
 from holoslide.models.classifier import InputConfig, LocalClassifier
@@ -263,12 +265,11 @@ def plan_cohort(prepared: Prepared, config: RunConfig) -> list[CohortPlan]:
 
 def write_rows(rows: Sequence[dict[str, str]], path: Path) -> None:
     """A CSV of equal rows, whole or not at all."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(rows[0]) if rows else ["slide_id"])
-        writer.writeheader()
-        writer.writerows(rows)
-    temporary.replace(path)
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, list(rows[0]) if rows else ["slide_id"])
+    writer.writeheader()
+    writer.writerows(rows)
+    write_atomically(path, lambda file: file.write(text.getvalue().encode()))
 
 
 def write_left_out(left_out: Sequence[tuple[str, str]], path: Path) -> None:
@@ -331,9 +332,7 @@ def _begun(path: Path) -> dict[str, object]:
 
 def write_json(values: object, path: Path) -> None:
     """Plain values as JSON, whole or not at all."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(json.dumps(values, indent=2), encoding="utf-8")
-    temporary.replace(path)
+    write_atomically(path, lambda file: file.write(json.dumps(values, indent=2).encode()))
 
 
 def environment() -> dict[str, str]:

@@ -168,7 +168,7 @@ def _run_all(
         _summary(out / one.name, found, classes) for one, found in zip(planned, scores, strict=True)
     )
     predictions = _predictions(rows, by_head[-1], classes)
-    write_rows(_table(predictions, classes), out / "predictions.csv")
+    write_rows([one.row(classes) for one in predictions], out / "predictions.csv")
     write_json(
         {"together": outcome.to_dict(), "runs": {run.name: run.metrics.to_dict() for run in summaries}},
         out / "metrics.json",
@@ -324,19 +324,6 @@ def _predictions(
     return [
         Prediction(row.slide_id, row.patient_id, row.label, classes[int(p.argmax())], tuple(map(float, p)))
         for row, p in zip(rows, probabilities_NC, strict=True)
-    ]
-
-
-def _table(predictions: Sequence[Prediction], classes: Sequence[str]) -> list[dict[str, str]]:
-    return [
-        {
-            "slide_id": one.slide_id,
-            "patient_id": one.patient_id,
-            "label": one.label or "",
-            "prediction": one.prediction,
-            **{f"p_{name}": f"{p:.6f}" for name, p in zip(classes, one.probabilities, strict=True)},
-        }
-        for one in predictions
     ]
 
 

@@ -39,6 +39,7 @@ from holoslide.evaluation.overlay import (
 )
 from holoslide.evaluation.report import write_report
 from holoslide.evaluation.report_data import Prediction
+from holoslide.files import write_atomically
 from holoslide.inference.heatmap import Heatmap, heatmap_paths, make_heatmap
 from holoslide.inference.predict import SlideScores, score_slide
 from holoslide.inference.show import prediction_html
@@ -128,29 +129,19 @@ class Predictor:
         return dataclasses.replace(self.config.prepare, mpp=mpp)
 
 
-def prediction_table(
-    scored: Iterable[Scored],
-    classes: Sequence[str],
-    *,
-    head: int = -1,
-    temperature: Temperature | None = None,
-) -> list[dict[str, str]]:
-    """Rows of `slide_id, patient_id, label, prediction, p_<class>...`; raw unless given a temperature."""
-    rows = []
+def predictions_of(
+    scored: Iterable[Scored], *, head: int = -1, temperature: Temperature | None = None
+) -> list[Prediction]:
+    """What a head says of each slide; raw unless given a temperature."""
+    predictions = []
     for one in scored:
         probabilities = one.scores.probabilities[head]
         if temperature is not None:
             probabilities = temperature.apply(probabilities)
-        rows.append(
-            {
-                "slide_id": one.row.slide_id,
-                "patient_id": one.row.patient_id,
-                "label": one.row.label or "",
-                "prediction": classes[int(probabilities.argmax())],
-                **{f"p_{name}": f"{p:.6f}" for name, p in zip(classes, probabilities, strict=True)},
-            }
-        )
-    return rows
+        row, predicted = one.row, one.heatmap.classes[int(probabilities.argmax())]
+        values = tuple(float(p) for p in probabilities)
+        predictions.append(Prediction(row.slide_id, row.patient_id, row.label, predicted, values))
+    return predictions
 
 
 def predict_cohort(
@@ -195,8 +186,8 @@ def _predicted(
             draw_heatmap(one, heatmaps)
     except SlideError as error:
         return error
-    (values,) = prediction_table([one], predictor.model.classes)
-    return values
+    (prediction,) = predictions_of([one])
+    return prediction.row(predictor.model.classes)
 
 
 _one_at_a_time = threading.Lock()  # a cluster's worker may have several threads, and has one model for all
@@ -222,39 +213,24 @@ def draw_heatmap(one: Scored, folder: Path) -> None:
         heatmap_paths(folder, one.row.slide_id, len(one.heatmaps)), one.heatmaps, strict=True
     ):
         one_map.save(path)
-    picture = slide_picture(one)
+    with Raster.open(one.raster) as raster:
+        pixels, grid_px = raster_picture(raster, one.heatmap)
     target = int(one.scores.probabilities[-1].argmax())
     relative = relative_attention(one.heatmap.attention_HW)
     evidence = evidence_for(one.heatmap.evidence_LHW, target)
-    place = Placement.in_box(picture.grid_px, one.heatmap.attention_HW.shape)
+    place = Placement.in_box(grid_px, one.heatmap.attention_HW.shape)
     layers = {
         "attention": (relative, attention_scale([relative])),
         "evidence": (evidence, evidence_scale(evidence, one.heatmap.classes[target])),
     }
     for name, (values, scale) in layers.items():
-        drawn = overlay(picture.pixels, values, place, scale)
+        drawn = overlay(pixels, values, place, scale)
         write_png(drawn, folder / f"{one.row.slide_id}-{name}.png")
-
-
-@dataclass(frozen=True, slots=True)
-class Pictured:
-    """A small picture of a raster, and where the heatmap's grid lies on it: (top, left, bottom, right)."""
-
-    pixels: NDArray[np.uint8]
-    grid_px: tuple[float, float, float, float]
-
-
-def slide_picture(one: Scored, *, side: int = 900) -> Pictured:
-    """The slide as it was given to the network, at most about `side` pixels."""
-    with Raster.open(one.raster) as raster:
-        return Pictured(*raster_picture(raster, one.heatmap, side=side))
 
 
 def write_png(pixels: NDArray[np.uint8], path: Path) -> None:
     """RGB pixels as a PNG, whole or not at all."""
-    temporary = path.with_name(f".{path.stem}.tmp.png")
-    PIL.Image.fromarray(pixels).save(temporary)
-    temporary.replace(path)
+    write_atomically(path, lambda file: PIL.Image.fromarray(pixels).save(file, "png"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -325,38 +301,45 @@ def evaluate_run(
         raise CohortError(cohort.name, f"no slide of {split} could be scored", "see the reasons listed")
     seconds = time.monotonic() - started
     valid = validation_slides(run, predictor, prepared, progress=progress)
-    classes = predictor.model.classes
     outcome = _assess(
         scored,
-        classes,
+        predictor.model.classes,
         valid,
         sensitivity=predictor.config.evaluate.sensitivity if sensitivity is None else sensitivity,
         calibrated=calibrated,
     )
-    out.mkdir(parents=True, exist_ok=True)
     temperature = outcome.calibration.temperature if calibrated and outcome.calibration else None
-    write_rows(prediction_table(scored, classes, temperature=temperature), out / "predictions.csv")
-    by_module = [
-        {"module": str(k + 1), **row}
-        for k in range(len(predictor.network.heads))
-        for row in prediction_table(scored, classes, head=k)
-    ]
-    write_rows(by_module, out / "predictions_modules.csv")
-    write_json(outcome.to_dict(), out / "metrics.json")
+    predictions = predictions_of(scored, temperature=temperature)
+    _write_tables(out, scored, predictions, outcome)
+    heatmaps = {one.row.slide_id: one.heatmap for one in scored}
     report = report_of(
         run,
         cohort,
         outcome,
         split=split,
         left_out=prepared.left_out,
-        predictions=(predictions := _predictions(scored, temperature)),
-        pictures=pictures_of(
-            predictions, prepared.rasters, {one.row.slide_id: one.heatmap for one in scored}
-        ),
+        predictions=predictions,
+        pictures=pictures_of(predictions, prepared.rasters, heatmaps),
         timing={"scoring": seconds},
     )
     write_report(report, out / "report.html")
     return Evaluation(outcome, out / "report.html")
+
+
+def _write_tables(
+    out: Path, scored: Sequence[Scored], predictions: Sequence[Prediction], outcome: Outcome
+) -> None:
+    """`predictions.csv`, the same of every module, and `metrics.json`."""
+    out.mkdir(parents=True, exist_ok=True)
+    classes = scored[0].heatmap.classes
+    write_rows([one.row(classes) for one in predictions], out / "predictions.csv")
+    by_module = [
+        {"module": str(k + 1), **one.row(classes)}
+        for k in range(len(scored[0].heatmaps))
+        for one in predictions_of(scored, head=k)
+    ]
+    write_rows(by_module, out / "predictions_modules.csv")
+    write_json(outcome.to_dict(), out / "metrics.json")
 
 
 def _score_all(
@@ -395,18 +378,6 @@ def _assess(
     return assess(
         labels, by_head, patients, classes, valid=valid, sensitivity=sensitivity, calibrated=calibrated
     )
-
-
-def _predictions(scored: Iterable[Scored], temperature: Temperature | None) -> list[Prediction]:
-    predictions = []
-    for one in scored:
-        probabilities = one.scores.probabilities[-1]
-        if temperature is not None:
-            probabilities = temperature.apply(probabilities)
-        row, predicted = one.row, one.heatmap.classes[int(probabilities.argmax())]
-        values = tuple(float(p) for p in probabilities)
-        predictions.append(Prediction(row.slide_id, row.patient_id, row.label, predicted, values))
-    return predictions
 
 
 # --- The slides that temperature and threshold come from ----------------------------------------------------------

@@ -14,7 +14,6 @@ import cv2
 import numpy as np
 import pytest
 
-from holoslide.evaluation import report as report_module
 from holoslide.evaluation._report_view import number
 from holoslide.evaluation.metrics import Metrics, by_patient, compute_metrics
 from holoslide.evaluation.report import (
@@ -462,7 +461,7 @@ def test_a_report_is_replaced_whole_or_not_at_all(tmp_path: Path, monkeypatch: p
     def fail(_: object) -> None:
         raise OSError("no space left")
 
-    monkeypatch.setattr(report_module.os, "fsync", fail)
+    monkeypatch.setattr("os.fsync", fail)
     with pytest.raises(OSError, match="no space left"):
         write_report(dataclasses.replace(full(), title="Another"), path)
     assert path.read_bytes() == before

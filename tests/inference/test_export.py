@@ -113,6 +113,7 @@ def test_h5_is_as_clam_writes_it(slide: Exported, tmp_path: Path) -> None:
         xy = np.stack([ORIGIN_L0[1] + columns * CELL_L0[1], ORIGIN_L0[0] + rows * CELL_L0[0]], axis=1)
         assert np.abs(coords[:] - xy).max() <= 0.5
         np.testing.assert_array_equal(scores[:, 0], slide.heatmap.attention_HW[rows, columns])
+        assert "1 in all" in scores.attrs["meaning"]  # CLAM's own are scores, which need not sum to 1
         logits = file["evidence"][:].sum(axis=0) + file["evidence"].attrs["bias"]
         np.testing.assert_allclose(
             logits, np.nansum(slide.heatmap.evidence_LHW, (1, 2)) + slide.heatmap.bias_L, rtol=1e-4

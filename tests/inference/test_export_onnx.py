@@ -47,13 +47,15 @@ SIZES = [(9, 13, False), (20, 31, True), (37, 18, True), (4, 4, False)]
 
 
 @pytest.mark.parametrize(
-    ("border", "pool", "heads"),
+    ("border", "pool", "heads", "said"),
     [
-        ("glass", "tissue", {"kernel": 3, "pooling": "auto", "norm": "cohort"}),
-        ("zeros", "all", {"kernel": 2, "pooling": "gated", "norm": "slide"}),
+        ("glass", "tissue", {}, "all cells' sum to the logits"),
+        ("zeros", "all", {"kernel": 2, "pooling": "gated", "norm": "slide"}, "a constant is missing"),
     ],
 )
-def test_onnx_answers_as_pytorch(border: str, pool: str, heads: dict[str, object], tmp_path: Path) -> None:
+def test_onnx_answers_as_pytorch(
+    border: str, pool: str, heads: dict[str, object], said: str, tmp_path: Path
+) -> None:
     trained, stream = model(**heads), StreamConfig(border=border, pool=pool)
     path = export_onnx(trained, stream, tmp_path, card="# A card\n")
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
@@ -70,6 +72,8 @@ def test_onnx_answers_as_pytorch(border: str, pool: str, heads: dict[str, object
         np.testing.assert_allclose(attention[y, x], cells.attention_N, atol=1e-5)
         np.testing.assert_allclose(evidence[:, y, x].T, cells.evidence_NL, atol=2e-4, rtol=1e-3)
         assert attention.sum() == pytest.approx(1, abs=1e-4)
+        has_constant = np.abs(evidence.sum((1, 2)) - logits[-1]).max() > 1e-3
+        assert has_constant == ("missing" in said)  # what the card says of it is so
         answers.append(logits)
     assert np.abs(answers[0] - answers[1]).max() > 1e-3  # slides do differ
     facts = {p.key: p.value for p in onnx.load(str(path)).metadata_props}
@@ -78,3 +82,4 @@ def test_onnx_answers_as_pytorch(border: str, pool: str, heads: dict[str, object
     card = (tmp_path / "model-onnx.md").read_text()
     assert card.startswith("# A card")
     assert "| `pixels` (in) | (H, W, 3) uint8 |" in card
+    assert said in card

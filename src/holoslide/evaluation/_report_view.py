@@ -77,7 +77,7 @@ def _reached(report: RunReport) -> str:
     if metrics.auroc.value is not None:
         text += f"{_auroc_name(metrics)} is {number(metrics.auroc.value)}"
         if metrics.auroc.low is not None and metrics.auroc.high is not None:
-            text += f" (95 % interval {number(metrics.auroc.low)} to {number(metrics.auroc.high)})"
+            text += f" (95\u00a0% interval {number(metrics.auroc.low)} to {number(metrics.auroc.high)})"
         text += ", and "
     right = sum(row[i] for i, row in enumerate(metrics.confusion))
     return f"{text}{right} of {_count(metrics.slides, 'answer')} {'is' if right == 1 else 'are'} right."
@@ -107,7 +107,7 @@ def flow(report: RunReport) -> str:
     """What was found, used and not used, in a sentence."""
     if report.flow is not None:
         found = report.flow
-        gone = _listed([f"{number} {reason}" for reason, number in found.reasons.items()])
+        gone = _listed([f"{reason} ({number})" for reason, number in found.reasons.items()])
         rest = f" Not used: {gone}." if gone else " Every slide was used."
         taken = f"{_count(found.used, 'slide')} of {_count(found.patients, 'patient')} used"
         parts = f" in {len(report.cohort)} parts" if len(report.cohort) > 1 else ""
@@ -341,7 +341,7 @@ def number(value: float | None, digits: int = 3) -> str:
 
 
 def share(value: float) -> str:
-    return f"{100 * value:.0f} %"
+    return f"{100 * value:.0f}\u00a0%"  # a line never breaks before the sign
 
 
 def duration(seconds: float) -> str:

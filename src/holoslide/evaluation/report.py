@@ -6,7 +6,6 @@ forbids the rest. Whatever comes from the user (names of slides, classes, paths)
 
 from __future__ import annotations
 
-import os
 from importlib.resources import files
 from pathlib import Path
 
@@ -23,6 +22,7 @@ from holoslide.evaluation.report_data import (
     SlidePicture,
     choose_slides,
 )
+from holoslide.files import write_atomically
 
 FOLD_ROWS = 40  # longer tables are folded
 
@@ -30,12 +30,7 @@ FOLD_ROWS = 40  # longer tables are folded
 def write_report(report: RunReport, path: Path) -> None:
     """Write the page, UTF-8, whole or not at all: `path` is the old file or the new one."""
     data = render(report).encode("utf-8", errors="replace")  # file names may hold bytes that are no text
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    write_atomically(path, lambda file: file.write(data))
 
 
 def render(report: RunReport) -> str:

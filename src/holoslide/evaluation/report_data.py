@@ -143,6 +143,16 @@ class Prediction:
         """None where the truth is not known."""
         return None if self.label is None else self.label == self.prediction
 
+    def row(self, classes: Sequence[str]) -> dict[str, str]:
+        """A line of a table of predictions: `slide_id, patient_id, label, prediction, p_<class>...`."""
+        return {
+            "slide_id": self.slide_id,
+            "patient_id": self.patient_id,
+            "label": self.label or "",
+            "prediction": self.prediction,
+            **{f"p_{name}": f"{p:.6f}" for name, p in zip(classes, self.probabilities, strict=True)},
+        }
+
 
 @dataclass(frozen=True, slots=True)
 class SlidePicture:

@@ -33,7 +33,20 @@ model = LocalClassifier.load("hub:owner/name")  # or the path of this folder
 | input | RGB at {mpp} um per pixel, tissue on glass of {glass} |
 | classes | {classes} |
 | parameters | {parameters:,} |
+| heads | {heads} |
+| attention of a heatmap | {attention} |
 """
+
+_CELLS_FIRST = "every cell is classified, and the answers are pooled class by class"
+_POOLED_FIRST = "all cells are pooled to one vector, which is classified"
+
+# What a heatmap's attention is, by how the heads pool.
+ATTENTION = {
+    "auto": "how much each cell weighs, the mean of the classes' own weights",
+    "gated": "how much each cell weighs in the slide's one vector",
+    "attention": "how much each cell weighs in the slide's one vector",
+    "mean": "the same weight for every cell",
+}
 
 _LIMITS = """
 ## What it is not for
@@ -46,6 +59,7 @@ those it was trained on. A heatmap shows what the model used, not where disease 
 
 def model_card(model: LocalClassifier, *, title: str, run: Path | None = None) -> str:
     """The card as Markdown with the hub's header; `run` adds what its files tell of data and results."""
+    pooling = model.config.heads.pooling
     text = _HEAD.format(
         title=title,
         classes=" against ".join(model.classes),
@@ -54,6 +68,8 @@ def model_card(model: LocalClassifier, *, title: str, run: Path | None = None) -
         mpp=model.mpp,
         glass=list(model.glass),
         parameters=sum(p.numel() for p in model.parameters()),
+        heads=_CELLS_FIRST if pooling == "auto" else _POOLED_FIRST,
+        attention=ATTENTION[pooling],
     )
     if run is not None:
         text += _data(run / "cohort.csv") + _results(run / "metrics.json")

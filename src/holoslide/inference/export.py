@@ -172,7 +172,9 @@ def write_h5(path: Path, slide: Exported) -> None:
     corners = np.stack([left + columns * side_x, top + rows * side_y], axis=1)
     buffer = io.BytesIO()
     with h5py.File(buffer, "w") as file:
-        file["attention_scores"] = heatmap.attention_HW[rows, columns][:, None].astype(np.float32)
+        attention = heatmap.attention_HW[rows, columns][:, None].astype(np.float32)
+        scores = file.create_dataset("attention_scores", data=attention)
+        scores.attrs["meaning"] = "weight of the cell in the answer, 1 in all; not a score before the softmax"
         coords = file.create_dataset("coords", data=np.rint(corners).astype(np.int64))
         evidence = file.create_dataset("evidence", data=heatmap.evidence_LHW[:, rows, columns].T)
         evidence.attrs["classes"] = list(heatmap.classes)

@@ -26,6 +26,7 @@ from torch.nn import functional as F
 from holoslide.errors import ModelError
 from holoslide.files import write_atomically
 from holoslide.geometry import Box, ceil_div
+from holoslide.inference.card import ATTENTION
 from holoslide.models.classifier import LocalClassifier
 from holoslide.models.readout import Readout
 from holoslide.models.streamed import StreamConfig, StreamedClassifier, head_stride
@@ -212,7 +213,7 @@ def export_onnx(model: LocalClassifier, stream: StreamConfig, folder: Path, *, c
 
 def _facts(network: StreamedClassifier, whole: WholeClassifier) -> dict[str, Any]:
     """What a user of the file must know; also in the file itself, as the property `holoslide`."""
-    model = network.model
+    model, pooling = network.model, network.model.config.heads.pooling
     field, kernel = _fields(network)[-1], whole.kernels[-1]
     cell = field.then(Receptive(kernel, 0, kernel - 1))
     return {
@@ -222,6 +223,8 @@ def _facts(network: StreamedClassifier, whole: WholeClassifier) -> dict[str, Any
         "border": network.border,
         "pool": network.pool,
         "heads": len(network.heads),
+        "attention": ATTENTION[pooling],
+        "sum": "all cells' sum to the logits" if pooling == "auto" else "a constant is missing to the logits",
         "cell_px": cell.stride,
         # A cell is drawn around the middle of what it sees, which padding moves by a little.
         "shift_px": (cell.low + cell.high) / 2 - (cell.stride - 1) / 2,
@@ -239,8 +242,8 @@ _SECTION = """
 | `tissue` (in) | (H, W) uint8 | 1: tissue; 0: none, and the pixel is taken as glass, {glass} |
 | `logits` (out) | ({heads}, L) | of every head, the last being the model's answer |
 | `probabilities` (out) | (L,) | of the classes, in this order: {classes} |
-| `attention` (out) | (h, w) | of the last head's cells, sums to 1 |
-| `evidence` (out) | (L, h, w) | what each cell adds to each logit; the head's bias is not in it |
+| `attention` (out) | (h, w) | {attention}; sums to 1 over the last head's cells |
+| `evidence` (out) | (L, h, w) | what each cell adds to each logit; {sum} |
 
 Cell (y, x) is the square of {cell_px} pixels whose first pixel is (y, x) * {cell_px} {shift_px:+}. The border is
 "{border}", the pooling is over "{pool}". `holoslide.inference.export_onnx.onnx_inputs` makes the two inputs from a

@@ -55,9 +55,19 @@ class ReviewIn(BaseModel):
 def make_app(run: RunView) -> FastAPI:
     """The viewer of a run, without the gate before it: see `guard.py`. SlideError for unreadable reviews."""
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
-    pages = {name: _static(name) for name in STATIC}
     files = {row.slide_id: (row.path, row.mpp) for row in run.rows.values() if row.path is not None}
     tiles, reviews = TileStore(files), Reviews(run.folder)
+    _serve_page(app)
+    _serve_facts(app, run, tiles, reviews)
+    _serve_tiles(app, run, tiles)
+    _serve_layers(app, run)
+    _take_reviews(app, run, reviews)
+    _tell_errors(app)
+    return app
+
+
+def _serve_page(app: FastAPI) -> None:
+    pages = {name: _static(name) for name in STATIC}
 
     @app.get("/")
     def page() -> Response:
@@ -69,6 +79,8 @@ def make_app(run: RunView) -> FastAPI:
             raise HTTPException(404, "there is no such file")
         return Response(pages[name], media_type=STATIC[name], headers=_FRESH)
 
+
+def _serve_facts(app: FastAPI, run: RunView, tiles: TileStore, reviews: Reviews) -> None:
     @app.get("/api/run")
     def overview() -> Response:
         written = reviews.all()
@@ -93,21 +105,26 @@ def make_app(run: RunView) -> FastAPI:
         facts["reviews"] = [asdict(review) for review in reviews.of(slide_id)]
         return JSONResponse(facts, headers=_FRESH)
 
+
+def _serve_tiles(app: FastAPI, run: RunView, tiles: TileStore) -> None:
+    def jpeg(slide_id: str, wanted: Tile | None) -> Response:
+        """Without a tile, the one that shows the whole slide."""
+        _known(run, slide_id)
+        if run.rows[slide_id].path is None:
+            raise HTTPException(404, "the slide's file is missing")
+        one = wanted or Tile(tiles.slide(slide_id).levels - 1, 0, 0)
+        return Response(tiles.jpeg(slide_id, one), media_type="image/jpeg", headers=_KEEP)
+
     @app.get("/api/slides/{slide_id}/tiles/{z}/{y}/{x}.jpg")
     def tile(slide_id: str, z: int, y: int, x: int) -> Response:
-        _known(run, slide_id)
-        if slide_id not in files:
-            raise HTTPException(404, "the slide's file is missing")
-        return Response(tiles.jpeg(slide_id, Tile(z, y, x)), media_type="image/jpeg", headers=_KEEP)
+        return jpeg(slide_id, Tile(z, y, x))
 
     @app.get("/api/slides/{slide_id}/thumbnail.jpg")
     def thumbnail(slide_id: str) -> Response:
-        _known(run, slide_id)
-        if slide_id not in files:
-            raise HTTPException(404, "the slide's file is missing")
-        top = Tile(tiles.slide(slide_id).levels - 1, 0, 0)
-        return Response(tiles.jpeg(slide_id, top), media_type="image/jpeg", headers=_KEEP)
+        return jpeg(slide_id, None)
 
+
+def _serve_layers(app: FastAPI, run: RunView) -> None:
     @app.get("/api/slides/{slide_id}/legends/{name}.png")
     def legend(slide_id: str, name: str) -> Response:
         return Response(_layer(run, slide_id, name).legend_png(), media_type="image/png", headers=_KEEP)
@@ -126,6 +143,8 @@ def make_app(run: RunView) -> FastAPI:
         _known(run, slide_id)
         return JSONResponse(run.outline(slide_id), headers=_KEEP)
 
+
+def _take_reviews(app: FastAPI, run: RunView, reviews: Reviews) -> None:
     @app.post("/api/slides/{slide_id}/reviews")
     def review(slide_id: str, sent: ReviewIn) -> Response:
         _known(run, slide_id)
@@ -137,6 +156,8 @@ def make_app(run: RunView) -> FastAPI:
             raise HTTPException(507, f"it cannot be written: {error.strerror}") from error
         return JSONResponse(asdict(added), status_code=201, headers=_FRESH)
 
+
+def _tell_errors(app: FastAPI) -> None:
     @app.exception_handler(HoloslideError)
     async def wrong(_: Request, error: HoloslideError) -> Response:
         return JSONResponse({"error": str(error)}, status_code=404, headers=_FRESH)
@@ -150,8 +171,6 @@ def make_app(run: RunView) -> FastAPI:
         first = error.errors()[0]
         why = f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}"
         return JSONResponse({"error": why}, status_code=422, headers=_FRESH)
-
-    return app
 
 
 def _static(name: str) -> bytes:

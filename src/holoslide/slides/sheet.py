@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import base64
 import math
-import os
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from statistics import median
 from jinja2 import Environment, StrictUndefined
 
 from holoslide.errors import SlideError
+from holoslide.files import write_atomically
 from holoslide.slides.cohort import Cohort, SlideRow
 from holoslide.slides.facts import shown
 from holoslide.slides.findings import Finding
@@ -122,13 +122,8 @@ def write_sheet(
 ) -> None:
     """Write the page, UTF-8, whole or not at all; SlideError where it cannot be written."""
     data = render(cohort, findings, surveys, command=command).encode("utf-8", errors="replace")
-    temporary = path.with_name(f".{path.name}.tmp")
     try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        write_atomically(path, lambda file: file.write(data))
     except OSError as error:
         what = f"cannot be written ({error.strerror or error})"
         raise SlideError(shown(path), what, "give another place for the contact sheet") from error

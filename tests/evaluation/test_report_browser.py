@@ -1,0 +1,49 @@
+"""The report in a real browser: on a narrow screen, and printed."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.evaluation.test_report import full
+
+from holoslide.evaluation.report import write_report
+
+pytestmark = pytest.mark.browser
+PAPER_PX = 687  # between the margins of A4
+
+
+@pytest.fixture
+def page(browser: Any, tmp_path: Path) -> Iterator[Any]:
+    """A whole report, opened from its file."""
+    write_report(full(), tmp_path / "report.html")
+    page = browser.new_page(viewport={"width": 1200, "height": 900})
+    page.goto((tmp_path / "report.html").as_uri())
+    yield page
+    page.close()
+
+
+def overhang_px(page: Any) -> int:
+    """How far the page is wider than what shows it."""
+    found: int = page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
+    return found
+
+
+@pytest.mark.parametrize("width", [320, 420, 900])
+def test_no_screen_is_too_narrow(page: Any, width: int) -> None:
+    page.set_viewport_size({"width": width, "height": 800})
+    assert overhang_px(page) == 0
+    small = page.evaluate("Math.min(...[...document.querySelectorAll('.map img')].map(i => i.clientWidth))")
+    assert small > 85
+
+
+def test_on_paper_nothing_is_folded_or_cut_off(page: Any) -> None:
+    page.set_viewport_size({"width": PAPER_PX, "height": 1000})
+    page.emulate_media(media="print")
+    assert overhang_px(page) == 0
+    assert page.locator("nav").is_hidden()
+    for folded in page.locator("details > :not(summary)").all():
+        assert folded.bounding_box()["height"] > 10
+    scrolled = "[...document.querySelectorAll('.wide')].filter(e => e.scrollWidth > e.clientWidth + 1).length"
+    assert page.evaluate(scrolled) == 0
+    assert page.pdf(format="A4").startswith(b"%PDF")

@@ -1,0 +1,66 @@
+"""The report of a real run says what its folder holds: parts, decision, plan against measured, hashes, commands."""
+
+import hashlib
+import html
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from holoslide.config import RunConfig
+from holoslide.slides.cohort import Cohort
+
+
+@pytest.fixture(scope="module")
+def page(finished_run: Path) -> str:
+    return (finished_run / "report.html").read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def words(page: str) -> str:
+    """All text of the page."""
+    text = re.sub(r"<style>.*?</style>|<[^>]+>", " ", page, flags=re.DOTALL)
+    return " ".join(html.unescape(text).split())
+
+
+def test_every_part_is_there(page: str) -> None:
+    found = re.findall(r'<section id="(\w+)">', page)
+    assert found == [
+        "cohort", "results", "decision", "calibration", "depth", "learning", "slides", "predictions", "run",
+    ]  # fmt: skip
+
+
+def test_threshold_and_temperature_are_said_to_come_from_validation(words: str, finished_run: Path) -> None:
+    valid = len(Cohort.from_csv(finished_run / "cohort.csv").valid)
+    assert "slides of the validation part" in words
+    assert f"fitted on the {valid} validation slides" in words or "No one temperature" in words
+
+
+def test_the_data_are_named_by_their_hashes(words: str, finished_run: Path) -> None:
+    cohort = Cohort.from_csv(finished_run / "cohort.csv")
+    for row in cohort:
+        assert row.path is not None
+        assert hashlib.sha256(row.path.read_bytes()).hexdigest() in words
+
+
+def test_what_it_took_stands_against_the_plan(words: str) -> None:
+    assert re.search(r"Memory of the whole process – \d+ MiB|Memory of the whole process – [\d.]+ GiB", words)
+    assert re.search(r"One epoch with its validation [\d.]+ \w+ .*?[\d.]+ \w+ .*?\d+ %", words)
+
+
+def test_the_command_given_trains_the_same_anew(page: str, finished_run: Path) -> None:
+    commands = [html.unescape(found) for found in re.findall(r'<code class="command">(.*?)</code>', page)]
+    again = shlex.split(commands[-1])
+    assert again[:2] == ["holoslide", "train"]
+    options = dict(zip(again[3::2], again[4::2], strict=True))
+    assert RunConfig.load(Path(options["--config"])) == RunConfig.load(finished_run / "config.yaml")
+    assert {row.slide_id: row.split for row in Cohort.from_csv(Path(again[2]))} == {
+        row.slide_id: row.split for row in Cohort.from_csv(finished_run / "cohort.csv")
+    }
+    assert Path(options["--rasters"]).is_dir()
+
+
+def test_what_the_maps_show_is_said_for_heads_that_classify_cells(words: str) -> None:
+    assert "where each class weighs the cells by itself" in words
+    assert "Attention is how much a cell counts" in words
