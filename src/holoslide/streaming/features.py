@@ -198,27 +198,45 @@ def make_grid(spec: GridSpec, tissue: Tissue, field: Receptive, frame: Box, *, c
     grid = Grid(origin, (size[0], size[1]), {}, {})
     rows, columns = ceil_div(blocks.height * block, size[0]), ceil_div(blocks.width * block, size[1])
     for row in range(rows):
-        for column in range(columns):
-            box = grid.place((row, column))
-            if not (spec.everywhere or clip):
-                box = _wanted_part(spec, tissue, field, box)
-            if box.area:
-                grid.index[row, column] = len(grid.index)
-                grid.boxes[row, column] = box
+        if spec.everywhere or clip:
+            parts = {column: grid.place((row, column)) for column in range(columns)}
+        else:
+            parts = _wanted_parts(spec, tissue, field, grid, row, columns)
+        for column, box in parts.items():
+            grid.index[row, column] = len(grid.index)
+            grid.boxes[row, column] = box
     return grid
 
 
-def _wanted_part(spec: GridSpec, tissue: Tissue, field: Receptive, box: Box) -> Box:
-    """The smallest part of a tile that holds its wanted cells, in steps of some cells; empty if there are none."""
-    cells = tissue.seen_by(box, field)
+def _wanted_parts(
+    spec: GridSpec, tissue: Tissue, field: Receptive, grid: Grid, row: int, columns: int
+) -> dict[int, Box]:
+    """Of each tile of a row the smallest part that holds its wanted cells, in steps of some; none of those without.
+
+    A whole row at once: the map of a 40x slide has a million tiles.
+    """
+    height, width = grid.size
+    first = grid.place((row, 0))
+    band = Box.at(first.top, first.left, height, columns * width)
+    cells = tissue.seen_by(band, field)
     if spec.wanted is not None:
-        cells &= tissue.seen_by(box, spec.wanted)
-    rows, columns = np.flatnonzero(cells.any(axis=1)), np.flatnonzero(cells.any(axis=0))
-    if len(rows) == 0:
-        return Box(0, 0, 0, 0)
+        cells &= tissue.seen_by(band, spec.wanted)
+    tiles = cells.reshape(height, columns, width)
+    by_row, by_column = tiles.any(axis=2).T, tiles.any(axis=0)  # (columns, height), (columns, width)
     step = spec.block * ceil_div(_STEP_CELLS, spec.block)
-    part = Box(int(rows[0]), int(columns[0]), int(rows[-1]) + 1, int(columns[-1]) + 1).cover(step).times(step)
-    return part.shifted(box.top, box.left).intersect(box)
+    parts = {}
+    for column in np.flatnonzero(by_row.any(axis=1)).tolist():
+        place = grid.place((row, column))
+        top, bottom = _span(by_row[column], step, height)
+        left, right = _span(by_column[column], step, width)
+        parts[column] = Box(place.top + top, place.left + left, place.top + bottom, place.left + right)
+    return parts
+
+
+def _span(wanted: NDArray[np.bool_], step: int, length: int) -> tuple[int, int]:
+    """First and last (excluded) of what is wanted on a line, widened to whole steps; a line may end within one."""
+    first, last = int(wanted.argmax()), length - int(wanted[::-1].argmax())
+    return first // step * step, min(ceil_div(last, step) * step, length)
 
 
 def _even_side(length: int, largest: int) -> int:

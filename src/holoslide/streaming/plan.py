@@ -29,6 +29,7 @@ _SIDES = (24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
 # What starting on a window costs, as the side of a square of input cells that takes as long.
 _START_CELLS = {"cpu": 40, "cuda": 400}
 _NEAR_BEST = 1.05
+_HOPELESS = 2.0  # so many times the work of the best: smaller tiles only take more
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +94,7 @@ def make_plan(
     field, choices = Receptive(), []
     for stage in stages:
         field, frame = field.then(stage.segment.field), stage.segment.frame(frame)
-        choices.append(_options(stage, tissue, field, frame))
+        choices.append(_options(stage, tissue, field, frame, room=room))
     _refuse_too_little(choices, room=room, fixed_bytes=fixed_bytes)
     planned = [_choose(options, room) for options in choices]
     work = max(p.work_bytes for p in planned)
@@ -138,31 +139,38 @@ def _choose(options: Sequence[_Option], room: int) -> StagePlan:
     return min(near_best, key=lambda plan: plan.work_bytes)
 
 
-def _options(stage: Stage, tissue: Tissue, field: Receptive, frame: Box) -> list[_Option]:
+def _options(stage: Stage, tissue: Tissue, field: Receptive, frame: Box, *, room: int) -> list[_Option]:
+    """From large tiles to small, up to where borders make up most of the work: small ones are many to count."""
+    found: list[_Option] = []
+    for side in reversed(_SIDES):
+        found.append(_option(stage, tissue, field, frame, side=side))
+        least = min((o.effort for o in found if o.plan.work_bytes <= room), default=math.inf)
+        if found[-1].effort > _HOPELESS * least:
+            break
+    return found
+
+
+def _option(stage: Stage, tissue: Tissue, field: Receptive, frame: Box, *, side: int) -> _Option:
     segment, cost = stage.segment, stage.cost
     before, after, stride = segment.field.margin_before, segment.field.margin_after, segment.field.stride
-    start = _START_CELLS[segment.device.type] ** 2
-    result = []
-    for side in _SIDES:
-        spec = GridSpec(max(side, stage.block), stage.block, stage.everywhere, stage.wanted)
-        grid = make_grid(spec, tissue, field, frame, clip=segment.border == "zeros")
-        areas = Counter(
-            math.prod((n + before + after) * stride for n in box.shape) for box in grid.boxes.values()
-        )
-        area, count = max(areas, default=0), len(grid.index)
-        cells = sum(size * number for size, number in areas.items())
-        work = cost.backward_bytes.at(area) if stage.trains else cost.forward_bytes.at(area)
-        passes = [cost.forward_s, *([cost.backward_s] if stage.trains else [])]
-        seconds = sum(count * line.fixed + line.per_cell * cells for line in passes)
-        graph_bytes = int(cost.graph_bytes.at(area)) if stage.trains else 0
-        tiling = Tiling(spec.side, keep=count if stage.trains else 0, graph_bytes=graph_bytes)
-        tile_bytes = grid.size[0] * grid.size[1] * segment.out_channels * segment.dtype.itemsize
-        # The next window is read meanwhile.
-        ahead = area * segment.channels * segment.dtype.itemsize if count > 1 else 0
-        work_bytes = max(int(SLACK * work) + ahead, stage.decoder_bytes) + stage.head_bytes
-        plan = StagePlan(stage.name, tiling, count, count * tile_bytes, work_bytes, seconds)
-        result.append(_Option(plan, cells + count * start))
-    return result
+    spec = GridSpec(max(side, stage.block), stage.block, stage.everywhere, stage.wanted)
+    grid = make_grid(spec, tissue, field, frame, clip=segment.border == "zeros")
+    areas: Counter[int] = Counter()
+    for shape, number in Counter(box.shape for box in grid.boxes.values()).items():
+        areas[math.prod((n + before + after) * stride for n in shape)] += number
+    area, count = max(areas, default=0), len(grid.index)
+    cells = sum(size * number for size, number in areas.items())
+    work = cost.backward_bytes.at(area) if stage.trains else cost.forward_bytes.at(area)
+    passes = [cost.forward_s, *([cost.backward_s] if stage.trains else [])]
+    seconds = sum(count * line.fixed + line.per_cell * cells for line in passes)
+    graph_bytes = int(cost.graph_bytes.at(area)) if stage.trains else 0
+    tiling = Tiling(spec.side, keep=count if stage.trains else 0, graph_bytes=graph_bytes)
+    tile_bytes = grid.size[0] * grid.size[1] * segment.out_channels * segment.dtype.itemsize
+    # The next window is read meanwhile.
+    ahead = area * segment.channels * segment.dtype.itemsize if count > 1 else 0
+    work_bytes = max(int(SLACK * work) + ahead, stage.decoder_bytes) + stage.head_bytes
+    plan = StagePlan(stage.name, tiling, count, count * tile_bytes, work_bytes, seconds)
+    return _Option(plan, cells + count * _START_CELLS[segment.device.type] ** 2)
 
 
 def _peaks(stages: Sequence[Stage], planned: Sequence[StagePlan], pool: int) -> tuple[int, int]:
