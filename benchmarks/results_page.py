@@ -130,8 +130,8 @@ def _reach(results: dict[str, Found]) -> str:
             cells.append(f"{side:,} px" if isinstance(side, int) else "")
         rows.append(f"| {words} | {' | '.join(cells)} |")
     head = (
-        "## How large a slide\n\nPeak memory of a training step of ResNet-34, float32, all of a square slide "
-        f"tissue; small slides counted, larger ones on their line ({_source(found)}).\n"
+        "## How large a slide\n\nPeak memory of a training step of ResNet-34, float32, on a square slide "
+        f"with 30 % tissue; small slides counted, larger ones on their line ({_source(found)}).\n"
     )
     return "\n".join([head, *rows]) + "\n"
 

@@ -222,7 +222,8 @@ def _wanted_parts(
     if spec.wanted is not None:
         cells &= tissue.seen_by(band, spec.wanted)
     tiles = cells.reshape(height, columns, width)
-    by_row, by_column = tiles.any(axis=2).T, tiles.any(axis=0)  # (columns, height), (columns, width)
+    by_row: NDArray[np.bool_] = np.asarray(tiles.any(axis=2)).T  # (columns, height)
+    by_column: NDArray[np.bool_] = np.asarray(tiles.any(axis=0))  # (columns, width)
     step = spec.block * ceil_div(_STEP_CELLS, spec.block)
     parts = {}
     for column in np.flatnonzero(by_row.any(axis=1)).tolist():
