@@ -134,7 +134,8 @@ def measure(options: Options) -> Result:
             figures[f"holoslide_k{modules}_mb_{side}"] = round(peak / 1e6)
             figures[f"holoslide_k{modules}_file_mb_{side}"] = round(in_file / 1e6)
     configuration = {
-        "backbone": "resnet34", "dtype": "float32", "measured_px": [small, middle, large], "budget_gib": BUDGET_GIB, "tissue": TISSUE,
+        "backbone": "resnet34", "dtype": "float32", "measured_px": [small, middle, large],
+        "budget_gib": BUDGET_GIB, "tissue": TISSUE,
     }  # fmt: skip
     return Result(figures=figures, configuration=configuration)
 
