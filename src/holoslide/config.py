@@ -27,7 +27,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     # padding, every cell pooled, patches to reconstruct as large on a small slide, all trained from the start.
     "paper": {
         "model": {
-            "backbone": {"name": "resnet34", "stem_stride": 3},
+            "backbone": {"name": "resnet34", "stem_stride": 3, "scale": "cohort"},
             "modules": 8,
             "heads": {"pooling": "gated", "norm": "slide", "kernel": None},
             "reconstruction": {"share": None},

@@ -200,8 +200,8 @@ def samples(cohort: Cohort, rasters: dict[str, Path]) -> list[Sample]:
 
 
 def normalisation(rasters: Sequence[Path], config: RunConfig) -> InputConfig:
-    """How pixels are scaled: as the backbone's weights are used to, or, where it starts from nothing, by mean and
-    deviation of all tissue pixels of the training rasters; background has no part in it.
+    """How pixels are scaled: as the weights are used to, or (`model.backbone.scale`) by mean and deviation
+    of all tissue pixels of the training rasters; background has no part in it.
     """
     total, first, second = 0.0, np.zeros(3), np.zeros(3)
     glass = (0, 0, 0)
@@ -214,7 +214,7 @@ def normalisation(rasters: Sequence[Path], config: RunConfig) -> InputConfig:
             glass = tuple(int(v) for v in raster.glass)  # type: ignore[assignment]
     if not total:
         raise CohortError("train", "holds no slide", "give the table a split, or let one be drawn")
-    if config.model.backbone.weights != "none":  # learned on ImageNet: its scale is InputConfig's own
+    if not config.model.backbone.by_cohort:  # learned on ImageNet: its scale is InputConfig's own
         return InputConfig(mpp=config.prepare.mpp, glass=glass)
     mean = first / total
     std = np.sqrt(np.maximum(second / total - mean**2, 1e-6))

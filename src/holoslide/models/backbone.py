@@ -7,6 +7,7 @@ import pickle
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, get_args
 
 import safetensors
 import safetensors.torch
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 
 from holoslide.errors import ConfigError, ModelError
 
+Scale = Literal["weights", "cohort"]
 _COUNTER = "num_batches_tracked"  # BatchNorm counts its training steps; frozen, it never reads the count
 
 
@@ -34,16 +36,26 @@ class BackboneConfig:
     stem_stride: int | None = None
     """Replaces the stride of the first convolution (the paper's ResNet-34 takes 3 instead of 2); null leaves
     the network as it is."""
+    scale: Scale = "weights"
+    """What pixels are normalised by: `weights` as the pretrained ones learned them (ImageNet), `cohort` (the
+    paper's, and of random weights the only one) by mean and deviation of the training slides' tissue."""
 
     def __post_init__(self) -> None:
         if not self.name:
             raise ConfigError("model.backbone.name", "is empty", "name a network of torchvision or timm")
         if not self.weights:
             raise ConfigError("model.backbone.weights", "is empty", "give default, none or a file")
+        if self.scale not in get_args(Scale):
+            raise ConfigError("model.backbone.scale", f"is {self.scale}", "choose weights or cohort")
         if self.stem_stride is not None and self.stem_stride < 1:
             raise ConfigError(
                 "model.backbone.stem_stride", f"is {self.stem_stride}", "give 1 or more, or null"
             )
+
+    @property
+    def by_cohort(self) -> bool:
+        """Whether pixels are normalised by the cohort's own."""
+        return self.scale == "cohort" or self.weights == "none"
 
     @property
     def file(self) -> Path | None:
