@@ -24,7 +24,7 @@ import math
 import statistics
 import tempfile
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -47,14 +47,15 @@ from holoslide.streaming.tissue import Tissue
 from holoslide.training.parallel import mixed_dtype
 
 CLASSES = ("no", "yes")
+CELLS = HeadConfig(pooling="auto", norm="cohort", kernel=3)
 PX_PER_CELL = 8  # of layer3, times the stem's stride
 
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """One training; the defaults are holoslide's."""
+    """One training; by default with the heads of `--preset small-lesions`."""
 
-    heads: HeadConfig = field(default_factory=HeadConfig)
+    heads: HeadConfig = CELLS
     lr: float = 2e-4
     stem: int = 2
     slides: float = 1.0
@@ -89,7 +90,7 @@ def settings(question: str) -> dict[str, Setting]:
     found = {}
     for value in VALUES[question]:
         if question in {"pooling", "kernel", "norm"}:
-            found[str(value)] = Setting(heads=dataclasses.replace(HeadConfig(), **{question: value}))  # type: ignore[arg-type]
+            found[str(value)] = Setting(heads=dataclasses.replace(CELLS, **{question: value}))  # type: ignore[arg-type]
         else:
             found[f"{value:g}"] = dataclasses.replace(Setting(), **{question: value})  # type: ignore[arg-type]
     return found

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import torch
-from benchmarks.heads import Setting, logits, network, settings, slides_of
+from benchmarks.heads import VALUES, Setting, logits, network, settings, slides_of
 from benchmarks.mil import PARTS
 
 from holoslide.demo import draw_demo
@@ -34,6 +34,6 @@ def test_a_head_reads_what_it_reads_in_a_run(tmp_path: Path) -> None:
 
 
 def test_each_question_varies_one_thing_and_holds_the_default() -> None:
-    for question in ("pooling", "kernel", "norm", "lr", "stem", "slides", "noise"):
+    for question in VALUES:
         assert Setting() in settings(question).values()
         assert len(set(settings(question).values())) > 1

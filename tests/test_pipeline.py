@@ -22,11 +22,11 @@ def config_of(**backbone: object) -> RunConfig:
 
 
 def test_pretrained_weights_get_pixels_as_they_learned_them(rasters: list[Path]) -> None:
-    found = normalisation(rasters, config_of())
+    found = normalisation(rasters, config_of(scale="weights"))
     assert (found.mean, found.std) == (InputConfig().mean, InputConfig().std)
 
 
-@pytest.mark.parametrize("backbone", [{"scale": "cohort"}, {"weights": "none"}])
+@pytest.mark.parametrize("backbone", [{}, {"scale": "weights", "weights": "none"}])
 def test_else_pixels_are_scaled_by_the_tissue_of_the_cohort(
     rasters: list[Path], backbone: dict[str, object]
 ) -> None:

@@ -3,11 +3,16 @@
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 from benchmarks.results_page import PAGE, PICTURE, page
 from benchmarks.summary import GOALS, Found, Goal, newest, seeds_of, value_of
+
+from holoslide.config import RunConfig
 
 REPO = Path(__file__).resolve().parent.parent
 
@@ -36,6 +41,24 @@ def test_the_newest_full_result_counts(tmp_path: Path) -> None:
         (tmp_path / f"{name}.json").write_text(json.dumps(record))
     found = newest(tmp_path)
     assert {stem: one.figures["x"] for stem, one in found.items()} == {"a-b": 2, "c": 4}
+
+
+def test_the_published_runs_are_made_by_the_settings_that_readme_names() -> None:
+    record = json.loads(newest()["run_record-tissue-slides"].path.read_text(encoding="utf-8"))
+    then = dict(_flat(record["configuration"]["config"]))
+    now = dict(_flat(yaml.safe_load(RunConfig.load(REPO / "examples" / "tissue.yaml").to_yaml())))
+    given = {"model.backbone.weights", "stream.memory_gib", "train.seed"}  # on the command line
+    assert {key: now.get(key) for key in then.keys() - given} == {
+        key: then[key] for key in then.keys() - given
+    }
+
+
+def _flat(values: dict[str, Any], path: str = "") -> Iterator[tuple[str, object]]:
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{path}{key}.")
+        else:
+            yield f"{path}{key}", value
 
 
 def test_seeds_of_one_setting_count_by_their_mean() -> None:

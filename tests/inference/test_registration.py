@@ -24,12 +24,14 @@ from tests.slides.drawn import blobs, paint, write_slide
 
 SHAPE_L0, LESION_L0, RADIUS_L0 = (900, 1100), (507.0, 611.0), 26.0
 LESION = (40, 30, 110)
+# Cells that speak for themselves: with the norm over the slide one cell's change moves all others' evidence.
+CELLS: Any = {"pooling": "auto", "norm": "cohort", "kernel": 3}
 
 
 def network() -> StreamedClassifier:
     """Two modules of nothing but chance: what they answer means nothing, but depends on what they see."""
     backbone = BackboneConfig(name="resnet18", weights="none", truncate="layer2")
-    config = ModelConfig(backbone=backbone, modules=2, heads=HeadConfig())
+    config = ModelConfig(backbone=backbone, modules=2, heads=HeadConfig(**CELLS))
     generator = torch.Generator().manual_seed(0)
     model = LocalClassifier.from_config(
         config, classes=("a", "b"), inputs=InputConfig(mpp=2.0), generator=generator

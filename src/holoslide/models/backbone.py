@@ -36,9 +36,9 @@ class BackboneConfig:
     stem_stride: int | None = None
     """Replaces the stride of the first convolution (the paper's ResNet-34 takes 3 instead of 2); null leaves
     the network as it is."""
-    scale: Scale = "weights"
-    """What pixels are normalised by: `weights` as the pretrained ones learned them (ImageNet), `cohort` (the
-    paper's, and of random weights the only one) by mean and deviation of the training slides' tissue."""
+    scale: Scale = "cohort"
+    """What pixels are normalised by: `cohort` (the paper's, and of random weights the only one) mean and deviation
+    of the training slides' tissue, `weights` ImageNet's, as pretrained weights learned them."""
 
     def __post_init__(self) -> None:
         if not self.name:

@@ -26,15 +26,15 @@ _FINAL_ATTENTION = 128
 class HeadConfig:
     """All heads of a model."""
 
-    pooling: Pooling = "auto"
-    """How cells become one answer. `auto`: each cell is classified, and each class's logits are pooled by a
-    softmax over them; a small lesion teaches from the first step. `gated` (the paper's) and `attention`: the
-    cells are pooled to one vector by learned weights, which is classified; `mean`: by equal weights."""
-    norm: Norm = "cohort"
+    pooling: Pooling = "gated"
+    """How cells become one answer. `gated` (the paper's) and `attention`: the cells are pooled to one vector by
+    learned weights, which is classified; `mean`: by equal weights. `auto`: each cell is classified, and each
+    class's logits are pooled by a softmax over them; a small lesion teaches from the first step."""
+    norm: Norm = "slide"
     """`slide` is the paper's GroupNorm over all cells of a slide. It lets each cell know of all others, so
     that evidence may stand beside what it is about. With `cohort` the stem's input is normalised by
     statistics measured once on the training slides, and a cell speaks for what it sees alone."""
-    kernel: int | None = 3
+    kernel: int | None = None
     """Side of the last head's stem, in cells of the last map. The earlier heads' are larger by as much as their
     maps are finer, so that the cells of all heads are the same squares of tissue. null takes the paper's for
     each map's depth: 9, 9, 7, 5 in layer1 to layer4 of a ResNet."""
