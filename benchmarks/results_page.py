@@ -45,10 +45,12 @@ OPEN = (
     "reconstruction on and off, alpha, number and size of patches, on accuracy",
     "tissue pooling and glass against the paper's zeros and all, on accuracy",
     "auxiliary heads without barriers; their ensemble",
-    "stem stride; learning rates; frozen BatchNorm scale; attention against mean pooling",
-    "label noise; number of training slides; three seeds of layout at each burden",
-    "time from slide files to predictions against MIL's, everything counted",
-    "peak memory against slide side for all methods; anything on a GPU",
+    "stem stride, learning rate, pooling, number of training slides, label noise: on frozen features by "
+    "`python -m benchmarks.heads`, not run in full yet; frozen BatchNorm scale",
+    "`--preset small-lesions` on test slides; burden 0.03; three seeds of layout at each burden; `arrangement`",
+    "time from slide files to predictions against MIL's: `python -m benchmarks.prediction`, not run in full yet",
+    "peak memory against slide side for all methods: `python -m benchmarks.reach`, not run in full yet",
+    "anything on a GPU: `python -m benchmarks.gpu`",
 )
 HEAD = """# Results
 

@@ -54,6 +54,8 @@ STREAMING = (
     Goal("time_ratio_k1", "end to end, over plain", "streaming-time", "time_ratio_recompute_k1", most=1.5),
     Goal("lightstream_over_ours", "lightstream 1.0.7 over ours, end to end", "endtoend", "lightstream_over_ours",
          least=3.0),
+    Goal("strips_ratio", "without AVX-512: weight gradient in strips, time over oneDNN's", "convolution",
+         "mean_ratio"),
     Goal("plan_error", "planned against measured peak memory", "streaming-grad-plan", "plan_error", most=0.15),
     Goal("huge_over_budget", "60,000 px in 4 GiB: peak over the budget", "huge", "extra_over_budget", most=1.0),
     Goal("curve_gap", "bf16 loss curve, streamed against plain", "curve", "gap"),

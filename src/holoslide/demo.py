@@ -11,8 +11,8 @@ from holoslide.errors import ConfigError
 from holoslide.slides.phantom import write_phantoms
 
 # Small, from nothing: the first two stages of ResNet-18 at 4 um/px, in two modules; heads and schedule are those
-# for small lesions. Few slides allow few steps, so the heads learn fast; random filters must not, or they drift away
-# from what the heads read. Fourteen validation slides rank too coarsely to choose by AUROC.
+# for small lesions. Few slides allow few steps, so the heads learn fast; random filters must not, or they drift
+# away from what the heads read. Fourteen validation slides rank too coarsely to choose by AUROC.
 SETTINGS = {
     "prepare": {"mpp": 4.0},
     "augment": {"crop": 0.0},
