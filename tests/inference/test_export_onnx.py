@@ -49,7 +49,12 @@ SIZES = [(9, 13, False), (20, 31, True), (37, 18, True), (4, 4, False)]
 @pytest.mark.parametrize(
     ("border", "pool", "heads", "said"),
     [
-        ("glass", "tissue", {}, "all cells' sum to the logits"),
+        (
+            "glass",
+            "tissue",
+            {"kernel": 3, "pooling": "auto", "norm": "cohort"},
+            "all cells' sum to the logits",
+        ),
         ("zeros", "all", {"kernel": 2, "pooling": "gated", "norm": "slide"}, "a constant is missing"),
     ],
 )
