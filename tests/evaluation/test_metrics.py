@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import stats
 from sklearn import metrics as sk
 
 from holoslide.errors import HoloslideError
@@ -221,7 +222,7 @@ def test_one_class_only():
     assert m.per_class[0].auroc.reason == "every slide is of class neg"
     assert m.per_class[1].f1.reason == "no slide is of class pos or predicted so"
     assert m.macro_f1.reason == "no slide is of class pos or predicted so"
-    assert m.accuracy == Interval(1.0, 1.0, 1.0)
+    assert m.accuracy == Interval(1.0, pytest.approx(0.025 ** (1 / 3)), 1.0)  # three patients
 
 
 def test_draws_without_a_class_are_left_out_and_counted():
@@ -361,3 +362,17 @@ def test_a_patient_of_two_labels_has_none():
     p = np.array([[0.2, 0.8], [0.9, 0.1]])
     with pytest.raises(HoloslideError, match=r"patient y: has slides of b and a; .* measure slides"):
         by_patient(["b", "a"], p, ["y", "y"], ["a", "b"])
+
+
+def test_what_is_perfect_is_not_certain():
+    """Twelve patients of either class, all told apart: the interval reaches down to what they cannot rule out."""
+    labels = np.arange(24) % 2
+    probabilities = np.stack([0.9 - 0.8 * labels, 0.1 + 0.8 * labels], axis=1)
+    m = compute_metrics(labels, probabilities, [f"p{i}" for i in range(24)], ("no", "yes"), draws=50)
+    assert (m.auroc.value, m.auroc.high) == (1, 1)
+    assert m.auroc.low == pytest.approx(stats.beta.ppf(0.025, 12, 1))
+    assert m.accuracy.low == pytest.approx(stats.beta.ppf(0.025, 24, 1))
+    doubled = compute_metrics(
+        labels, probabilities, [f"p{i % 2}{i // 4}" for i in range(24)], ("no", "yes"), draws=50
+    )
+    assert doubled.auroc.low == pytest.approx(stats.beta.ppf(0.025, 6, 1))

@@ -165,11 +165,14 @@ def compute_metrics(
         chunks.append(statistics(weights_BN, given.labels, given.probabilities, losses_N))
         counts_BC = weights_BN @ np.eye(len(given.classes), dtype=np.int64)[given.labels]
         lacking += int((counts_BC == 0).any(axis=1).sum())
-    number = len(np.unique(given.patients))
+    number, fewest = len(np.unique(given.patients)), _fewest_patients(given)
     found = {
-        name: _interval(point, reasons.get(name), np.concatenate([each[name] for each in chunks]), number)
+        name: _interval(
+            point, reasons.get(name), np.concatenate([each[name] for each in chunks]),
+            patients=number, cases=number if name == "accuracy" else fewest,
+        )
         for name, point in points.items()
-    }
+    }  # fmt: skip
     return _assembled(given, found, Resampling(draws, seed, LEVEL, lacking))
 
 
@@ -308,8 +311,20 @@ def _losses(given: Predictions) -> Values:
     return losses
 
 
-def _interval(value: float | None, reason: str | None, drawn_B: Values, patients: int) -> Interval:
-    """Percentiles over the draws that have a value, if those are at least half."""
+def _fewest_patients(given: Predictions) -> int:
+    """Of the class that has fewest, and has any."""
+    return min(len(np.unique(given.patients[given.labels == c])) for c in np.unique(given.labels))
+
+
+def _interval(
+    value: float | None, reason: str | None, drawn_B: Values, *, patients: int, cases: int
+) -> Interval:
+    """Percentiles over the draws that have a value, if those are at least half.
+
+    What is perfect is perfect in every draw, and would get no interval. There the lower end is Clopper's and
+    Pearson's for so many `cases` without a miss: as many pairs of patients of different classes, all of them ranked
+    right (AUROC), or patients, all of them told right.
+    """
     defined_B = drawn_B[~np.isnan(drawn_B)]
     skipped = len(drawn_B) - len(defined_B)
     if value is None:
@@ -320,6 +335,8 @@ def _interval(value: float | None, reason: str | None, drawn_B: Values, patients
         why = f"not defined in {skipped} of {len(drawn_B)} draws, for want of a class"
         return Interval(value, None, None, skipped, why)
     low, high = np.quantile(defined_B, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    if low == high == 1:
+        low = ((1 - LEVEL) / 2) ** (1 / cases)
     return Interval(value, float(low), float(high), skipped)
 
 
