@@ -85,9 +85,7 @@ def test_a_model_for_a_hub_has_a_card(
     assert "Of 8 slides" in card
     assert "not been shown to be safe" in card
     assert "/" + str(finished_run).strip("/") not in card
-    assert (
-        "| attention of a heatmap | how much each cell weighs, the mean of the classes' own weights |" in card
-    )
+    assert "| attention of a heatmap | how much each cell weighs in the slide's one vector |" in card
     first, second = (LocalClassifier.load(each) for each in (finished_run / "best", tmp_path / "model"))
     for (name, one), (_, other) in zip(first.named_parameters(), second.named_parameters(), strict=True):
         assert torch.equal(one, other), name
