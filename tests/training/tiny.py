@@ -92,9 +92,8 @@ def model(*, modules: int = 2, dtype: torch.dtype = torch.float32) -> LocalClass
 
 
 def config(**changes: Any) -> TrainConfig:
-    return TrainConfig(
-        **({"epochs": 2, "lr": 1e-3, "accumulate": 2, "precision": "32", "accelerator": "cpu"} | changes)
-    )
+    plain = {"schedule": "step", "average": 0.0, "precision": "32", "accelerator": "cpu"}
+    return TrainConfig(**({"epochs": 2, "lr": 1e-3, "accumulate": 2} | plain | changes))
 
 
 def run(
