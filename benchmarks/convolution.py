@@ -26,35 +26,40 @@ SHAPES = {  # channels in, channels out, stride, side of the input
 }
 
 
+def rates(shape: tuple[int, int, int, int], rounds: int) -> dict[str, float]:
+    """The ratio, and GFLOPS of strips, of PyTorch's own and of the forward pass, for one shape."""
+    channels, out_channels, stride, side = shape
+    features = torch.rand(1, channels, side, side).contiguous(memory_format=torch.channels_last)
+    weight = torch.rand(out_channels, channels, 3, 3).contiguous(memory_format=torch.channels_last)
+    grad = torch.rand_like(F.conv2d(features, weight, None, stride, 1))
+    where = {"stride": (stride, stride), "padding": (1, 1), "dilation": (1, 1)}
+
+    def forward() -> object:
+        return F.conv2d(features, weight, None, stride, 1)
+
+    def own() -> object:
+        return conv2d_weight(features, weight.shape, grad, stride, 1)
+
+    def strips() -> object:
+        return strip_weight_grad(features, grad, weight, **where)
+
+    times, forwards = paired(own, strips, rounds=rounds), paired(forward, forward, rounds=rounds)
+    gflop = 2 * grad.numel() * channels * 9 / 1e9
+    return {
+        "ratio": round(times.ratio, 3),
+        "gflops": round(gflop / statistics.median(times.b_s), 1),
+        "own_gflops": round(gflop / statistics.median(times.a_s), 1),
+        "forward_gflops": round(gflop / statistics.median(forwards.a_s), 1),
+    }
+
+
 def measure(options: Options) -> Result:
     """Ratios and rates by shape, and the mean of all ratios."""
     torch.set_num_threads(1)
+    found = {name: rates(shape, 3 if options.quick else 15) for name, shape in SHAPES.items()}
     figures: dict[str, Figure] = {"capability": torch.backends.cpu.get_cpu_capability()}
-    ratios = []
-    for name, (channels, out_channels, stride, side) in SHAPES.items():
-        features = torch.rand(1, channels, side, side).contiguous(memory_format=torch.channels_last)
-        weight = torch.rand(out_channels, channels, 3, 3).contiguous(memory_format=torch.channels_last)
-        grad = torch.rand_like(F.conv2d(features, weight, None, stride, 1))
-        where = {"stride": (stride, stride), "padding": (1, 1), "dilation": (1, 1)}
-
-        def forward() -> object:
-            return F.conv2d(features, weight, None, stride, 1)  # noqa: B023 - called at once
-
-        def own() -> object:
-            return conv2d_weight(features, weight.shape, grad, stride, 1)  # noqa: B023
-
-        def strips() -> object:
-            return strip_weight_grad(features, grad, weight, **where)  # noqa: B023
-
-        rounds = 3 if options.quick else 15
-        times, forwards = paired(own, strips, rounds=rounds), paired(forward, forward, rounds=rounds)
-        gflop = 2 * grad.numel() * channels * 9 / 1e9
-        ratios.append(times.ratio)
-        figures[f"{name}_ratio"] = round(times.ratio, 3)
-        figures[f"{name}_gflops"] = round(gflop / statistics.median(times.b_s), 1)
-        figures[f"{name}_own_gflops"] = round(gflop / statistics.median(times.a_s), 1)
-        figures[f"{name}_forward_gflops"] = round(gflop / statistics.median(forwards.a_s), 1)
-    figures["mean_ratio"] = round(statistics.mean(ratios), 3)
+    figures |= {f"{name}_{key}": value for name, each in found.items() for key, value in each.items()}
+    figures["mean_ratio"] = round(statistics.mean(each["ratio"] for each in found.values()), 3)
     return Result(figures=figures, configuration={"dtype": "float32", "kernel": 3})
 
 
