@@ -113,7 +113,7 @@ def calibrated(report: RunReport) -> dict[str, Any] | None:
             for name, key, words in (
                 ("Calibration error (ECE)", "ece", "Mean distance of stated from true, in ten bins."),
                 ("Brier score", "brier", "Mean squared distance of probabilities from labels."),
-                ("Log loss", "log_loss", "As above, now on its own slides before and after."),
+                ("Log loss", "log_loss", "How far probabilities are from the labels; sure errors cost most."),
             )
         ],
         "temperature": found.temperature,

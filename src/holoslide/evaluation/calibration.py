@@ -114,9 +114,8 @@ def fit_temperature(valid: Predictions) -> Temperature:
     found = minimize_scalar(loss, bounds=(math.log(LEAST), math.log(MOST)), method="bounded")
     value = math.exp(float(found.x))
     if (logs_NC.argmax(axis=1) == valid.labels).all():
-        return Temperature(
-            None, slides, patients, "every validation slide is right: any sharpening looks good"
-        )
+        reason = "every validation slide is right, and then the sharpest would look best"
+        return Temperature(None, slides, patients, reason)
     if value > 0.95 * MOST:
         return Temperature(
             None, slides, patients, "the validation slides are answered no better than by guessing"
