@@ -47,8 +47,8 @@ OPEN = (
     "auxiliary heads without barriers; their ensemble",
     "stem stride, learning rate, pooling, number of training slides, label noise: on frozen features by "
     "`python -m benchmarks.heads`, not run in full yet; frozen BatchNorm scale",
-    "`--preset small-lesions` on test slides; burden 0.03; three seeds of layout at each burden; `arrangement`",
-    "time from slide files to predictions against MIL's: `python -m benchmarks.prediction`, not run in full yet",
+    "burden 0.06 with other seeds; burden 0.03; three seeds of layout at each burden; `arrangement`, where frozen "
+    "features are at chance ([log](log.md))",
     "peak memory against slide side for all methods: `python -m benchmarks.reach`, not run in full yet",
     "anything on a GPU: `python -m benchmarks.gpu`",
 )
@@ -159,9 +159,8 @@ def methods(cohort: str, results: dict[str, Found]) -> list[tuple[str, float, st
             for name in MODELS
             if f"{name}_auroc" in mil.figures
         ]
-    base = results.get(f"run_record-{cohort}")
-    if base is not None:
-        rows.append(("mean colour", _number(base, "mean_colour_auroc"), "", base))
+    if ours := [found for name, *_, found in rows if "holoslide" in name]:
+        rows.append(("mean colour", _number(ours[0], "mean_colour_auroc"), "", ours[0]))
     return rows
 
 
