@@ -42,10 +42,11 @@ def hand_back_at_once() -> None:
         _LIBC.mallopt(_M_MMAP_THRESHOLD, _APART_BYTES)
 
 
-def hand_back_freed(after_bytes: int) -> None:
+def hand_back_freed(after_bytes: int = _WORTH_HANDING_BACK) -> None:
     """After work of that size on a CPU, return freed memory to the machine, so that the peak stays what it was.
 
-    Asking costs milliseconds, so small work does not. Only glibc can be asked.
+    Asking costs milliseconds, so small work does not; a whole slide always does, or what slides of many sizes leave
+    behind adds up. Only glibc can be asked.
     """
     if after_bytes >= _WORTH_HANDING_BACK and _LIBC is not None:
         _LIBC.malloc_trim(0)

@@ -26,6 +26,7 @@ from holoslide.models.streamed import StreamConfig, StreamedClassifier
 from holoslide.slides.augment import AugmentConfig
 from holoslide.slides.raster import Raster
 from holoslide.streaming.features import Pixels
+from holoslide.streaming.host import hand_back_freed
 from holoslide.training import checkpoint
 from holoslide.training.averaging import Average
 from holoslide.training.checkpoint import Checkpoint, Identity, Position
@@ -185,6 +186,7 @@ class _Run:
             result = self.step(
                 pixels, sample.target, generator=generator, scale=scale, backbone=self._backbone_rate() > 0
             )
+        hand_back_freed()
         if not all(map(math.isfinite, result.classification + result.reconstruction)):
             raise SlideError(
                 sample.slide_id,
@@ -227,6 +229,7 @@ class _Run:
             logits.append(head.readout(cells.cells_NC).double().cpu())
             features = output
         features.free()
+        hand_back_freed()
         return torch.stack(logits)
 
     def end_epoch(self, valid: Row) -> None:
