@@ -34,8 +34,8 @@ setup:  ## make the environment in .venv, from the lock
 demo: setup  ## draw slides, train on them, and write a report into demo/
 	$(BIN)/holoslide demo --out demo
 
-test: setup  ## run the tests; ARGS="tests/streaming -x" chooses some
-	$(BIN)/python -m pytest $(ARGS)
+test: setup  ## run the tests, side by side; ARGS="tests/streaming -x" chooses some
+	$(BIN)/python -m pytest -n logical --maxprocesses 8 --dist worksteal $(ARGS)
 
 lint: setup  ## check style, types and import contracts
 	$(BIN)/ruff check .
