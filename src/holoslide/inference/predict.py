@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from holoslide.models.streamed import HeadCells, StreamedClassifier, head_stride
 from holoslide.streaming.features import FeatureMap, Pixels
+from holoslide.streaming.host import hand_back_freed
 from holoslide.streaming.receptive import Receptive
 
 
@@ -61,6 +62,7 @@ def score_slide(network: StreamedClassifier, slide: Pixels, *, explain: Sequence
                 cells[k] = _cell_scores(gathered, explanation, output, head_stride(head))
             features = output
     features.free()
+    hand_back_freed()
     return SlideScores(np.stack(logits), cells)
 
 
