@@ -47,11 +47,14 @@ OPEN = (
     "auxiliary heads without barriers; their ensemble",
     "stem stride, learning rate, pooling, number of training slides, label noise: on frozen features by "
     "`python -m benchmarks.heads`, not run in full yet; frozen BatchNorm scale",
-    "burden 0.06 with other seeds; burden 0.03; three seeds of layout at each burden; `arrangement`, where frozen "
-    "features are at chance ([log](log.md))",
+    "burden 0.06 with the defaults, and on a layout that the settings for small lesions were not chosen on; "
+    "burden 0.03; three seeds of layout at each burden; `arrangement`",
     "peak memory against slide side for all methods: `python -m benchmarks.reach`, not run in full yet",
     "anything on a GPU: `python -m benchmarks.gpu`",
 )
+SHOWN_MIL = """MIL's figure is the mean of three trainings, its interval that of their averaged probabilities, so
+the one need not lie in the other; each training's AUROC is in the result file.
+"""
 HEAD = """# Results
 
 Made from the files in `benchmarks/results/` by `python -m benchmarks.results_page`, not by hand. Each file names
@@ -97,7 +100,7 @@ def _accuracy(results: dict[str, Found]) -> str:
             link = f"[{found.date}](../benchmarks/results/{found.path.name})"
             rows.append(f"| {words} | {method} | {value:.3f} | {interval} | {link} |")
     shown = "![Test AUROC of each method on each cohort](pictures/results-auroc.svg)\n"
-    return "\n".join([*rows, "", shown])
+    return "\n".join([*rows, "", SHOWN_MIL, shown])
 
 
 def _heads(stem: str, words: str, results: dict[str, Found]) -> str:

@@ -67,7 +67,7 @@ def surest(run: Path) -> str:
 
 @contextmanager
 def serving(run: Path) -> Iterator[str]:
-    """The address of a viewer."""
+    """The address of a viewer of the run."""
     command = [Path(sys.executable).with_name("holoslide"), "serve", str(run), "--port", "8766"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as viewer:
         assert viewer.stdout is not None
