@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 
 from holoslide.models.streamed import HeadCells, StreamedClassifier, head_stride
 from holoslide.streaming.features import FeatureMap, Pixels
-from holoslide.streaming.host import hand_back_freed
 from holoslide.streaming.receptive import Receptive
 
 
@@ -49,20 +48,12 @@ class SlideScores:
 def score_slide(network: StreamedClassifier, slide: Pixels, *, explain: Sequence[int] = ()) -> SlideScores:
     """Run a slide through the network; `explain` names the heads (0 to K - 1) whose cells are wanted."""
     logits, cells = [], {}
-    features = network.stem_map(slide)
     with torch.no_grad():
-        for k, head in enumerate(network.heads):
-            output = network.part_map(k, features)
-            features.free()
-            with network.autocast():
-                gathered = network.head_cells(head, output)
+        for k, (head, output, gathered) in enumerate(network.read(slide)):
             explanation = head.readout.explain(gathered.cells_NC)
             logits.append(explanation.logits_L.double().cpu().numpy())
             if k in explain:
                 cells[k] = _cell_scores(gathered, explanation, output, head_stride(head))
-            features = output
-    features.free()
-    hand_back_freed()
     return SlideScores(np.stack(logits), cells)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Literal, cast, get_args
@@ -24,7 +24,7 @@ from holoslide.models.reconstruction import Decoder
 from holoslide.streaming.chain import Chain
 from holoslide.streaming.cost import Cost, Peak, PeakBytes, measure
 from holoslide.streaming.features import Batch, FeatureMap, Pixels, PixelSource
-from holoslide.streaming.host import free_bytes
+from holoslide.streaming.host import free_bytes, hand_back_freed
 from holoslide.streaming.plan import HEAP_BYTES, SLACK, Plan, Stage, make_plan, parameter_bytes
 from holoslide.streaming.receptive import Receptive
 from holoslide.streaming.storage import Storage, StorageConfig
@@ -154,6 +154,22 @@ class StreamedClassifier:
     def head_cells(self, head: Head, output: FeatureMap) -> HeadCells:
         """The cells of a head's map that vote, without gradients."""
         return head_cells(head, output, pool=self.pool, clipped=self.border == "zeros")
+
+    def read(self, pixels: Pixels) -> Iterator[tuple[Head, FeatureMap, HeadCells]]:
+        """A slide, module by module: each head with the map that it reads, there until the next, and its cells.
+
+        To be gone through without gradients.
+        """
+        features = self.stem_map(pixels)
+        for k, head in enumerate(self.heads):
+            output = self.part_map(k, features)
+            features.free()
+            with self.autocast():
+                cells = self.head_cells(head, output)
+            yield head, output, cells
+            features = output
+        features.free()
+        hand_back_freed()
 
     def _tiling(self) -> Tiling:
         return Tiling(side=self.config.tile_cells or 128, batch=self.config.batch, keep=self.config.keep)

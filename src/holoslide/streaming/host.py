@@ -42,13 +42,14 @@ def hand_back_at_once() -> None:
         _LIBC.mallopt(_M_MMAP_THRESHOLD, _APART_BYTES)
 
 
-def hand_back_freed(after_bytes: int = _WORTH_HANDING_BACK) -> None:
-    """After work of that size on a CPU, return freed memory to the machine, so that the peak stays what it was.
+def hand_back_freed(after_bytes: int | None = None) -> None:
+    """Return freed memory to the machine: after a whole slide, or after work of so many bytes within one.
 
-    Asking costs milliseconds, so small work does not; a whole slide always does, or what slides of many sizes leave
-    behind adds up. Only glibc can be asked.
+    Else what slides of many sizes leave behind adds up. Asking costs milliseconds, so small work within a slide
+    does not ask. Only glibc can be asked.
     """
-    if after_bytes >= _WORTH_HANDING_BACK and _LIBC is not None:
+    small = after_bytes is not None and after_bytes < _WORTH_HANDING_BACK
+    if not small and _LIBC is not None:
         _LIBC.malloc_trim(0)
 
 

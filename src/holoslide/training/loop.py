@@ -220,17 +220,9 @@ class _Run:
     @torch.no_grad()
     def logits(self, slide: Pixels) -> Tensor:
         """What the K heads say about a slide, (K, L)."""
-        logits, features = [], self.network.stem_map(slide)
-        for k, head in enumerate(self.network.heads):
-            output = self.network.part_map(k, features)
-            features.free()
-            with self.network.parts[k].segments[-1].autocast():
-                cells = self.network.head_cells(head, output)
-            logits.append(head.readout(cells.cells_NC).double().cpu())
-            features = output
-        features.free()
-        hand_back_freed()
-        return torch.stack(logits)
+        return torch.stack(
+            [head.readout(cells.cells_NC).double().cpu() for head, _, cells in self.network.read(slide)]
+        )
 
     def end_epoch(self, valid: Row) -> None:
         """Write what the epoch came to: the model if it is the best, then the checkpoint, then the tables.

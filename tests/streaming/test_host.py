@@ -1,0 +1,33 @@
+"""What the C library keeps of freed memory goes back to the machine."""
+
+import subprocess
+import sys
+
+import pytest
+
+# 300 MB in blocks below the size that is always handed back, each with something behind it that stays.
+FREED_IN_PIECES = """
+from holoslide.streaming.host import hand_back_at_once, hand_back_freed
+from holoslide.training.history import resident_bytes
+hand_back_at_once()
+blocks, kept = [], []
+for _ in range(300):
+    blocks.append(b"x" * 10**6)
+    kept.append(b"x" * 10**5)
+most = resident_bytes()
+blocks.clear()
+hand_back_freed(10**6)
+print(most - resident_bytes())
+hand_back_freed()
+print(most - resident_bytes())
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only glibc can be asked")
+def test_freed_memory_goes_back_after_a_slide_and_not_after_every_trifle():
+    found = subprocess.run(
+        [sys.executable, "-c", FREED_IN_PIECES], capture_output=True, text=True, check=True, timeout=300
+    )
+    after_a_trifle, after_a_slide = map(int, found.stdout.split())
+    assert after_a_trifle < 100e6
+    assert after_a_slide > 250e6
