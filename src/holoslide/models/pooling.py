@@ -73,4 +73,4 @@ def dropout(weights_N: Tensor, rate: float, generator: torch.Generator | None) -
     if generator is None or rate == 0:
         return weights_N
     kept_N = torch.rand(len(weights_N), generator=generator, device=generator.device) >= rate
-    return weights_N * kept_N.to(weights_N.device, weights_N.dtype) / (1 - rate)
+    return weights_N * kept_N.to(weights_N.device, weights_N.dtype, non_blocking=True) / (1 - rate)

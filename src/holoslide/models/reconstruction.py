@@ -94,35 +94,38 @@ class Decoder(nn.Module):
 
     def pull_back(
         self, patches_BCHW: Tensor, target_BCHW: Tensor, *, scale: int, weight: float
-    ) -> tuple[float, Tensor]:
+    ) -> tuple[Tensor, Tensor]:
         """`loss`, and the gradients of `weight` times it: the patches', (B, C_k, h, w); `.grad` gets the layers'.
 
-        The same as a backward pass through all patches at once, in a fraction of its memory: only BatchNorm needs
-        them together, the convolutions before and after it take one at a time.
+        The same as a backward pass through all patches at once. On a CPU in a fraction of its memory: only
+        BatchNorm needs them together, the convolutions before and after it take one at a time. On a GPU they
+        take all, for many small launches would cost more than their memory.
         """
         first, norm, relu, last = self.layers
-        everywhere = range(len(patches_BCHW))
-        hidden_BCHW = torch.cat([first(_fine(patches_BCHW[i : i + 1], scale)).detach() for i in everywhere])
+        size = 1 if patches_BCHW.device.type == "cpu" else len(patches_BCHW)
+        parts = [slice(start, start + size) for start in range(0, len(patches_BCHW), size)]
+        hidden_BCHW = torch.cat([first(_fine(patches_BCHW[part], scale)).detach() for part in parts])
         normed_BCHW = norm(hidden_BCHW.requires_grad_())
-        grad_BCHW, total = normed_BCHW.detach(), 0.0  # takes the values' place, which BatchNorm does not keep
-        for i in everywhere:
-            leaf = normed_BCHW[i : i + 1].detach().requires_grad_()
-            loss = _difference(last(relu(leaf)), target_BCHW[i : i + 1]) / len(patches_BCHW)
+        grad_BCHW = normed_BCHW.detach()  # takes the values' place, which BatchNorm does not keep
+        losses = []
+        for part in parts:
+            leaf = normed_BCHW[part].detach().requires_grad_()
+            loss = _difference(last(relu(leaf)), target_BCHW[part]) * (len(leaf) / len(patches_BCHW))
             _backward(loss * weight, None)
             assert leaf.grad is not None
-            grad_BCHW[i] = leaf.grad[0]
-            total += float(loss.detach())
+            grad_BCHW[part] = leaf.grad
+            losses.append(loss.detach().double())
         _backward(normed_BCHW, grad_BCHW)
         hidden_grad_BCHW = hidden_BCHW.grad
         assert hidden_grad_BCHW is not None
         del normed_BCHW, grad_BCHW, hidden_BCHW
         grads = torch.empty_like(patches_BCHW)
-        for i in everywhere:
-            leaf = patches_BCHW[i : i + 1].detach().requires_grad_()
-            _backward(first(_fine(leaf, scale)), hidden_grad_BCHW[i : i + 1])
+        for part in parts:
+            leaf = patches_BCHW[part].detach().requires_grad_()
+            _backward(first(_fine(leaf, scale)), hidden_grad_BCHW[part])
             assert leaf.grad is not None
-            grads[i] = leaf.grad[0]
-        return total, grads
+            grads[part] = leaf.grad
+        return torch.stack(losses).sum(), grads
 
 
 def _fine(patches_BCHW: Tensor, scale: int) -> Tensor:

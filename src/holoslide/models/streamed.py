@@ -302,7 +302,8 @@ class HeadCells:
     """The cells of a head's map that vote, in row-major order whatever the tiles.
 
     `cells_NC` are their values, `places` their (y, x) on the head's grid, `rows[b]` where each voting cell of
-    batch b stands in that order, `voting[b]` which cells of the batch's head map vote, (B, h, w).
+    batch b stands in that order, `voting[b]` which cells of the batch's head map (B, h, w) vote, counted through.
+    Both are numbers and no masks: on a GPU a mask has to be counted first, and all waits for that.
     """
 
     cells_NC: Tensor
@@ -320,23 +321,28 @@ def head_cells(head: Head, output: FeatureMap, *, pool: Pool, clipped: bool) -> 
     voting, counts, places = [], [], [np.empty((0, 2), np.int64)]
     for batch in output.batches:
         votes = np.stack([_votes(box, output, stride, pool=pool, clipped=clipped) for box in batch.boxes])
-        voting.append(torch.from_numpy(votes).to(output.device))
-        counts.append(int(votes.sum()))
+        voting.append(torch.from_numpy(np.flatnonzero(votes)).to(output.device, non_blocking=True))
+        counts.append(len(voting[-1]))
         for box, vote in zip(batch.boxes, votes, strict=True):
             places.append(np.argwhere(vote) + np.array([box.top // stride, box.left // stride]))
     all_places = np.concatenate(places)
     order = np.lexsort((all_places[:, 1], all_places[:, 0]))
     rank = torch.empty(len(order), dtype=torch.long)
     rank[torch.from_numpy(order)] = torch.arange(len(order))
-    rows = list(torch.split(rank.to(output.device), counts))
+    rows = list(torch.split(rank.to(output.device, non_blocking=True), counts))
     cells_NC = output.glass.new_empty(0, head.stem.out_channels)
-    for batch, mask, row in zip(output.batches, voting, rows, strict=True):
+    for batch, which, row in zip(output.batches, voting, rows, strict=True):
         with torch.no_grad():
-            cells_BHWC = head_map(head, output.windows(batch.boxes)).permute(0, 2, 3, 1)
+            cells_nC = voting_cells(head, output.windows(batch.boxes), which)
         if len(cells_NC) == 0:  # the first batch tells the dtype
-            cells_NC = cells_BHWC.new_empty(len(order), head.stem.out_channels)
-        cells_NC[row] = cells_BHWC[mask]
+            cells_NC = cells_nC.new_empty(len(order), head.stem.out_channels)
+        cells_NC[row] = cells_nC
     return HeadCells(cells_NC, all_places[order], rows, voting)
+
+
+def voting_cells(head: Head, tile_BCHW: Tensor, which: Tensor) -> Tensor:
+    """Those of a head's cells of a tile that vote, (n, C'); `which` as in `HeadCells.voting`."""
+    return head_map(head, tile_BCHW).permute(0, 2, 3, 1).flatten(0, 2).index_select(0, which)
 
 
 def head_map(head: Head, tile_BCHW: Tensor) -> Tensor:
@@ -377,4 +383,5 @@ __all__ = [
     "head_cells",
     "head_map",
     "head_stride",
+    "voting_cells",
 ]

@@ -31,8 +31,9 @@ class Average:
     def update(self, step: int) -> None:
         """Take in the weights after optimiser step `step`, counted from 0."""
         keep = min(self.decay, (1 + step) / (10 + step))
-        for name, average in self._averages.items():
-            average.lerp_(self._trained[name], 1 - keep)
+        if self._averages:
+            averages, trained = list(self._averages.values()), list[Tensor](self._trained.values())
+            torch._foreach_lerp_(averages, trained, 1 - keep)  # one launch on a GPU, not one for each
 
     @contextmanager
     def in_place(self) -> Iterator[None]:

@@ -64,7 +64,7 @@ class LocalStep:
             features = output  # values only: nothing flows back
         features.free()
         return StepResult(
-            tuple(loss.classification for loss in losses),
-            tuple(loss.reconstruction for loss in losses),
+            tuple(torch.stack([loss.classification for loss in losses]).tolist()),
+            tuple(torch.stack([loss.reconstruction for loss in losses]).tolist()),
             torch.stack([loss.logits_L for loss in losses]),
         )

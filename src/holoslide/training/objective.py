@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from holoslide.geometry import Box
 from holoslide.models.heads import Head
 from holoslide.models.reconstruction import draw_patches
-from holoslide.models.streamed import StreamedClassifier, head_map
+from holoslide.models.streamed import StreamedClassifier, voting_cells
 from holoslide.streaming.features import Batch, FeatureMap
 from holoslide.streaming.host import hand_back_freed
 from holoslide.streaming.tiled import Pull
@@ -24,11 +24,13 @@ from holoslide.streaming.tiled import Pull
 
 @dataclass(frozen=True, slots=True)
 class Loss:
-    """What one module's objective came to."""
+    """What one module's objective came to: logits (L,), and the losses as scalars where they were computed, for
+    on a GPU each number that is asked for waits for all that was started.
+    """
 
     logits_L: Tensor
-    classification: float
-    reconstruction: float
+    classification: Tensor
+    reconstruction: Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,18 +84,18 @@ class Objective:
 
     def _classify(
         self, output: FeatureMap, label: int, *, generator: torch.Generator, scale: float
-    ) -> tuple[Tensor, float, CellGrads]:
+    ) -> tuple[Tensor, Tensor, CellGrads]:
         """Logits, loss, and dL/d(cells); the cells themselves are not kept."""
         with self.segment.autocast():
             cells = self.network.head_cells(self.head, output)
         leaf_NC = cells.cells_NC.requires_grad_()
         logits_L = self.head.readout(leaf_NC, generator=generator)
-        loss = F.cross_entropy(logits_L, torch.tensor(label, device=logits_L.device))
-        if self.class_weights is not None:  # cross_entropy's own mean over one slide would cancel its weight
+        loss = -F.log_softmax(logits_L, dim=0)[label]
+        if self.class_weights is not None:  # cross_entropy's mean over one slide would cancel it
             loss = loss * self.class_weights[label]
         torch.autograd.backward([loss * scale])
         assert leaf_NC.grad is not None
-        return logits_L.detach(), float(loss.detach()), CellGrads(leaf_NC.grad, cells.rows, cells.voting)
+        return logits_L.detach(), loss.detach(), CellGrads(leaf_NC.grad, cells.rows, cells.voting)
 
     def _draw(self, output: FeatureMap, features: FeatureMap, generator: torch.Generator) -> list[Box]:
         stride = output.field.stride // features.field.stride
@@ -110,9 +112,9 @@ class Objective:
 
     def _reconstruct(
         self, output: FeatureMap, features: FeatureMap, boxes: Sequence[Box], *, scale: float
-    ) -> tuple[float, Patches | None]:
+    ) -> tuple[Tensor, Patches | None]:
         if self.decoder is None or not boxes:
-            return 0.0, None
+            return torch.zeros((), dtype=torch.double, device=output.device), None
         stride = output.field.stride // features.field.stride
         seen_BCHW = output.windows(boxes)
         target_BCHW = features.windows([box.times(stride) for box in boxes])
@@ -133,8 +135,8 @@ class _Pull:
         roots = []
         rows = self.cells.rows[batch.number]
         if len(rows):
-            cells_BHWC = head_map(self.head, result_BCHW).permute(0, 2, 3, 1)
-            roots.append((cells_BHWC[self.cells.voting[batch.number]], self.cells.grads_NC[rows]))
+            cells_nC = voting_cells(self.head, result_BCHW, self.cells.voting[batch.number])
+            roots.append((cells_nC, self.cells.grads_NC[rows]))
         if self.patches is not None:
             grad_BCHW = _overlap(self.patches, batch, result_BCHW)
             if grad_BCHW is not None:
