@@ -168,12 +168,15 @@ def value_of(goal: Goal, results: dict[str, Found]) -> float | None:
 
 
 def seeds_of(goal: Goal, results: dict[str, Found]) -> list[float]:
-    """The figure from the goal's file, and from those of the same name and another seed (`NAME-seed1`, ...)."""
-    if goal.file not in results:
-        return []
-    same = re.compile(re.escape(goal.file) + r"(-seed\d+)?")
-    figures = [found.figures.get(goal.key) for stem, found in results.items() if same.fullmatch(stem)]
+    """The figure from each of `runs_of`."""
+    figures = [found.figures.get(goal.key) for found in runs_of(goal, results)]
     return [float(value) for value in figures if isinstance(value, int | float)]
+
+
+def runs_of(goal: Goal, results: dict[str, Found]) -> list[Found]:
+    """The goal's file, and those of its name and another seed or layout (`NAME-seed1`, `NAME-layout0`, ...)."""
+    same = re.compile(re.escape(goal.file) + r"(-(seed|layout)\d+)?")
+    return [found for stem, found in sorted(results.items()) if same.fullmatch(stem)]
 
 
 def main() -> None:

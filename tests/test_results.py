@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import yaml
 from benchmarks.results_page import PAGE, PICTURE, page
+from benchmarks.results_tables import layouts
 from benchmarks.summary import GOALS, Found, Goal, newest, seeds_of, value_of
 
 from holoslide.config import RunConfig
@@ -79,3 +80,18 @@ def test_the_summary_names_all_and_invents_none() -> None:
     )  # fmt: skip
     results = newest()
     assert json.loads(done.stdout) == {goal.name: value_of(goal, results) for goal in GOALS}
+
+
+def test_settings_by_layout_have_their_mean_where_all_were_run(tmp_path: Path) -> None:
+    values = {"small-lesions-layout0": 0.5, "small-lesions-layout1": 0.6, "small-lesions-layout2": 0.9,
+              "small-lesions-k1-layout1": 0.7}  # fmt: skip
+    results = {
+        f"run_record-tissue-06-{name}": Found({"slides_auroc": value}, tmp_path / f"{name}.json", "", "")
+        for name, value in values.items()
+    }
+    rows = [row.split(" | ") for row in layouts(results).splitlines() if row.startswith("| 0.06")]
+    assert [row[-1].strip("| ") for row in rows] == ["0.667", ""]
+    assert [bool(cell) for cell in rows[1][2:5]] == [False, True, False]
+    goal = Goal("tissue", "", "run_record-tissue-06-small-lesions", "slides_auroc")
+    assert seeds_of(goal, results) == [0.5, 0.6, 0.9]
+    assert layouts({}) == ""
