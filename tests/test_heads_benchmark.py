@@ -6,18 +6,19 @@ import torch
 from benchmarks.heads import VALUES, Setting, logits, network, settings, slides_of
 from benchmarks.mil import PARTS
 
-from holoslide.demo import draw_demo
 from holoslide.models.streamed import StreamConfig, StreamedClassifier
 from holoslide.pipeline import prepare_cohort
-from holoslide.slides.cohort import Cohort
+from holoslide.slides.cohort import Cohort, SplitConfig
+from holoslide.slides.phantom import PhantomConfig, write_phantoms
 from holoslide.slides.prepare import PrepareConfig
 from holoslide.slides.raster import Raster
 
 
 def test_a_head_reads_what_it_reads_in_a_run(tmp_path: Path) -> None:
-    table = draw_demo(tmp_path, task="focus", slides=12, seed=0)
+    drawn = PhantomConfig(least_um=2000, most_um=2200, mpp=4.0)
+    cohort = Cohort.from_csv(write_phantoms(tmp_path, task="focus", slides=8, config=drawn))
     prepared = prepare_cohort(
-        Cohort.from_csv(table), tmp_path / "rasters", PrepareConfig(mpp=8.0), labels=True
+        cohort.with_splits(SplitConfig()), tmp_path / "rasters", PrepareConfig(mpp=4.0), labels=True
     )
     slides = slides_of(prepared, "none", 2)
     assert [len(slides[part]) for part in PARTS] == [len(getattr(prepared.cohort, part)) for part in PARTS]
