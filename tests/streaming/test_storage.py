@@ -37,6 +37,26 @@ def test_tiles_come_back_from_memory_and_file(in_memory: int) -> None:
         assert torch.equal(array.get(number, slice(1, 3)), tile[1:3])
 
 
+@pytest.mark.parametrize("block_tiles", [1, 2, 4])
+def test_tiles_beside_a_full_device_lie_in_blocks(block_tiles: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`meta` is a device whose host memory is another's; of seven tiles five fit there, two are in the file."""
+    monkeypatch.setattr("holoslide.streaming.storage._BLOCK_BYTES", block_tiles * TILE_BYTES + 7)
+    storage = Storage(StorageConfig(0, host_bytes=5 * TILE_BYTES), torch.device("meta"))
+    array = storage.array(7, TILE, torch.bfloat16, zero=True)
+    tiles = [torch.randn(TILE).bfloat16() for _ in range(7)]
+    for number, tile in enumerate(tiles):
+        assert not array.get(number).any()
+        array.put(number, tile)
+    for number, tile in enumerate(tiles):
+        assert torch.equal(array.get(number), tile)
+        array.add(number, slice(1, 3), slice(0, 2), torch.ones(2, 2, 5, dtype=torch.bfloat16))
+        tile[1:3, 0:2] += 1
+        assert torch.equal(array.get(number, slice(1, 3)), tile[1:3])
+    assert storage.array(1, TILE, torch.bfloat16).in_file, "the budget is taken"
+    array.free()
+    assert not storage.array(5, TILE, torch.bfloat16).in_file
+
+
 def test_room_comes_back_when_an_array_is_freed_or_forgotten() -> None:
     storage, before = Storage(StorageConfig(device_bytes=2 * TILE_BYTES), CPU), open_files()
     for forget in (False, True):

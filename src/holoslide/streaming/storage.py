@@ -15,6 +15,11 @@ from torch import Tensor
 from holoslide.errors import MemoryPlanError
 from holoslide.streaming.host import hand_back_at_once
 
+# Of pinned memory: PyTorch rounds each request up to a power of two, and hands what was freed on to requests of that
+# size alone. So maps are cut into blocks just under one power, whatever the slide: little is wasted, and the next
+# slide, of another size, need not ask the system, which is slow.
+_BLOCK_BYTES = 2**28
+
 
 @dataclass(frozen=True, slots=True)
 class StorageConfig:
@@ -81,11 +86,12 @@ class TileArray:
         self._tile_bytes = math.prod(shape) * dtype.itemsize
         make = torch.zeros if zero else torch.empty
         self._device = make((counts["device"], *shape), dtype=dtype, device=storage.device)
-        self._host = make(
-            (counts["host"], *shape),
-            dtype=dtype,
-            pin_memory=counts["host"] > 0 and storage.device.type == "cuda",
-        )
+        self._in_host, self._per_block = counts["host"], max(1, _BLOCK_BYTES // max(1, self._tile_bytes))
+        pinned = storage.device.type == "cuda"
+        self._host = [
+            make((min(self._per_block, self._in_host - first), *shape), dtype=dtype, pin_memory=pinned)
+            for first in range(0, self._in_host, self._per_block)
+        ]
         self._file = -1
         if in_file:
             hand_back_at_once()  # memory is short: the resident set must be what tensors take
@@ -109,8 +115,9 @@ class TileArray:
         """Rows of a tile: a view where it is in memory, a copy where it is in the file."""
         if index < len(self._device):
             return self._device[index, rows]
-        if index < len(self._device) + len(self._host):
-            return self._host[index - len(self._device), rows]
+        if index < self._in_memory:
+            block, place = divmod(index - len(self._device), self._per_block)
+            return self._host[block][place, rows]
         start, stop, _ = rows.indices(self.shape[0])
         out = torch.empty((stop - start, *self.shape[1:]), dtype=self.dtype)
         view = _bytes(out)
@@ -126,7 +133,7 @@ class TileArray:
     def put(self, index: int, tile: Tensor) -> None:
         """Write a tile, or its first rows and columns where it is smaller than the array's shape."""
         height, width = tile.shape[:2]
-        if index < len(self._device) + len(self._host):
+        if index < self._in_memory:
             self.get(index)[:height, :width].copy_(tile)
             return
         if tile.shape != self.shape:
@@ -144,18 +151,23 @@ class TileArray:
         """Add values (h, w, C) to a part of a tile."""
         tile = self.get(index)
         tile[rows, columns] += values.to(tile.device)
-        if index >= len(self._device) + len(self._host):
+        if index >= self._in_memory:
             self.put(index, tile)
 
     def free(self) -> None:
         """Give the room back; the array must not be used again."""
         self._release()
         self._device = self._device[:0].clone()
-        self._host = self._host[:0].clone()
+        self._host, self._in_host = [], 0
         self._file = -1
 
+    @property
+    def _in_memory(self) -> int:
+        """How many tiles are not in the file."""
+        return len(self._device) + self._in_host
+
     def _position(self, index: int) -> int:
-        return (index - len(self._device) - len(self._host)) * self._tile_bytes
+        return (index - self._in_memory) * self._tile_bytes
 
 
 def _unlinked_file(folder: str | None) -> int:
