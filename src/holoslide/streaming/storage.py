@@ -15,9 +15,9 @@ from torch import Tensor
 from holoslide.errors import MemoryPlanError
 from holoslide.streaming.host import hand_back_at_once
 
-# Of pinned memory: PyTorch rounds each request up to a power of two, and hands what was freed on to requests of that
-# size alone. So maps are cut into blocks just under one power, whatever the slide: little is wasted, and the next
-# slide, of another size, need not ask the system, which is slow.
+# Of pinned memory: PyTorch rounds each request up to a power of two, and hands what was freed on to requests of
+# that size alone. So maps are cut into blocks just under one power, whatever the slide: little is wasted, and the
+# next slide, of another size, need not ask the system, which is slow.
 _BLOCK_BYTES = 2**28
 
 
