@@ -1,5 +1,6 @@
 """Several processes: they share slides out evenly, and two give what one gives."""
 
+import logging
 import os
 import socket
 import subprocess
@@ -10,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from lightning_fabric.utilities.rank_zero import rank_zero_info
 
 from holoslide.errors import ConfigError
 from holoslide.training.parallel import launch, share
@@ -68,6 +70,18 @@ def test_two_gloo_processes_give_what_one_gives(tmp_path):
         for row, expected in zip(rows, history, strict=True):
             for key in expected.keys() - set(MEASURED):
                 assert row[key] == pytest.approx(expected[key], rel=1e-10), key
+
+
+def test_fabric_gives_no_advice(caplog: pytest.LogCaptureFixture) -> None:
+    said = logging.getLogger("lightning_fabric")
+    said.setLevel(logging.INFO)  # as it is when first imported
+    said.addHandler(caplog.handler)
+    rank_zero_info("round your numbers")
+    launch("cpu", devices=1, nodes=1)
+    rank_zero_info("round them again")
+    said.warning("this matters")
+    said.removeHandler(caplog.handler)
+    assert [record.getMessage() for record in caplog.records] == ["round your numbers", "this matters"]
 
 
 def test_devices_that_are_not_there_are_a_configuration_error():

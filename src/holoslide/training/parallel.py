@@ -6,6 +6,7 @@ same bytes again and again. Gradients are summed over ranks once per optimiser s
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Sequence
 from typing import Literal
 
@@ -21,6 +22,8 @@ Precision = Literal["auto", "32", "bf16"]
 
 def launch(accelerator: Accelerator, *, devices: int | Literal["auto"], nodes: int) -> Fabric:
     """Start one process per device (or join those that torchrun or Slurm started)."""
+    # Else it advises every user of a GPU, in five lines, to round float32, which nobody asked for.
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
     try:
         fabric = Fabric(accelerator=accelerator, devices=devices, num_nodes=nodes)
     except (RuntimeError, ValueError) as error:
