@@ -76,7 +76,7 @@ def _goals(goals: Sequence[Goal], results: dict[str, Found]) -> str:
         missed = " (missed)" if goal.is_met(value) is False else ""
         found = runs[0]
         link = f"[{found.date}](../benchmarks/results/{found.path.name})"
-        kind = "layouts" if "-layout" in found.path.name else "seeds"
+        kind = "layouts" if any("-layout" in run.path.name for run in runs) else "seeds"
         words = f"{goal.words}, mean of {len(runs)} {kind}" if len(runs) > 1 else goal.words
         rows.append(f"| {words} | {value:.3g} | {wanted(goal)}{missed} | {link}, `{found.command}` |")
     return "\n".join(rows) + "\n"
