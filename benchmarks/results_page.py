@@ -57,13 +57,22 @@ def page(results: dict[str, Found]) -> str:
         _goals(SLIDES, results),
     ]
     parts += ["## All goals of accuracy\n", _goals(ACCURACY, results)]
-    parts += [heads(f"heads-{cohort}", words, results) for cohort, words in COHORTS.items()]
+    parts += [
+        heads(found, _words(stem.removeprefix("heads-")))
+        for stem, found in sorted(results.items())
+        if stem.startswith("heads-")
+    ]
     parts += [
         reach(results),
         "## Open\n",
         "Asked, and not answered yet:\n\n" + "\n".join(f"- {line}" for line in OPEN) + "\n",
     ]
     return "\n".join(filter(None, parts))
+
+
+def _words(cohort: str) -> str:
+    name, _, layout = cohort.partition("-layout")
+    return COHORTS.get(name, name) + (f", layout {layout}" if layout else "")
 
 
 def _goals(goals: Sequence[Goal], results: dict[str, Found]) -> str:
