@@ -6,6 +6,7 @@ import re
 import statistics
 
 from benchmarks.reach import DEVICES_GIB, SIDES_PX
+from benchmarks.settings import SETTINGS
 from benchmarks.summary import Found
 
 QUESTIONS = {
@@ -25,17 +26,8 @@ METHODS = {
     "holoslide_k8": "**holoslide**, K = 8, budget of 4 GiB",
     "holoslide_k1": "**holoslide**, K = 1, budget of 4 GiB",
 }
-SETTINGS = {  # of runs on several layouts
-    "epochs12": "defaults, 12 epochs",
-    "small-lesions": "`--preset small-lesions`",
-    "small-lesions-cpu": "the same, in float32 on a CPU",
-    "small-lesions-k1": "the preset, `model.modules=1` (end to end)",
-    "small-lesions-rate3": "the preset, `train.backbone_lr_ratio=0.3` (0.1)",
-    "small-lesions-no-rfr": "the preset, `model.reconstruction.alpha=0` (nothing reconstructed)",
-    "small-lesions-gated": "the preset, `model.heads.pooling=gated`, `model.heads.norm=slide` (the paper's)",
-}
 LAYOUTS = range(3)
-_RUN = re.compile(r"run_record-tissue-(?P<burden>\d\d)-(?P<setting>.+)-layout(?P<layout>\d)")
+RUN = re.compile(r"run_record-tissue-(?P<burden>\d\d)-(?P<setting>.+)-layout(?P<layout>\d)")
 _SIDES_PX = (10_000, 20_000, 40_000, 80_000)
 
 
@@ -43,14 +35,16 @@ def layouts(results: dict[str, Found]) -> str:
     """Settings by layout of the tissue slides: the same patients, drawn into slides and parts anew."""
     found: dict[tuple[str, str], dict[int, Found]] = {}
     for stem, result in results.items():
-        if match := _RUN.fullmatch(stem):
+        if match := RUN.fullmatch(stem):
             found.setdefault((match["burden"], match["setting"]), {})[int(match["layout"])] = result
     if not found:
         return ""
     rows = [f"| burden | setting | {' | '.join(f'layout {n}' for n in LAYOUTS)} | mean |", "| --- " * 6 + "|"]
     for burden in sorted({key[0] for key in found}, reverse=True):
-        for setting, words in SETTINGS.items():
-            rows += _layout_row(f"0.{burden} | {words}", found.get((burden, setting), {}), "slides_auroc")
+        for name, setting in SETTINGS.items():
+            for kind, words in (("", setting.words), ("-cpu", f"{setting.words}, in float32 on a CPU")):
+                runs = found.get((burden, name + kind), {})
+                rows += _layout_row(f"0.{burden} | {words}", runs, "slides_auroc")
         mil = {n: results[name] for n in LAYOUTS if (name := _mil(burden, n)) in results}
         rows += _layout_row(f"0.{burden} | MIL, the best of seven by validation", mil, "best_auroc")
     return "\n".join(["## Settings, by layout\n", SHOWN_LAYOUTS, *rows]) + "\n"

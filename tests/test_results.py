@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import yaml
 from benchmarks.results_page import PAGE, PICTURE, page
-from benchmarks.results_tables import layouts
+from benchmarks.results_tables import RUN, layouts
+from benchmarks.settings import SETTINGS, Setting
 from benchmarks.summary import GOALS, Found, Goal, newest, seeds_of, value_of
 
 from holoslide.config import RunConfig
@@ -45,13 +46,25 @@ def test_the_newest_full_result_counts(tmp_path: Path) -> None:
 
 
 def test_the_published_runs_are_made_by_the_settings_that_readme_names() -> None:
-    record = json.loads(newest()["run_record-tissue-slides"].path.read_text(encoding="utf-8"))
+    assert_made_by("run_record-tissue-slides", Setting(""))
+
+
+def test_the_runs_by_layout_are_made_by_the_settings_that_the_table_names() -> None:
+    found = [(stem, match["setting"]) for stem in newest() if (match := RUN.fullmatch(stem))]
+    assert len(found) > 10
+    for stem, name in found:
+        assert_made_by(stem, SETTINGS[name.removesuffix("-cpu")])
+
+
+def assert_made_by(stem: str, setting: Setting) -> None:
+    record = json.loads(newest()[stem].path.read_text(encoding="utf-8"))
     then = dict(_flat(record["configuration"]["config"]))
-    now = dict(_flat(yaml.safe_load(RunConfig.load(REPO / "examples" / "tissue.yaml").to_yaml())))
+    config = RunConfig.load(REPO / "examples" / "tissue.yaml", preset=setting.preset, sets=setting.sets)
+    now = dict(_flat(yaml.safe_load(config.to_yaml())))
     given = {"model.backbone.weights", "stream.memory_gib", "train.seed"}  # on the command line
     assert {key: now.get(key) for key in then.keys() - given} == {
         key: then[key] for key in then.keys() - given
-    }
+    }, stem
 
 
 def _flat(values: dict[str, Any], path: str = "") -> Iterator[tuple[str, object]]:

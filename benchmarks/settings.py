@@ -1,0 +1,155 @@
+"""Settings against one another on a cohort: each trained and tested as a user would, several side by side.
+
+    python -m benchmarks.settings slides.csv tissue-06-layout0 --config examples/tissue.yaml \\
+        --weights resnet18.pth --rasters rasters --jobs 7 --full
+
+NAME-layoutN says which draw of the slides it is. Each setting is a `holoslide train` of its own, in a process with
+one thread, and then a result of its own, `run_record-NAME-SETTING-layoutN`, by `benchmarks.run_record`: of these
+the table in docs/results.md is made. Small slides leave a GPU idle, so several trainings share it well, best under
+NVIDIA's MPS. Without a cohort, an epoch on a few drawn slides: to see that it runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.common import REPO, Figure, Options, Result, main
+from holoslide.slides.phantom import PhantomConfig, write_phantoms
+
+PROGRAM = "from holoslide.cli import main; main()"
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """What a training is told, and how a table names it."""
+
+    words: str
+    preset: str = "default"
+    sets: tuple[str, ...] = ()
+
+
+SMALL = "small-lesions"
+SETTINGS = {
+    "epochs12": Setting("defaults, 12 epochs", sets=("train.epochs=12",)),
+    SMALL: Setting("`--preset small-lesions`", SMALL),
+    f"{SMALL}-k1": Setting("the preset, `model.modules=1` (end to end)", SMALL, ("model.modules=1",)),
+    f"{SMALL}-rate3": Setting(
+        "the preset, `train.backbone_lr_ratio=0.3` (0.1)", SMALL, ("train.backbone_lr_ratio=0.3",)
+    ),
+    f"{SMALL}-no-rfr": Setting(
+        "the preset, `model.reconstruction.alpha=0` (nothing reconstructed)",
+        SMALL,
+        ("model.reconstruction.alpha=0",),
+    ),
+    f"{SMALL}-gated": Setting(
+        "the preset, `model.heads.pooling=gated`, `model.heads.norm=slide` (the paper's)",
+        SMALL,
+        ("model.heads.pooling=gated", "model.heads.norm=slide"),
+    ),
+    f"{SMALL}-gated-no-rfr": Setting(
+        "both of these",
+        SMALL,
+        ("model.heads.pooling=gated", "model.heads.norm=slide", "model.reconstruction.alpha=0"),
+    ),
+}
+QUICK = ("train.epochs=1", "model.backbone.truncate=layer1", "model.modules=2", "prepare.mpp=8.0")
+DRAWN = PhantomConfig(least_um=1500, most_um=1700, mpp=4.0)
+
+
+def measure(options: Options) -> Result:
+    """Test AUROC by setting."""
+    values = dict(options.values)
+    names = values["only"].split(",") if values["only"] else list(SETTINGS)
+    if unknown := set(names) - set(SETTINGS):
+        raise SystemExit(
+            f"--only: there is no {', '.join(sorted(unknown))}; choose from {', '.join(SETTINGS)}"
+        )
+    with tempfile.TemporaryDirectory() as folder:
+        work = Path(values["out"] or folder)
+        if values["cohort"] is None:
+            values["cohort"] = write_phantoms(Path(folder), task="focus", slides=12, config=DRAWN)
+            names = names[:1] if values["only"] is None else names
+        sets = (*QUICK, *values["sets"]) if options.quick else tuple(values["sets"])
+        prepare(values, sets, work)
+        with ThreadPoolExecutor(values["jobs"]) as pool:
+            done = [pool.submit(train, SETTINGS[name], values, sets, work / name) for name in names]
+        aurocs = {name: job.result() for name, job in zip(names, done, strict=True)}
+        if not options.quick:
+            for name in names:
+                record(work / name, values["name"], name)
+    figures: dict[str, Figure] = {f"{name}_auroc": auroc for name, auroc in aurocs.items()}
+    return Result(figures=figures, configuration={"sets": sets}, variant=values["name"] or "drawn")
+
+
+def prepare(values: Mapping[str, Any], sets: tuple[str, ...], work: Path) -> None:
+    """All slides, once, before any training asks for them."""
+    work.mkdir(parents=True, exist_ok=True)
+    only = [one for one in sets if one.startswith("prepare.")]
+    _run("prepare", *_where(values, work), *_given(only), log=work / "prepare.log")
+
+
+def train(setting: Setting, values: Mapping[str, Any], sets: tuple[str, ...], out: Path) -> float:
+    """One run; its test AUROC over slides."""
+    given = ["--preset", setting.preset, *_given((*setting.sets, *sets))]
+    given += _given([f"model.backbone.weights={values['weights']}"])
+    _run("train", *_where(values, out.parent), *given, "--out", out, log=out.with_suffix(".log"))
+    metrics = json.loads((out / "metrics.json").read_text(encoding="utf-8"))
+    return round(float(metrics["slides"]["auroc"]["value"]), 4)
+
+
+def record(run: Path, name: str, setting: str) -> None:
+    """The run's own result file: its name has the setting before the layout."""
+    cohort, _, layout = name.partition("-layout")
+    named = f"{cohort}-{setting}" + (f"-layout{layout}" if layout else "")
+    command = [sys.executable, "-m", "benchmarks.run_record", str(run), named, "--full"]
+    subprocess.run(command, cwd=REPO, check=True)
+
+
+def _where(values: Mapping[str, Any], work: Path) -> list[object]:
+    config = ["--config", Path(values["config"]).resolve()] if values["config"] else []
+    rasters = Path(values["rasters"] or work / "rasters").resolve()
+    return [Path(values["cohort"]).resolve(), "--rasters", rasters, *config]
+
+
+def _given(sets: list[str] | tuple[str, ...]) -> list[object]:
+    return [word for one in sets for word in ("--set", one)]
+
+
+def _run(*command: object, log: Path) -> None:
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    with log.open("w", encoding="utf-8") as said:
+        done = subprocess.run(
+            [sys.executable, "-c", PROGRAM, *map(str, command)],
+            stdout=said, stderr=subprocess.STDOUT, env=environment, check=False,
+        )  # fmt: skip
+    if done.returncode:
+        last = log.read_text(encoding="utf-8").strip().splitlines()[-1:]
+        raise SystemExit(f"{log.stem}: {' '.join(last)} (all of it: {log})")
+
+
+def _arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("cohort", nargs="?", help="slide table with splits (default: some drawn slides)")
+    parser.add_argument("name", nargs="?", help="goes into the names of the result files")
+    parser.add_argument("--config", metavar="YAML", help="what all settings share")
+    parser.add_argument("--rasters", metavar="DIR", help="where the prepared slides are, or go")
+    parser.add_argument("--weights", default="none", help="of the backbone, a file")
+    parser.add_argument("--only", metavar="SETTINGS", help=f"some of {','.join(SETTINGS)}")
+    parser.add_argument(
+        "--set", dest="sets", action="append", default=[], metavar="A.B=C", help="for all, as in train"
+    )
+    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="trainings side by side (1)")
+    parser.add_argument("--out", metavar="DIR", help="keep the runs there")
+
+
+if __name__ == "__main__":
+    main("settings", __doc__, measure, add_arguments=_arguments)
