@@ -28,8 +28,8 @@ OPEN = (
     "reconstruction on and off on more than one layout; alpha, number and size of patches, on accuracy",
     "tissue pooling and glass against the paper's zeros and all, on accuracy",
     "auxiliary heads without barriers; their ensemble",
-    "stem stride, learning rate, pooling, number of training slides, label noise: on frozen features by "
-    "`python -m benchmarks.heads`, not run in full yet; frozen BatchNorm scale",
+    "stem stride, learning rate, number of training slides, label noise: on frozen features by "
+    "`python -m benchmarks.heads`, run for pooling and norm alone so far; frozen BatchNorm scale",
     "burden 0.06: the paper's heads with the preset's training on more than one layout, and with nothing "
     "reconstructed; burdens 0.03 and 0.12 on more than one layout; `arrangement`",
     "peak memory against slide side for all methods: `python -m benchmarks.reach`, not run in full yet",
