@@ -26,8 +26,6 @@ from typing import Any
 from benchmarks.common import REPO, Figure, Options, Result, main
 from holoslide.slides.phantom import PhantomConfig, write_phantoms
 
-PROGRAM = "from holoslide.cli import main; main()"
-
 
 @dataclass(frozen=True, slots=True)
 class Setting:
@@ -69,24 +67,30 @@ DRAWN = PhantomConfig(least_um=1500, most_um=1700, mpp=4.0)
 def measure(options: Options) -> Result:
     """Test AUROC by setting."""
     values = dict(options.values)
+    if not options.quick and not (values["cohort"] and values["name"]):
+        raise SystemExit("--full: give a cohort, and a name for its results")
     names = values["only"].split(",") if values["only"] else list(SETTINGS)
     if unknown := set(names) - set(SETTINGS):
         raise SystemExit(
             f"--only: there is no {', '.join(sorted(unknown))}; choose from {', '.join(SETTINGS)}"
         )
     with tempfile.TemporaryDirectory() as folder:
-        work = Path(values["out"] or folder)
+        work = Path(values["out"] or folder).resolve()
         if values["cohort"] is None:
             values["cohort"] = write_phantoms(Path(folder), task="focus", slides=12, config=DRAWN)
             names = names[:1] if values["only"] is None else names
         sets = (*QUICK, *values["sets"]) if options.quick else tuple(values["sets"])
         prepare(values, sets, work)
-        with ThreadPoolExecutor(values["jobs"]) as pool:
-            done = [pool.submit(train, SETTINGS[name], values, sets, work / name) for name in names]
-        aurocs = {name: job.result() for name, job in zip(names, done, strict=True)}
-        if not options.quick:
-            for name in names:
+
+        def run(name: str) -> float:
+            auroc = train(SETTINGS[name], values, sets, work / name)
+            if not options.quick:  # at once: another setting may fail
                 record(work / name, values["name"], name)
+            return auroc
+
+        with ThreadPoolExecutor(values["jobs"]) as pool:
+            done = [pool.submit(run, name) for name in names]
+        aurocs = {name: job.result() for name, job in zip(names, done, strict=True)}
     figures: dict[str, Figure] = {f"{name}_auroc": auroc for name, auroc in aurocs.items()}
     return Result(figures=figures, configuration={"sets": sets}, variant=values["name"] or "drawn")
 
@@ -129,7 +133,7 @@ def _run(*command: object, log: Path) -> None:
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     with log.open("w", encoding="utf-8") as said:
         done = subprocess.run(
-            [sys.executable, "-c", PROGRAM, *map(str, command)],
+            [sys.executable, "-m", "holoslide", *map(str, command)],
             stdout=said, stderr=subprocess.STDOUT, env=environment, check=False,
         )  # fmt: skip
     if done.returncode:

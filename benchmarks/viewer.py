@@ -44,8 +44,7 @@ def served(run: Path) -> Iterator[int]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = int(probe.getsockname()[1])
-    program = "from holoslide.cli import main; main()"
-    command = [sys.executable, "-c", program, "serve", str(run), "--port", str(port)]
+    command = [sys.executable, "-m", "holoslide", "serve", str(run), "--port", str(port)]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
         try:
             until = time.monotonic() + 60

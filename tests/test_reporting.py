@@ -4,11 +4,14 @@ import hashlib
 import html
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from holoslide.config import RunConfig
+from holoslide.pipeline import command_given
 from holoslide.slides.cohort import Cohort
 
 
@@ -47,6 +50,18 @@ def test_the_data_are_named_by_their_hashes(words: str, finished_run: Path) -> N
 def test_what_it_took_stands_against_the_plan(words: str) -> None:
     assert re.search(r"Memory of the whole process – \d+ MiB|Memory of the whole process – [\d.]+ GiB", words)
     assert re.search(r"One epoch with its validation [\d.]+ \w+ .*?[\d.]+ \w+ .*?\d+ %", words)
+
+
+def test_the_command_is_the_same_as_a_module(monkeypatch: pytest.MonkeyPatch) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "holoslide", "--help"], capture_output=True, text=True, check=True
+    )
+    assert "train" in done.stdout
+    for program in ("/somewhere/bin/holoslide", "/somewhere/holoslide/__main__.py"):
+        monkeypatch.setattr(sys, "argv", [program, "train", "my slides.csv"])
+        assert command_given() == "holoslide train 'my slides.csv'"
+    monkeypatch.setattr(sys, "argv", ["/somewhere/mine/__main__.py", "x"])
+    assert command_given() == "python /somewhere/mine/__main__.py x"
 
 
 def test_the_command_given_trains_the_same_anew(page: str, finished_run: Path) -> None:

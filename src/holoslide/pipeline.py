@@ -314,7 +314,7 @@ def run_facts(prepared: Prepared) -> dict[str, object]:
 def command_given() -> str:
     """What was typed: the command, or the script that calls the library."""
     program = Path(sys.argv[0])
-    if program.stem in {"holoslide", "cli"}:
+    if program.stem in {"holoslide", "cli"} or program.parts[-2:] == ("holoslide", "__main__.py"):
         return shlex.join(["holoslide", *sys.argv[1:]])
     return shlex.join(["python", *sys.argv])
 
