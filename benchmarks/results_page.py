@@ -103,11 +103,12 @@ def _accuracy(results: dict[str, Found]) -> str:
 
 
 def methods(cohort: str, results: dict[str, Found]) -> list[tuple[str, float, str, Found]]:
-    """What was run on a cohort: method, test AUROC, interval, source; ours first."""
+    """What was run on a cohort, of its layouts the first: method, test AUROC, interval, source; ours first."""
     rows: list[tuple[str, float, str, Found]] = []
     for stem, found in results.items():
-        if f"{stem}-".startswith(f"run_record-{cohort}-") and "-layout" not in stem:
-            setting = stem.removeprefix(f"run_record-{cohort}").strip("-")
+        name, _, layout = stem.partition("-layout")
+        if f"{name}-".startswith(f"run_record-{cohort}-") and layout in {"", "0"}:
+            setting = name.removeprefix(f"run_record-{cohort}").strip("-")
             name = f"**holoslide**{f', {setting}' if setting else ''}"
             rows.append(
                 (name, number(found, "slides_auroc"), str(found.figures["slides_auroc_interval"]), found)
