@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from holoslide.streaming.chain import Chain
 from holoslide.streaming.features import Batch, FeatureMap, TensorSource
 from holoslide.streaming.storage import Storage, StorageConfig
-from holoslide.streaming.tiled import Segment, Tiling
+from holoslide.streaming.tiled import OutputGradient, Segment, Tiling
 from holoslide.streaming.tissue import Tissue
 from tests.streaming.oracle import pad_with_glass, randomise, relative_error
 
@@ -120,7 +120,11 @@ def test_border_of_zeros_is_plain_execution(
     assert output.frame.shape == expected.shape[2:]
     assert relative_error(output.windows([output.frame])[0], expected[0]) < TOLERANCE
     chain.backward(
-        lambda batch, result: [(result, weigh(batch, weights, 0)[:, :, : result.shape[2], : result.shape[3]])]
+        OutputGradient(
+            lambda batch, result: [
+                (result, weigh(batch, weights, 0)[:, :, : result.shape[2], : result.shape[3]])
+            ]
+        )
     )
     compare_gradients(whole, oracle)
 
@@ -149,15 +153,20 @@ def test_border_of_glass_is_plain_execution_on_endless_glass(
     origin = MARGIN // output.field.stride
     check_map(output, plain.detach(), origin)
 
-    # any loss of the cells in computed tiles: their gradient, and no more, is what a head sends back
-    weights = torch.zeros_like(plain)
+    # any loss of the cells in computed tiles, as a head's, and of some outside, as reconstruction's
+    weights = torch.randn(plain.shape, generator=generator, dtype=torch.float64)
+    outside = torch.ones(plain.shape[1:], dtype=torch.bool)
     for box in map(output.grid.box, output.grid.index):
-        rows, columns = box.shifted(origin, origin).slices
-        weights[:, rows, columns] = torch.randn(
-            weights[:, rows, columns].shape, generator=generator, dtype=torch.float64
-        )
+        outside[box.shifted(origin, origin).slices] = False
+    rim = MARGIN // 2 // output.field.stride  # further out the plain map sees where its own glass ends
+    weights[:, :rim], weights[:, -rim:], weights[:, :, :rim], weights[:, :, -rim:] = 0, 0, 0, 0
     (plain * weights).sum().backward()
-    chain.backward(lambda batch, result: [(result, weigh(batch, weights, origin))])
+    chain.backward(
+        OutputGradient(
+            lambda batch, result: [(result, weigh(batch, weights, origin))],
+            (weights * outside).sum((1, 2)),
+        )
+    )
     compare_gradients(whole, oracle)
 
 
@@ -193,7 +202,7 @@ def test_memory_is_given_back() -> None:
     _, chain = build(resnet, generator, "glass", storage, Tiling(8, 2, 1), chained=True, block=1)
     source = TensorSource(torch.randn(5, 30, 30).double(), glass=torch.zeros(5).double())
     output = chain.forward(source, training=True)
-    chain.backward(lambda batch, result: [(result, torch.ones_like(result))])
+    chain.backward(OutputGradient(lambda batch, result: [(result, torch.ones_like(result))]))
     output.free()
     assert storage._left["device"] == 10**6
 
@@ -210,7 +219,7 @@ def test_kept_graphs_change_nothing(mixed: torch.dtype | None) -> None:
         chain = Chain([segment], [Tiling(8, 2, keep)], storage)
         source = TensorSource(torch.linspace(-1, 1, 8 * 33 * 31).reshape(8, 33, 31), glass=torch.zeros(8))
         chain.forward(source, training=True)
-        chain.backward(lambda batch, result: [(result, torch.ones_like(result))])
+        chain.backward(OutputGradient(lambda batch, result: [(result, torch.ones_like(result))]))
         grads.append([p.grad for p in module.parameters()])
     for other in grads[1:]:
         for a, b in zip(grads[0], other, strict=True):

@@ -60,13 +60,14 @@ def make_slide(height: int, width: int, cell: int, share: float, seed: int) -> S
 
 def make_model(
     backbone: str, modules: int, *, seed: int, truncate: str | None = None, kernel: int | None = None,
-    side: int | None = None, stem_stride: int | None = 3, pooling: Pooling = "gated", norm: Norm = "slide",
+    side: int | None = None, patch_share: float = 0.25, stem_stride: int | None = 3,
+    pooling: Pooling = "gated", norm: Norm = "slide",
 ) -> LocalClassifier:  # fmt: skip
     config = ModelConfig(
         backbone=BackboneConfig(name=backbone, weights="none", stem_stride=stem_stride, truncate=truncate),
         modules=modules,
         heads=HeadConfig(kernel=kernel, pooling=pooling, norm=norm),
-        reconstruction=ReconstructionConfig(patches=3, side=side),
+        reconstruction=ReconstructionConfig(patches=3, side=side, share=patch_share),
     )
     generator = torch.Generator().manual_seed(seed)
     inputs = InputConfig(mean=(0.6, 0.5, 0.7), std=(0.2, 0.3, 0.25), glass=(GLASS,) * 3)
@@ -201,9 +202,10 @@ def test_the_papers_step_on_resnet34(modules: int) -> None:
 draws = {
     "backbone": st.sampled_from(
         [
-            ("resnet18", "layer3", 3),
-            ("densenet121", "features.denseblock2", None),
-            ("convnext_tiny", "features.3", None),
+            # name, last layer, stride of the stem; px of glass, whole head cells, further than a cell sees
+            ("resnet18", "layer3", 3, 192),
+            ("densenet121", "features.denseblock2", None, 144),
+            ("convnext_tiny", "features.3", None, 144),
         ]
     ),
     "height": st.integers(60, 130),
@@ -214,6 +216,9 @@ draws = {
     "keep": st.integers(0, 3),
     "modules": st.integers(1, 4),
     "segment_units": st.integers(0, 3),
+    "patch_share": st.sampled_from(
+        [0.25, 100.0]
+    ),  # of the tissue; with much, patches reach past what sees any
     "seed": st.integers(0, 10**6),
     "head": st.fixed_dictionaries(
         {"pooling": st.sampled_from(["auto", "gated"]), "norm": st.sampled_from(["slide", "cohort"])}
@@ -225,12 +230,13 @@ light = settings(max_examples=4, deadline=None, suppress_health_check=list(Healt
 @light
 @given(**draws)
 def test_any_network_with_a_border_of_zeros(
-    backbone, height, width, share, tile, batch, keep, modules, segment_units, seed, head
+    backbone, height, width, share, tile, batch, keep, modules, segment_units, patch_share, seed, head
 ) -> None:
-    name, truncate, stem_stride = backbone
+    name, truncate, stem_stride, _ = backbone
     model = make_model(
-        name, modules, seed=seed, truncate=truncate, kernel=2, side=7, stem_stride=stem_stride, **head
-    )
+        name, modules, seed=seed, truncate=truncate, kernel=2, side=16, patch_share=patch_share,
+        stem_stride=stem_stride, **head,
+    )  # fmt: skip
     slide = make_slide(height, width, 8, share, seed)
     config = StreamConfig(
         border="zeros", pool="all", tile_cells=tile, batch=batch, keep=keep, segment_units=segment_units
@@ -241,15 +247,26 @@ def test_any_network_with_a_border_of_zeros(
 @light
 @given(**draws)
 def test_any_network_on_endless_glass(
-    backbone, height, width, share, tile, batch, keep, modules, segment_units, seed, head
+    backbone, height, width, share, tile, batch, keep, modules, segment_units, patch_share, seed, head
 ) -> None:
-    name, truncate, stem_stride = backbone
+    name, truncate, stem_stride, margin = backbone
     model = make_model(
-        name, modules, seed=seed, truncate=truncate, kernel=2, side=7, stem_stride=stem_stride, **head
-    )
+        name, modules, seed=seed, truncate=truncate, kernel=2, side=16, patch_share=patch_share,
+        stem_stride=stem_stride, **head,
+    )  # fmt: skip
     slide = make_slide(height, width, 8, share, seed)
     config = StreamConfig(tile_cells=tile, batch=batch, keep=keep, segment_units=segment_units)
-    compare(model, slide, config, glass_margin=384, seed=seed)
+    compare(model, slide, config, glass_margin=margin, seed=seed)
+
+
+@pytest.mark.parametrize("tile", [5, 100])
+def test_patches_reach_past_all_that_sees_tissue(tile: int) -> None:
+    """Their cells of bare glass are one vector, whose gradient counts as well."""
+    model = make_model(
+        "resnet18", 3, seed=1, truncate="layer2", kernel=2, side=24, patch_share=1e6, stem_stride=None
+    )
+    slide = make_slide(240, 240, 8, 0.0, seed=0)
+    compare(model, slide, StreamConfig(tile_cells=tile), glass_margin=192, seed=3)
 
 
 @pytest.mark.parametrize("modules", [1, 3])

@@ -1,15 +1,13 @@
-"""Several segments between two gradient barriers: streamed one at a time, trained end to end inside."""
+"""Several segments one after another: streamed one at a time, trained end to end."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from torch import Tensor
-
 from holoslide.streaming.features import FeatureMap, GradientMap, GridSpec, Source
 from holoslide.streaming.receptive import Receptive
 from holoslide.streaming.storage import Storage
-from holoslide.streaming.tiled import Pull, Segment, Tiling, backward_tiles, forward_tiles
+from holoslide.streaming.tiled import Gradients, Segment, Tiling, backward_tiles, forward_tiles
 
 
 class Chain:
@@ -35,9 +33,15 @@ class Chain:
         self._output: FeatureMap | None = None
 
     def forward(
-        self, source: Source, *, training: bool = False, wanted: Sequence[Receptive | None] = ()
+        self,
+        source: Source,
+        *,
+        training: bool = False,
+        input_grad: bool = False,
+        wanted: Sequence[Receptive | None] = (),
     ) -> FeatureMap:
-        """The last segment's map. When `training`, inner maps and graphs are kept for one `backward`.
+        """The last segment's map. When `training`, inner maps and graphs are kept for one `backward`, and with
+        `input_grad` the graphs reach back to the source.
 
         `wanted` says for each segment's map which cells anybody will read (default: all), as in `GridSpec`.
         """
@@ -52,7 +56,7 @@ class Chain:
             )
             used = tiling if training else Tiling(tiling.side, tiling.batch)
             output = forward_tiles(
-                segment, source, tiling=used, spec=spec, storage=self.storage, input_grad=i > 0
+                segment, source, tiling=used, spec=spec, storage=self.storage, input_grad=input_grad or i > 0
             )
             if training:
                 self._sources.append(source)
@@ -62,9 +66,9 @@ class Chain:
         self._output = output if training else None
         return output
 
-    def backward(self, grads: Tensor | GradientMap | Pull) -> None:
-        """Add dL/d(parameters) of every segment to its module's `.grad`; `grads` is dL/d(the last output), as in
-        `backward_tiles`.
+    def backward(self, *grads: Gradients, into: GradientMap | None = None) -> None:
+        """Add dL/d(parameters) of every segment to its module's `.grad`, and dL/d(source) to `into` where it is
+        given; `grads` are dL/d(the last output), and add up.
         """
         if self._output is None:
             message = "Chain.backward: there is nothing to go back through; call forward with training=True"
@@ -72,12 +76,13 @@ class Chain:
         output, behind = self._output, None
         for i in reversed(range(len(self.segments))):
             source = self._sources[i]
-            into = GradientMap(source) if i > 0 and isinstance(source, FeatureMap) else None
-            backward_tiles(self.segments[i], source, output, behind or grads, into=into)
+            before = GradientMap(source) if i > 0 and isinstance(source, FeatureMap) else into
+            following = grads if behind is None else (behind,)
+            backward_tiles(self.segments[i], source, output, *following, into=before)
             if behind is not None:
                 behind.free()
                 output.free()
-            behind = into
+            behind = before
             if isinstance(source, FeatureMap):
                 output = source
         self._sources, self._output = [], None

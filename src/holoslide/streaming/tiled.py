@@ -41,6 +41,22 @@ Pull = Callable[[Batch, Tensor], list[tuple[Tensor, Tensor]]]
 
 
 @dataclass(frozen=True, slots=True)
+class OutputGradient:
+    """dL/d(output) of a loss that is made tile by tile.
+
+    `pull` is asked for each batch of computed tiles. All other cells have one vector, the output's glass: `glass_C`
+    is the sum of their gradients, None where the loss reads none of them.
+    """
+
+    pull: Pull
+    glass_C: Tensor | None = None
+
+
+Gradients = Tensor | GradientMap | OutputGradient
+"""dL/d(output): a tensor (C, H, W) of the whole frame; a map, where that would not fit; or tile by tile."""
+
+
+@dataclass(frozen=True, slots=True)
 class Tiling:
     """How a segment is run.
 
@@ -163,48 +179,54 @@ def backward_tiles(
     segment: Segment,
     source: Source,
     output: FeatureMap,
-    grads: Tensor | GradientMap | Pull,
-    *,
+    *grads: Gradients,
     into: InputGradient | None = None,
 ) -> None:
     """Add dL/d(parameters) to the module's `.grad`, and dL/d(input) to `into` where it is given.
 
-    `grads` is dL/d(output): a tensor (C, H, W) of the whole `output.frame`; a `GradientMap`, where that would not
-    fit; or a function that says what to pull back from each batch of tiles, for a loss that is made tile by tile.
-    Such a function speaks for computed tiles alone; the others' gradient goes through the glass. Each
-    `forward_tiles` has one `backward_tiles`; raises `RuntimeError` for a second.
+    `grads` are dL/d(output), and add up. Each `forward_tiles` has one `backward_tiles`; raises `RuntimeError` for a
+    second.
     """
     segment.folded.check_fresh()
-    if isinstance(grads, Tensor):
-        whole = GradientMap.of(output, grads)
-        backward_tiles(segment, source, output, whole, into=into)
-        whole.free()
-        return
-    if isinstance(grads, GradientMap):
-        if segment.border == "glass":
-            glass_C = backward_glass(segment, source.glass.to(segment.dtype), grads.glass)
-            if into is not None:
-                into.glass += glass_C
-        grads = _from(grads)
+    whole = [GradientMap.of(output, g) for g in grads if isinstance(g, Tensor)]
+    parts = [_by_tile(g) for g in (*whole, *grads) if not isinstance(g, Tensor)]
+    glass = [part.glass_C for part in parts if part.glass_C is not None]
+    if glass and segment.border == "glass":
+        glass_C = backward_glass(segment, source.glass.to(segment.dtype), torch.stack(glass).sum(0))
+        if into is not None:
+            into.glass += glass_C
+
+    def pull(batch: Batch, result_BCHW: Tensor) -> list[tuple[Tensor, Tensor]]:
+        return [root for part in parts for root in part.pull(batch, result_BCHW)]
+
+    _backward_batches(segment, source, output, pull, into)
+    segment.folded.pull_back()
+    for gradient in whole:
+        gradient.free()
+
+
+def _backward_batches(
+    segment: Segment, source: Source, output: FeatureMap, pull: Pull, into: InputGradient | None
+) -> None:
+    """First the batches whose graphs were kept, then the rest, run again."""
     with segment.autocast():
         kept = list(output.kept)
         for number in kept:
             windows, result = output.kept.pop(number)
-            _pull_back(segment, output.batches[number], windows, result, grads, into)
+            _pull_back(segment, output.batches[number], windows, result, pull, into)
         output.drop_graphs()
         rest = [n for n in range(len(output.batches)) if n not in set(kept)]
         for number, windows in _read_ahead(source, output.batches, rest):
             windows.requires_grad_(into is not None)
             result = _crop(segment(windows), output.batches[number].crop)
-            _pull_back(segment, output.batches[number], windows, result, grads, into)
-    segment.folded.pull_back()
+            _pull_back(segment, output.batches[number], windows, result, pull, into)
 
 
-def backward_readers(segment: Segment, output: FeatureMap, pull: Pull) -> None:
+def backward_readers(segment: Segment, output: FeatureMap, gradient: OutputGradient) -> None:
     """Add dL/d(parameters) of what reads `output`, tile by tile, and of nothing below it."""
     for batch in output.batches:
         with segment.autocast():
-            roots = pull(batch, output.windows(batch.boxes))
+            roots = gradient.pull(batch, output.windows(batch.boxes))
         _backward(segment, roots)
 
 
@@ -241,11 +263,14 @@ def _backward(segment: Segment, roots: Sequence[tuple[Tensor, Tensor]]) -> None:
             torch.autograd.backward([tensor for tensor, _ in trained], [grad for _, grad in trained])
 
 
-def _from(grads: GradientMap) -> Pull:
-    def pull(batch: Batch, result: Tensor) -> list[tuple[Tensor, Tensor]]:
-        return [(result, grads.windows(batch.tiles, batch.boxes[0].shape))]
+def _by_tile(grads: GradientMap | OutputGradient) -> OutputGradient:
+    if isinstance(grads, OutputGradient):
+        return grads
 
-    return pull
+    def pull(batch: Batch, result_BCHW: Tensor) -> list[tuple[Tensor, Tensor]]:
+        return [(result_BCHW, grads.windows(batch.tiles, batch.boxes[0].shape))]
+
+    return OutputGradient(pull, grads.glass)
 
 
 def _crop(output_BCHW: Tensor, crop: Box) -> Tensor:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -19,7 +20,7 @@ from holoslide.models.reconstruction import draw_patches
 from holoslide.models.streamed import StreamedClassifier, voting_cells
 from holoslide.streaming.features import Batch, FeatureMap
 from holoslide.streaming.host import hand_back_freed
-from holoslide.streaming.tiled import Pull
+from holoslide.streaming.tiled import OutputGradient
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,14 +74,16 @@ class Objective:
         *,
         generator: torch.Generator,
         scale: float,
-    ) -> tuple[Loss, Pull]:
+    ) -> tuple[Loss, OutputGradient]:
         """The loss of one slide for the module from `features` to `output`, and its gradient times `scale`."""
         logits_L, classification, wants = self._classify(output, label, generator=generator, scale=scale)
         boxes = self._draw(output, features, generator) if self.decoder is not None else []
         reconstruction, patches = self._reconstruct(output, features, boxes, scale=scale)
         if output.device.type == "cpu":
             hand_back_freed(output.tiles.size_bytes)  # the decoder took much, and is done
-        return Loss(logits_L, classification, reconstruction), _Pull(self.head, wants, patches)
+        glass_C = _outside(patches, output) if patches is not None else None
+        gradient = OutputGradient(_Pull(self.head, wants, patches), glass_C)
+        return Loss(logits_L, classification, reconstruction), gradient
 
     def _classify(
         self, output: FeatureMap, label: int, *, generator: torch.Generator, scale: float
@@ -142,6 +145,19 @@ class _Pull:
             if grad_BCHW is not None:
                 roots.append((result_BCHW, grad_BCHW))
         return roots
+
+
+def _outside(patches: Patches, output: FeatureMap) -> Tensor | None:
+    """The gradient of those cells of the patches, (C,), that no tile holds: they all are the glass."""
+    outside = np.ones((len(patches.boxes), *patches.boxes[0].shape), np.bool_)
+    for held, box in zip(outside, patches.boxes, strict=True):
+        for _, tile in output.grid.overlapping(box):
+            held[tile.intersect(box).relative_to(box).slices] = False
+    if not outside.any():
+        return None
+    exact = torch.promote_types(patches.grads_BCHW.dtype, torch.float32)
+    which_BHW = torch.from_numpy(outside).to(output.device, exact, non_blocking=True)
+    return torch.einsum("bchw,bhw->c", patches.grads_BCHW.to(exact), which_BHW)
 
 
 def _overlap(patches: Patches, batch: Batch, result_BCHW: Tensor) -> Tensor | None:
