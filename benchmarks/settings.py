@@ -54,6 +54,11 @@ SETTINGS = {
         SMALL,
         ("model.heads.pooling=gated", "model.heads.norm=slide"),
     ),
+    f"{SMALL}-no-barriers": Setting(
+        "the preset, `model.barrier_every=3` (no barriers: the heads' losses reach all below them)",
+        SMALL,
+        ("model.barrier_every=3",),
+    ),
     f"{SMALL}-gated-no-rfr": Setting(
         "both of these",
         SMALL,

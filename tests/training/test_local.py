@@ -60,12 +60,13 @@ def make_slide(height: int, width: int, cell: int, share: float, seed: int) -> S
 
 def make_model(
     backbone: str, modules: int, *, seed: int, truncate: str | None = None, kernel: int | None = None,
-    side: int | None = None, patch_share: float = 0.25, stem_stride: int | None = 3,
+    side: int | None = None, patch_share: float = 0.25, barrier_every: int = 1, stem_stride: int | None = 3,
     pooling: Pooling = "gated", norm: Norm = "slide",
 ) -> LocalClassifier:  # fmt: skip
     config = ModelConfig(
         backbone=BackboneConfig(name=backbone, weights="none", stem_stride=stem_stride, truncate=truncate),
         modules=modules,
+        barrier_every=barrier_every,
         heads=HeadConfig(kernel=kernel, pooling=pooling, norm=norm),
         reconstruction=ReconstructionConfig(patches=3, side=side, share=patch_share),
     )
@@ -110,6 +111,7 @@ def plain_step(
     image = torch.from_numpy(slide.read(box)).double() / 255
     x = model.stem((((image - model.mean) / model.std).permute(2, 0, 1))[None]).detach()
     stride, losses, rebuilt, logits = (slide.read(box).shape[0] and model_stem_stride(model)), [], [], []
+    total = torch.zeros((), dtype=torch.double)
     for k, (part, head) in enumerate(zip(model.parts, model.heads, strict=True)):
         y = part(x)
         step = model.strides[k]
@@ -139,13 +141,15 @@ def plain_step(
             )
             fine = [b.shifted(at, at).times(step) for b in boxes]
             target = torch.cat([x[:, :, b.top : b.bottom, b.left : b.right] for b in fine])
-            l1 = (model.decoders[k](patches, scale=step) - target).abs().mean()
+            l1 = (model.decoders[k](patches, scale=step) - target.detach()).abs().mean()
             rebuilt.append(float(l1.detach()))
             loss = loss + l1
         else:
             rebuilt.append(0.0)
-        loss.backward()
-        x = y.detach()
+        total, x = total + loss, y
+        if (k + 1) % model.config.barrier_every == 0 or k + 1 == len(model.parts):
+            total.backward()
+            total, x = torch.zeros_like(total), y.detach()
     return losses, rebuilt, torch.stack(logits)
 
 
@@ -215,6 +219,7 @@ draws = {
     "batch": st.integers(1, 3),
     "keep": st.integers(0, 3),
     "modules": st.integers(1, 4),
+    "barrier_every": st.integers(1, 4),
     "segment_units": st.integers(0, 3),
     "patch_share": st.sampled_from(
         [0.25, 100.0]
@@ -230,12 +235,24 @@ light = settings(max_examples=4, deadline=None, suppress_health_check=list(Healt
 @light
 @given(**draws)
 def test_any_network_with_a_border_of_zeros(
-    backbone, height, width, share, tile, batch, keep, modules, segment_units, patch_share, seed, head
+    backbone,
+    height,
+    width,
+    share,
+    tile,
+    batch,
+    keep,
+    modules,
+    segment_units,
+    patch_share,
+    barrier_every,
+    seed,
+    head,
 ) -> None:
     name, truncate, stem_stride, _ = backbone
     model = make_model(
         name, modules, seed=seed, truncate=truncate, kernel=2, side=16, patch_share=patch_share,
-        stem_stride=stem_stride, **head,
+        barrier_every=barrier_every, stem_stride=stem_stride, **head,
     )  # fmt: skip
     slide = make_slide(height, width, 8, share, seed)
     config = StreamConfig(
@@ -247,16 +264,41 @@ def test_any_network_with_a_border_of_zeros(
 @light
 @given(**draws)
 def test_any_network_on_endless_glass(
-    backbone, height, width, share, tile, batch, keep, modules, segment_units, patch_share, seed, head
+    backbone,
+    height,
+    width,
+    share,
+    tile,
+    batch,
+    keep,
+    modules,
+    segment_units,
+    patch_share,
+    barrier_every,
+    seed,
+    head,
 ) -> None:
     name, truncate, stem_stride, margin = backbone
     model = make_model(
         name, modules, seed=seed, truncate=truncate, kernel=2, side=16, patch_share=patch_share,
-        stem_stride=stem_stride, **head,
+        barrier_every=barrier_every, stem_stride=stem_stride, **head,
     )  # fmt: skip
     slide = make_slide(height, width, 8, share, seed)
     config = StreamConfig(tile_cells=tile, batch=batch, keep=keep, segment_units=segment_units)
     compare(model, slide, config, glass_margin=margin, seed=seed)
+
+
+@pytest.mark.parametrize("barrier_every", [2, 3])
+@pytest.mark.parametrize(
+    "config", [StreamConfig(tile_cells=6, keep=2), StreamConfig(border="zeros", pool="all")]
+)
+def test_fewer_barriers(barrier_every: int, config: StreamConfig) -> None:
+    """Gradients cross from module to module, and each module's own loss adds to them."""
+    model = make_model(
+        "resnet18", 3, seed=1, truncate="layer3", kernel=2, side=7, barrier_every=barrier_every
+    )
+    slide = make_slide(110, 140, 8, 0.1, seed=2)
+    compare(model, slide, config, glass_margin=192 if config.border == "glass" else None, seed=3)
 
 
 @pytest.mark.parametrize("tile", [5, 100])

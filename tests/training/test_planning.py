@@ -36,11 +36,14 @@ class Told:
     def epoch_done(self, row, *, is_best): ...
 
 
-def _network(modules: int, *, dtype: torch.dtype = torch.float32, **stream: object) -> StreamedClassifier:
+def _network(
+    modules: int, *, barrier_every: int = 1, dtype: torch.dtype = torch.float32, **stream: object
+) -> StreamedClassifier:
     backbone = BackboneConfig(name="resnet18", weights="none", truncate="layer2")
     settings = ModelConfig(
         backbone=backbone,
         modules=modules,
+        barrier_every=barrier_every,
         heads=HeadConfig(kernel=3),
         reconstruction=ReconstructionConfig(side=16, patches=4),
     )
@@ -55,10 +58,10 @@ def _slide(side_px: int) -> ArrayPixels:
     return ArrayPixels(pixels, np.ones((1, 1), np.bool_), mask_cell_px=side_px, glass=(243, 243, 243))
 
 
-@pytest.mark.parametrize("modules", [1, 4])
+@pytest.mark.parametrize(("modules", "barrier_every"), [(1, 1), (4, 1), (4, 4)])
 @pytest.mark.parametrize("memory_gib", [0.28, 1.0])
-def test_a_step_takes_what_its_plan_says_and_no_more(modules, memory_gib):
-    network, slide = _network(modules, memory_gib=memory_gib), _slide(900)
+def test_a_step_takes_what_its_plan_says_and_no_more(modules, barrier_every, memory_gib):
+    network, slide = _network(modules, barrier_every=barrier_every, memory_gib=memory_gib), _slide(900)
     network.follow(plan := network.plan_for(slide, training=True))
     step = LocalStep(network)
     with PeakBytes() as counted:

@@ -38,6 +38,9 @@ class ModelConfig:
     """Which network, and which of its weights."""
     modules: int = 4
     """K, the number of locally trained modules; 1 is end-to-end training."""
+    barrier_every: int = 1
+    """A gradient barrier follows every so many modules. 1 is the paper's local learning; with `modules` or more
+    there is none: end-to-end training, which the auxiliary heads and reconstruction supervise on its way."""
     heads: HeadConfig = field(default_factory=HeadConfig)
     """All heads of a model."""
     reconstruction: ReconstructionConfig = field(default_factory=ReconstructionConfig)
@@ -46,6 +49,8 @@ class ModelConfig:
     def __post_init__(self) -> None:
         if self.modules < 1:
             raise ConfigError("model.modules", f"is {self.modules}", "give 1 or more")
+        if self.barrier_every < 1:
+            raise ConfigError("model.barrier_every", f"is {self.barrier_every}", "give 1 or more")
 
 
 @dataclass(frozen=True, kw_only=True)

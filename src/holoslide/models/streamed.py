@@ -23,12 +23,12 @@ from holoslide.models.readout import CHUNK_VALUES
 from holoslide.models.reconstruction import Decoder
 from holoslide.streaming.chain import Chain
 from holoslide.streaming.cost import Cost, Peak, PeakBytes, measure
-from holoslide.streaming.features import Batch, FeatureMap, Pixels, PixelSource
+from holoslide.streaming.features import Batch, FeatureMap, GradientMap, Pixels, PixelSource
 from holoslide.streaming.host import free_bytes, hand_back_freed
 from holoslide.streaming.plan import HEAP_BYTES, SLACK, Plan, Stage, make_plan, parameter_bytes
 from holoslide.streaming.receptive import Receptive
 from holoslide.streaming.storage import Storage, StorageConfig
-from holoslide.streaming.tiled import Border, Segment, Tiling
+from holoslide.streaming.tiled import Border, OutputGradient, Segment, Tiling, backward_readers
 
 Pool = Literal["tissue", "all"]
 _TRIAL_SIDES = (4, 12)  # of patches
@@ -96,6 +96,9 @@ class StreamedClassifier:
             self._chain(_segments(part, config.segment_units), block=head_stride(head), last=True)
             for part, head in zip(parts, self.heads, strict=True)
         ]
+        every = model.config.barrier_every
+        self.groups = [range(len(parts))[k : k + every] for k in range(0, len(parts), every)]
+        """Parts with no gradient barrier between them; one follows each group."""
 
     def _chain(self, modules: Sequence[nn.Module], *, block: int = 1, last: bool = False) -> Chain:
         segments = [Segment(m, border=self.border, mixed=self.mixed) for m in modules]
@@ -124,7 +127,37 @@ class StreamedClassifier:
         follows."""
         wanted = self._wanted(k, training=training)
         follows = training if backward is None else backward
-        return self.parts[k].forward(features, training=follows, wanted=wanted)
+        crossed = k > self._group(k)[0]
+        return self.parts[k].forward(features, training=follows, input_grad=crossed, wanted=wanted)
+
+    def backward(
+        self,
+        group: range,
+        maps: Sequence[FeatureMap],
+        gradients: Sequence[OutputGradient],
+        *,
+        heads_alone: bool = False,
+    ) -> None:
+        """Add a group's gradients to `.grad`: to each part those of its own loss and of the parts after it.
+
+        `maps` are what the group reads and each part's output, `gradients` the dL/d(output) of each part's own
+        loss. With `heads_alone` only what reads the outputs gets any.
+        """
+        following: tuple[GradientMap, ...] = ()
+        for n in reversed(range(len(group))):
+            part = self.parts[group[n]]
+            if heads_alone:
+                backward_readers(part.segments[-1], maps[n + 1], gradients[n])
+                continue
+            into = GradientMap(maps[n]) if n > 0 else None
+            part.backward(gradients[n], *following, into=into)
+            for gradient in following:
+                gradient.free()
+            following = (into,) if into is not None else ()
+
+    def _group(self, k: int) -> range:
+        """The parts that no gradient barrier parts from part k."""
+        return next((group for group in self.groups if k in group), range(k, k + 1))
 
     def _wanted(self, k: int, *, training: bool) -> list[Receptive | None]:
         """For each segment of part k (the stem is part -1): the pixels around a cell whose heads read it.
@@ -214,27 +247,30 @@ class StreamedClassifier:
             chain.tilings = [next(planned).tiling for _ in chain.segments]
 
     def _stages(self, source: PixelSource, *, training: bool) -> list[Stage]:
-        stages = []
-        for k, chain in enumerate((self.stem, *self.parts), start=-1):
-            wanted = self._wanted(k, training=training)
-            last = len(chain.segments) - 1
-            for i, segment in enumerate(chain.segments):
-                trains = training and k >= 0
-                stages.append(
-                    Stage(
-                        name=f"module {k + 1}" if k >= 0 else "stem",
-                        segment=segment,
-                        cost=self._cost(segment, trains=trains, input_grad=trains and i > 0),
-                        block=head_stride(self.heads[k]) if k >= 0 and i == last else 1,
-                        everywhere=self.pool == "all" and k >= 0 and i == last,
-                        wanted=wanted[i] if wanted else None,
-                        trains=trains,
-                        barrier=i == last,
-                        head_bytes=self._head_bytes(k, source, training=training) if i == last else 0,
-                        decoder_bytes=self._decoder_bytes(k, source) if trains and i == last else 0,
-                    )
-                )
-        return stages
+        """Every segment in the order they run; the stem is part -1."""
+        parts = range(-1, len(self.parts))
+        return [stage for k in parts for stage in self._stages_of(k, source, training=training)]
+
+    def _stages_of(self, k: int, source: PixelSource, *, training: bool) -> Iterator[Stage]:
+        chain, trains = self.parts[k] if k >= 0 else self.stem, training and k >= 0
+        wanted, group = self._wanted(k, training=training), self._group(k)
+        # What the heads hold lasts until the backward pass of all parts up to the barrier.
+        held = sum(self._head_bytes(j, source, training=training) for j in (group if trains else [k]))
+        last = len(chain.segments) - 1
+        for i, segment in enumerate(chain.segments):
+            crossed = i > 0 or k > group[0]
+            yield Stage(
+                name=f"module {k + 1}" if k >= 0 else "stem",
+                segment=segment,
+                cost=self._cost(segment, trains=trains, input_grad=trains and crossed),
+                block=head_stride(self.heads[k]) if k >= 0 and i == last else 1,
+                everywhere=self.pool == "all" and k >= 0 and i == last,
+                wanted=wanted[i] if wanted else None,
+                trains=trains,
+                barrier=not training or (i == last and k == group[-1]),
+                head_bytes=held if trains or i == last else 0,
+                decoder_bytes=self._decoder_bytes(k, source) if trains and i == last else 0,
+            )
 
     def _cost(self, segment: Segment, *, trains: bool, input_grad: bool) -> Cost:
         key = (id(segment), trains, input_grad)

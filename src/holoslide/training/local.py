@@ -14,7 +14,7 @@ from torch import Tensor
 
 from holoslide.models.streamed import StreamedClassifier
 from holoslide.streaming.features import Pixels
-from holoslide.streaming.tiled import backward_readers
+from holoslide.streaming.tiled import OutputGradient
 from holoslide.training.objective import Loss, Objective
 
 
@@ -51,17 +51,21 @@ class LocalStep:
         """
         network, losses = self.network, list[Loss]()
         features = network.stem_map(slide, training=True)  # frozen
-        for k, objective in enumerate(self.objectives):
-            output = network.part_map(k, features, training=True, backward=backbone)
-            loss, pull = objective(output, features, label, generator=generator, scale=scale)
-            if backbone:
-                network.parts[k].backward(pull)
-            else:
-                backward_readers(network.parts[k].segments[-1], output, pull)
-            losses.append(loss)
-            del pull  # it holds the head's cells
-            features.free()
-            features = output  # values only: nothing flows back
+        for (
+            group
+        ) in network.groups:  # modules up to a barrier: one, as in the paper, unless fewer were asked for
+            maps, gradients = [features], list[OutputGradient]()
+            for k in group:
+                output = network.part_map(k, maps[-1], training=True, backward=backbone)
+                loss, gradient = self.objectives[k](output, maps[-1], label, generator=generator, scale=scale)
+                losses.append(loss)
+                maps.append(output)
+                gradients.append(gradient)
+            network.backward(group, maps, gradients, heads_alone=not backbone)
+            del gradient, gradients  # they hold the heads' cells
+            for features in maps[:-1]:
+                features.free()
+            features = maps[-1]  # values only: nothing flows back
         features.free()
         return StepResult(
             tuple(torch.stack([loss.classification for loss in losses]).tolist()),
