@@ -12,13 +12,14 @@ if TYPE_CHECKING:
     from holoslide.streaming.chain import Chain
     from holoslide.streaming.features import FeatureMap, GradientMap, TensorGradient, TensorSource
     from holoslide.streaming.storage import Storage, StorageConfig
-    from holoslide.streaming.tiled import Segment, Tiling, backward_tiles, forward_tiles
+    from holoslide.streaming.tiled import OutputGradient, Segment, Tiling, backward_tiles, forward_tiles
     from holoslide.streaming.tissue import Tissue
 
 __all__ = [
     "Chain",
     "FeatureMap",
     "GradientMap",
+    "OutputGradient",
     "Segment",
     "Storage",
     "StorageConfig",
@@ -34,6 +35,7 @@ _HOMES = {
     "Chain": "chain",
     "FeatureMap": "features",
     "GradientMap": "features",
+    "OutputGradient": "tiled",
     "Segment": "tiled",
     "Storage": "storage",
     "StorageConfig": "storage",
