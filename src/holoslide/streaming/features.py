@@ -224,20 +224,22 @@ def _wanted_parts(
     tiles = cells.reshape(height, columns, width)
     by_row: NDArray[np.bool_] = np.asarray(tiles.any(axis=2)).T  # (columns, height)
     by_column: NDArray[np.bool_] = np.asarray(tiles.any(axis=0))  # (columns, width)
+    found = np.flatnonzero(by_row.any(axis=1))
     step = spec.block * ceil_div(_STEP_CELLS, spec.block)
-    parts = {}
-    for column in np.flatnonzero(by_row.any(axis=1)).tolist():
-        place = grid.place((row, column))
-        top, bottom = _span(by_row[column], step, height)
-        left, right = _span(by_column[column], step, width)
-        parts[column] = Box(place.top + top, place.left + left, place.top + bottom, place.left + right)
-    return parts
+    tops, bottoms = _spans(by_row[found], step)
+    lefts, rights = _spans(by_column[found], step)
+    places = found * width + first.left
+    bounds = np.stack([tops + first.top, lefts + places, bottoms + first.top, rights + places], axis=1)
+    return {column: Box(*box) for column, box in zip(found.tolist(), bounds.tolist(), strict=True)}
 
 
-def _span(wanted: NDArray[np.bool_], step: int, length: int) -> tuple[int, int]:
-    """First and last (excluded) of what is wanted on a line, widened to whole steps; a line may end within one."""
-    first, last = int(wanted.argmax()), length - int(wanted[::-1].argmax())
-    return first // step * step, min(ceil_div(last, step) * step, length)
+def _spans(wanted: NDArray[np.bool_], step: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """First and last (excluded) wanted place of each row (n, length), widened to whole steps; each has one, and may
+    end within a step.
+    """
+    length = wanted.shape[1]
+    first, last = wanted.argmax(axis=1), length - wanted[:, ::-1].argmax(axis=1)
+    return first // step * step, np.minimum(-(-last // step) * step, length)
 
 
 def _even_side(length: int, largest: int) -> int:

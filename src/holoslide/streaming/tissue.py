@@ -50,19 +50,23 @@ class Tissue:
 
     def seen_by(self, box_cell: Box, field: Receptive) -> NDArray[np.bool_]:
         """For each cell of a box, (h, w): is there tissue in its receptive field on pixels?"""
-        top, bottom = self._span(box_cell.top, box_cell.bottom, field, axis=0)
-        left, right = self._span(box_cell.left, box_cell.right, field, axis=1)
-        sums = self._sums
-        inside = (
-            sums[bottom][:, right] - sums[top][:, right] - sums[bottom][:, left] + sums[top][:, left]
-        )  # fmt: skip
-        return inside > 0
+        top, bottom, rows = self._span(box_cell.top, box_cell.bottom, field, axis=0)
+        left, right, columns = self._span(box_cell.left, box_cell.right, field, axis=1)
+        sums = self._sums[bottom] - self._sums[top]
+        seen = np.take(sums, right, axis=1) > np.take(sums, left, axis=1)
+        return seen.take(rows, axis=0).take(columns, axis=1)
 
     def _span(
         self, start: int, stop: int, field: Receptive, *, axis: int
-    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+        """The distinct spans of the mask that cells see, first and last (excluded), and which is each cell's.
+
+        Cells of a fine map are many more than those of the mask, and neighbours see the same span.
+        """
         first_px = np.arange(start, stop) * field.stride
         limit, cell = self.mask.shape[axis], self.cell_px[axis]
         low = np.clip((first_px + field.low) // cell, 0, limit)
         high = np.clip((first_px + field.high) // cell + 1, 0, limit)
-        return low, high
+        changes = np.ones(len(low), np.bool_)
+        changes[1:] = (np.diff(low) != 0) | (np.diff(high) != 0)
+        return low[changes], high[changes], np.cumsum(changes) - 1
