@@ -166,11 +166,22 @@ def test_evaluate_another_split(run: Path, tmp_path: Path, holoslide: Command) -
 
 
 def test_a_finished_run_is_not_overwritten(run: Path, cohort: Path, holoslide: Command) -> None:
-    assert (
-        holoslide("train", cohort / "slides.csv", "--config", cohort / "run.yaml", "-o", run, "--workers", 1)
-        == 1
-    )
+    """Nor are the records of how it was made, by a command that is refused."""
+    before = {path: path.read_bytes() for path in run.iterdir() if path.is_file()}
+    given = ("train", cohort / "slides.csv", "--config", cohort / "run.yaml", "-o", run, "--workers", 1)
+    assert holoslide(*given) == 1
     assert "holds a run already" in holoslide.err
+    assert holoslide(*given, "--resume", "--set", "train.lr=0.5") == 1
+    assert "belongs to another run" in holoslide.err
+    assert {path: path.read_bytes() for path in run.iterdir() if path.is_file()} == before
+
+
+def test_a_place_that_cannot_be_written_is_one_line(
+    run: Path, cohort: Path, tmp_path: Path, holoslide: Command
+) -> None:
+    (tmp_path / "taken").write_text("a file")
+    assert holoslide("heatmap", run, cohort / "slides.csv", "-o", tmp_path / "taken") == 1
+    assert holoslide.err.splitlines()[-1].startswith(f"holoslide: {tmp_path / 'taken'}: ")
 
 
 def test_plan_announces_memory(cohort: Path, holoslide: Command) -> None:
@@ -188,6 +199,12 @@ def test_plan_announces_memory(cohort: Path, holoslide: Command) -> None:
         ("train.epochs=many", "train.epochs"),
         ("epochs", "is not a setting; write --set part.key=value"),
         ("stream.border=grass", "stream.border"),
+        ("train.lr=.nan", "train.lr: is nan; give a finite number"),
+        ("stream.memory_gib=inf", "stream.memory_gib: is inf; give a finite number"),
+        ("train.seed=2026-13-45", "has no readable value"),
+        ("train.seed=99999999999999999999", "train.seed"),
+        ("prepare.mpp=true", "prepare.mpp: should be a number; it was True"),
+        ("prepare=3", "prepare is a part, and was given 3; name a setting of it: prepare."),
     ],
 )
 def test_wrong_settings_are_one_line(

@@ -1,15 +1,20 @@
-"""How a run scales its pixels."""
+"""How a run scales its pixels, and that it stays with the slides as it first saw them."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from holoslide.config import PRESETS, RunConfig
+from holoslide.errors import CheckpointError, ConfigError, SlideError
 from holoslide.geometry import Box
 from holoslide.models.classifier import InputConfig
-from holoslide.pipeline import normalisation
+from holoslide.pipeline import Prepared, normalisation, prepare_cohort, train
+from holoslide.slides.cohort import Cohort
 from holoslide.slides.raster import Raster
+from holoslide.training.progress import RunFacts, Silent
+from tests.conftest import SETTINGS
 
 
 @pytest.fixture
@@ -42,5 +47,41 @@ def test_else_pixels_are_scaled_by_the_tissue_of_the_cohort(
     np.testing.assert_allclose(found.std, pixels.std(axis=0), atol=0.01)
 
 
+def test_yaml_is_read_as_it_stands(tmp_path: Path) -> None:
+    """A part with nothing below it is its defaults; of two that have one name, neither wins."""
+    settings = tmp_path / "run.yaml"
+    settings.write_text("train:\n  # epochs: 3\nmodel: {modules: 2}\n")
+    assert RunConfig.load(settings) == RunConfig.from_dict({"model": {"modules": 2}})
+    settings.write_text("train: {epochs: 3}\nmodel: {modules: 1}\ntrain: {lr: 0.1}\n")
+    with pytest.raises(ConfigError, match=r"run.yaml: is not YAML \(train is given twice"):
+        RunConfig.load(settings)
+
+
 def test_the_papers_preset_scales_by_the_cohort() -> None:
     assert RunConfig.from_dict(PRESETS["paper"], where="test").model.backbone.by_cohort
+
+
+def test_slides_that_are_prepared_anew_are_not_mixed_into_a_run(finished_run: Path, tmp_path: Path) -> None:
+    """Neither while it trains, by another command with other settings, nor when it is resumed."""
+    rasters = tmp_path / "rasters"
+    shutil.copytree(finished_run.parent / "rasters", rasters)
+    cohort = Cohort.from_csv(finished_run / "cohort.csv")
+
+    def prepared(quality: int) -> Prepared:
+        config = RunConfig.from_dict({"prepare": {"mpp": 8.0, "jpeg_quality": quality}})
+        return prepare_cohort(cohort, rasters, config.prepare, labels=True, workers=1)
+
+    class Meanwhile(Silent):
+        def started(self, facts: RunFacts) -> None:
+            assert not prepared(80).left_out
+
+    config = RunConfig.from_dict(SETTINGS)
+    with pytest.raises(SlideError, match=r"it was prepared anew with other settings; give .* own --rasters"):
+        train(prepared(90), config, tmp_path / "new", progress=Meanwhile())
+
+    run = tmp_path / "run"
+    shutil.copytree(finished_run, run)
+    before = (run / "run.json").read_bytes()
+    with pytest.raises(CheckpointError, match=r"belongs to another run: slides\.train\.0 was .*, made as "):
+        train(prepared(80), config, run, resume=True)
+    assert (run / "run.json").read_bytes() == before

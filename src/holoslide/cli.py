@@ -484,3 +484,9 @@ def main() -> None:
     except HoloslideError as error:
         typer.echo(f"holoslide: {error}", err=True)
         sys.exit(USER_ERROR)
+    except OSError as error:
+        if error.filename is None:
+            raise
+        what = f"{error.filename}: {error.strerror}"
+        typer.echo(f"holoslide: {what}; give another path, or make this one usable", err=True)
+        sys.exit(USER_ERROR)

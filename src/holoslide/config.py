@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, cast, get_args, get_type_hints
 
 import pydantic
 import yaml
@@ -81,9 +82,8 @@ class RunConfig:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], *, where: str = "configuration") -> RunConfig:
         """Raises `ConfigError` that names an unknown key's nearest match, or a value of the wrong kind."""
-        _refuse_unknown(cls, values, where, "")
         try:
-            return pydantic.TypeAdapter(cls).validate_python(dict(values))
+            return pydantic.TypeAdapter(cls).validate_python(_checked(cls, values, where, ""))
         except pydantic.ValidationError as error:
             first = error.errors()[0]
             key = ".".join(str(part) for part in first["loc"])
@@ -103,12 +103,12 @@ class RunConfig:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except OSError as error:
         raise ConfigError(
             path, f"cannot be read ({error.strerror})", "give the path of a YAML file"
         ) from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError) as error:  # not UTF-8, or a date that there is not
         raise ConfigError(
             path, f"is not YAML ({' '.join(str(error).split())})", "mend the line it names"
         ) from error
@@ -125,7 +125,7 @@ def _parse(setting: str) -> dict[str, Any]:
         raise ConfigError(f"--set {setting}", "is not a setting", "write --set part.key=value")
     try:
         value: Any = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:
         raise ConfigError(
             f"--set {setting}", "has no readable value", "write --set part.key=value"
         ) from error
@@ -161,13 +161,49 @@ def _looks_numeric(text: str) -> bool:
     return bool(text) and text[0] in "+-.0123456789" and "e" in text.lower()
 
 
-def _refuse_unknown(kind: type, values: Mapping[str, Any], where: str, prefix: str) -> None:
+class _Loader(yaml.SafeLoader):
+    """YAML that does not let the second of two equal keys win in silence."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:  # noqa: FBT001, FBT002
+        """As its parent's, for keys that all differ."""
+        seen = set()
+        for key, _ in node.value:
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"{key.value} is given twice", key.start_mark
+                )
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+def _checked(kind: type, values: Mapping[str, Any], where: str, prefix: str) -> dict[str, Any]:
+    """The values, without parts that are empty; refuses keys that there are not, and numbers that are none."""
     known = {f.name for f in dataclasses.fields(kind)}
-    hints = get_type_hints(kind)
+    hints, checked = get_type_hints(kind), dict[str, Any]()
     for key, value in values.items():
         if key not in known:
             close = difflib.get_close_matches(str(key), known, n=1)
             remedy = f"did you mean {prefix}{close[0]}?" if close else f"known: {', '.join(sorted(known))}"
             raise ConfigError(where, f"there is no setting {prefix}{key}", remedy)
-        if dataclasses.is_dataclass(hints[key]) and isinstance(value, Mapping):
-            _refuse_unknown(hints[key], value, where, f"{prefix}{key}.")
+        if not dataclasses.is_dataclass(hints[key]):
+            _refuse_no_number(hints[key], value, where, f"{prefix}{key}")
+            checked[key] = value
+        elif isinstance(value, Mapping):
+            part = cast("type", hints[key])
+            checked[key] = _checked(part, value, where, f"{prefix}{key}.")
+        elif value is not None:  # nothing below it: its defaults
+            raise ConfigError(
+                where,
+                f"{prefix}{key} is a part, and was given {value!r}",
+                f"name a setting of it: {prefix}{key}.…",
+            )
+    return checked
+
+
+def _refuse_no_number(hint: Any, value: Any, where: str, key: str) -> None:
+    """pydantic takes true for 1, and infinity for a number."""
+    for each in value if isinstance(value, list) else [value]:
+        if isinstance(each, float) and not math.isfinite(each):
+            raise ConfigError(where, f"{key}: is {each}", "give a finite number")
+    if isinstance(value, bool) and {hint, *get_args(hint)} & {int, float}:
+        raise ConfigError(where, f"{key}: should be a number", f"it was {value}")

@@ -19,9 +19,11 @@ import os
 import platform
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 
@@ -45,6 +47,7 @@ from holoslide.streaming.plan import Plan
 from holoslide.training.history import resident_bytes
 from holoslide.training.loop import FitResult, Progress, Sample, fit
 from holoslide.training.parallel import mixed_dtype
+from holoslide.training.samples import OpenPixels
 
 TABLES = {".csv", ".tsv", ".txt"}
 Advance = Callable[[int, int, str], None]  # (done, total, what was done last)
@@ -142,13 +145,7 @@ def train(
         if needs_statistics(model):
             calibrate(model, _windows(model, [s.raster for s in parts["train"]], seed=config.train.seed))
     model.set_input(inputs)
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "config.yaml").write_text(config.to_yaml(), encoding="utf-8")
-    cohort.to_csv(out / "cohort.csv")
-    write_left_out(prepared.left_out, out / LEFT_OUT)
-    write_rows(data_rows(prepared), out / DATA)
     facts = run_facts(prepared) | (_begun(out / FACTS) if resume else {})
-    write_json(facts, out / FACTS)
     result = fit(
         model,
         parts["train"],
@@ -159,10 +156,36 @@ def train(
         out=out,
         resume=resume,
         progress=progress,
+        open_pixels=_unchanged({s.raster: s.made for part in parts.values() for s in part}),
+        on_start=partial(_write_records, prepared, config, facts, out),
     )
     if result.rank == 0:
         write_json({**facts, "best_epoch": result.best_epoch}, out / FACTS)
     return result
+
+
+def _write_records(prepared: Prepared, config: RunConfig, facts: dict[str, object], out: Path) -> None:
+    """What a run is, before it trains."""
+    out.mkdir(parents=True, exist_ok=True)
+    write_text(config.to_yaml(), out / "config.yaml")
+    prepared.cohort.to_csv(out / "cohort.csv")
+    write_left_out(prepared.left_out, out / LEFT_OUT)
+    write_rows(data_rows(prepared), out / DATA)
+    write_json(facts, out / FACTS)
+
+
+def _unchanged(made: dict[Path, str]) -> OpenPixels:
+    """Opens rasters that are as they were when training began: another command may prepare them anew meanwhile."""
+
+    @contextmanager
+    def opened(path: Path) -> Iterator[Raster]:
+        with Raster.open(path) as raster:
+            if raster.record.recipe.digest != made[path]:
+                message = "it was prepared anew with other settings; give each setting its own --rasters"
+                raise ValueError(message)
+            yield raster
+
+    return opened
 
 
 def _windows(model: LocalClassifier, rasters: Sequence[Path], *, seed: int) -> torch.Tensor:
@@ -193,10 +216,16 @@ def cohort_of(sources: Sequence[Path], *, slides: Path | None = None, mpp: float
 def samples(cohort: Cohort, rasters: dict[str, Path]) -> list[Sample]:
     """The slides of a part as training takes them."""
     return [
-        Sample(row.slide_id, row.patient_id, cohort.classes.index(row.label), rasters[row.slide_id])
+        Sample(row.slide_id, row.patient_id, cohort.classes.index(row.label), path, _made(path))
         for row in cohort
         if row.label is not None
+        for path in [rasters[row.slide_id]]
     ]
+
+
+def _made(path: Path) -> str:
+    with Raster.open(path) as raster:
+        return raster.record.recipe.digest
 
 
 def normalisation(rasters: Sequence[Path], config: RunConfig) -> InputConfig:
@@ -269,7 +298,7 @@ def write_rows(rows: Sequence[dict[str, str]], path: Path) -> None:
     writer = csv.DictWriter(text, list(rows[0]) if rows else ["slide_id"])
     writer.writeheader()
     writer.writerows(rows)
-    write_atomically(path, lambda file: file.write(text.getvalue().encode()))
+    write_text(text.getvalue(), path)
 
 
 def write_left_out(left_out: Sequence[tuple[str, str]], path: Path) -> None:
@@ -330,9 +359,14 @@ def _begun(path: Path) -> dict[str, object]:
     }
 
 
+def write_text(text: str, path: Path) -> None:
+    """A text, whole or not at all."""
+    write_atomically(path, lambda file: file.write(text.encode()))
+
+
 def write_json(values: object, path: Path) -> None:
     """Plain values as JSON, whole or not at all."""
-    write_atomically(path, lambda file: file.write(json.dumps(values, indent=2).encode()))
+    write_text(json.dumps(values, indent=2), path)
 
 
 def environment() -> dict[str, str]:

@@ -7,6 +7,7 @@ out and says so: no slide vanishes silently. Tables of other tools: see `tables.
 from __future__ import annotations
 
 import csv
+import io
 import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
@@ -15,6 +16,7 @@ from functools import partial
 from pathlib import Path
 
 from holoslide.errors import CohortError, SlideError
+from holoslide.files import write_atomically
 from holoslide.slides.facts import shown
 from holoslide.slides.findings import Finding, some
 from holoslide.slides.locate import SlideFiles
@@ -182,14 +184,15 @@ class Cohort:
         path = Path(path)
         folder = path.parent.absolute()
         more = [name for name in ("mask", "site") if any(getattr(row, name) is not None for row in self.rows)]
-        with path.open("w", encoding="utf-8", newline="") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerow([*COLUMNS, *more])
-            for row in self.rows:
-                mpp = "" if row.mpp is None else repr(row.mpp)
-                extra = {"mask": _written(row.mask, folder), "site": row.site}
-                values = [row.slide_id, row.patient_id, row.label, row.split, mpp, _written(row.path, folder)]
-                writer.writerow([*values, *(extra[name] for name in more)])
+        text = io.StringIO(newline="")
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow([*COLUMNS, *more])
+        for row in self.rows:
+            mpp = "" if row.mpp is None else repr(row.mpp)
+            extra = {"mask": _written(row.mask, folder), "site": row.site}
+            values = [row.slide_id, row.patient_id, row.label, row.split, mpp, _written(row.path, folder)]
+            writer.writerow([*values, *(extra[name] for name in more)])
+        write_atomically(path, lambda file: file.write(text.getvalue().encode()))
 
     # --- Parts --------------------------------------------------------------------------------------------------
 

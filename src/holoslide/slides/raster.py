@@ -16,6 +16,7 @@ all tissue or all glass, and a block of one colour decodes to that very colour (
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import math
 import os
@@ -64,6 +65,12 @@ class Recipe:
     settings: dict[str, Any]
     algorithm: int
     mask_sha256: str | None = None
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of all of it."""
+        facts = json.dumps(dataclasses.asdict(self), sort_keys=True, allow_nan=False)
+        return hashlib.sha256(facts.encode()).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)

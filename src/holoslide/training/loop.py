@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -77,12 +77,14 @@ def fit(
     resume: bool = False,
     progress: Progress | None = None,
     open_pixels: OpenPixels = Raster.open,
+    on_start: Callable[[], None] | None = None,
 ) -> FitResult:
     """Train a model, in place, and keep the best by the validation slides; `out` gets all files.
 
     `resume` goes on from the checkpoint in `out`, or starts where there is none yet, and ends with the weights
-    of a run that was never interrupted. Raises `SlideError`, with its name, for a slide that cannot be opened
-    or run, `CheckpointError` where `out` holds another run, `CohortError` where the slides do not allow it.
+    of a run that was never interrupted. `on_start` is called, on rank 0, once it is sure that the run in `out` is
+    this one, or none. Raises `SlideError`, with its name, for a slide that cannot be opened or run,
+    `CheckpointError` where `out` holds another run, `CohortError` where the slides do not allow it.
     """
     if (out / LAST).exists() and not resume:
         raise CheckpointError(out, "holds a run already", "resume it, or train into another folder")
@@ -91,6 +93,8 @@ def fit(
     run = _Run(model, slides, fabric, config=config, stream=stream, out=out)
     if resume and (out / LAST).exists():
         run.resume()
+    if on_start is not None and fabric.is_global_zero:
+        on_start()
     return run.to_the_end(progress or Silent())
 
 
@@ -128,8 +132,10 @@ class _Run:
     def to_the_end(self, progress: Progress) -> FitResult:
         """All epochs that are left; an early stop is a function of the history alone."""
         self.out.mkdir(parents=True, exist_ok=True)
-        held_bytes = self.average.size_bytes
-        self.plan = plan_run(self.network, self.slides, self.fabric, self.out, held_bytes=held_bytes)
+        self.plan = plan_run(
+            self.network, self.slides, self.fabric, self.out,
+            held_bytes=self.average.size_bytes, begun=self._steps() > 0,
+        )  # fmt: skip
         self.logger = TensorBoardLogger(self.out, "tensorboard", "", purge_step=self._steps())
         reports_to = progress if self.fabric.is_global_zero else Silent()
         self.reporter = Reporter(reports_to, self.slides, self.position, facts=self._facts())
@@ -363,10 +369,15 @@ def _identity(
             "model": model.config,
             "inputs": model.inputs,
             "classes": model.classes,
-            "slides.train": [f"{s.slide_id} of {s.patient_id}, class {s.target}" for s in slides.train],
-            "slides.valid": [f"{s.slide_id} of {s.patient_id}, class {s.target}" for s in slides.valid],
+            "slides.train": [_described(sample) for sample in slides.train],
+            "slides.valid": [_described(sample) for sample in slides.valid],
         }
     )
+
+
+def _described(sample: Sample) -> str:
+    made = f", made as {sample.made[:12]}" if sample.made else ""
+    return f"{sample.slide_id} of {sample.patient_id}, class {sample.target}{made}"
 
 
 __all__ = ["LAST", "FitResult", "Progress", "RunFacts", "Sample", "SlideDone", "TrainConfig", "fit"]

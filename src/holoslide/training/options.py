@@ -82,6 +82,8 @@ class TrainConfig:
                 )
         if not 0 <= self.average < 1:
             raise ConfigError("train.average", f"is {self.average}", "give 0 or more, and less than 1")
+        if self.seed >= 2**63:
+            raise ConfigError("train.seed", f"is {self.seed}", "give a number below 2**63")
         self.rates()  # checks its own part
 
     def rates(self) -> Schedule:

@@ -37,16 +37,17 @@ class RunPlan:
 
 
 def plan_run(
-    network: StreamedClassifier, slides: Slides, fabric: Fabric, out: Path, *, held_bytes: int = 0
-) -> RunPlan:
-    """The plan in `out`, if it is for the same settings, or else a new one, which is written there.
+    network: StreamedClassifier, slides: Slides, fabric: Fabric, out: Path, *, held_bytes: int = 0,
+    begun: bool = False,
+) -> RunPlan:  # fmt: skip
+    """A new plan, which is written to `out`; for a run that has `begun` the one there, if its budget is the same.
 
     `held_bytes` are what the run holds beside the model and its optimiser. Every rank gets rank 0's.
     Raises `MemoryPlanError`.
     """
     plan: RunPlan | None = None
     if fabric.is_global_zero:
-        plan = _read(out / PLAN)
+        plan = _read(out / PLAN) if begun else None
         if plan is None or plan.stream != network.config:
             plan = _make(network, slides, share=_share(fabric), held_bytes=held_bytes)
             _write(plan, out / PLAN)

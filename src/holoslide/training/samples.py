@@ -23,12 +23,16 @@ _AUGMENT, _STEP, _ORDER = 1, 2, 3
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """A slide with its label, as the number of its class, and its raster."""
+    """A slide with its label, as the number of its class, and its raster.
+
+    `made` is a digest of how the raster was made, and of what; a run goes on with the same alone. Empty: not known.
+    """
 
     slide_id: str
     patient_id: str
     target: int
     raster: Path
+    made: str = ""
 
 
 class Slides:
