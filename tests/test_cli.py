@@ -184,6 +184,15 @@ def test_a_place_that_cannot_be_written_is_one_line(
     assert holoslide.err.splitlines()[-1].startswith(f"holoslide: {tmp_path / 'taken'}: ")
 
 
+def test_convert_writes_over_no_table_that_it_reads(cohort: Path, tmp_path: Path, holoslide: Command) -> None:
+    table = tmp_path / "slides.csv"
+    table.write_text("slide_id,patient_id,label,note\na,1,x,keep me\nb,2,y,\n")
+    before = table.read_bytes()
+    assert holoslide("convert", table, "-o", tmp_path) == 1
+    assert f"--out: is the folder of {table}" in holoslide.err
+    assert table.read_bytes() == before
+
+
 def test_plan_announces_memory(cohort: Path, holoslide: Command) -> None:
     command = ("plan", cohort / "slides.csv", "--config", cohort / "run.yaml", "--memory", 2, "--json")
     assert holoslide(*command) == 0
@@ -200,6 +209,7 @@ def test_plan_announces_memory(cohort: Path, holoslide: Command) -> None:
         ("epochs", "is not a setting; write --set part.key=value"),
         ("stream.border=grass", "stream.border"),
         ("train.lr=.nan", "train.lr: is nan; give a finite number"),
+        ("stream.memory_gib=0", "stream.memory_gib"),
         ("stream.memory_gib=inf", "stream.memory_gib: is inf; give a finite number"),
         ("train.seed=2026-13-45", "has no readable value"),
         ("train.seed=99999999999999999999", "train.seed"),

@@ -1,5 +1,6 @@
 """How a run scales its pixels, and that it stays with the slides as it first saw them."""
 
+import csv
 import shutil
 from pathlib import Path
 
@@ -85,3 +86,16 @@ def test_slides_that_are_prepared_anew_are_not_mixed_into_a_run(finished_run: Pa
     with pytest.raises(CheckpointError, match=r"belongs to another run: slides\.train\.0 was .*, made as "):
         train(prepared(80), config, run, resume=True)
     assert (run / "run.json").read_bytes() == before
+
+
+def test_prepared_slides_below_the_slides_folder_are_not_taken_for_slides(
+    finished_run: Path, tmp_path: Path
+) -> None:
+    """A table beside its slides has its rasters there, too, by default."""
+    with (finished_run.parent / "slides.csv").open(encoding="utf-8") as file:
+        names = [row["slide_id"] for row in csv.DictReader(file)]
+    shutil.copytree(finished_run.parent / "slides", tmp_path, dirs_exist_ok=True)
+    shutil.copytree(finished_run.parent / "rasters", tmp_path / "rasters")
+    (tmp_path / "slides.csv").write_text("\n".join(["slide_id", *names]))
+    cohort = Cohort.from_csv(tmp_path / "slides.csv", slides=tmp_path)
+    assert [row.path.parent for row in cohort if row.path is not None] == [tmp_path] * len(names)

@@ -139,6 +139,11 @@ def convert(
 
     cohort = Cohort.from_csv(table, slides=slides, label=label, clini=clini)
     cohort = cohort if splits is None else with_split_file(cohort, splits, fold=fold)
+    for source in filter(None, (table, clini, splits)):
+        if source.resolve().parent == out.resolve():
+            raise ConfigError(
+                "--out", f"is the folder of {source}, which may be written over", "give another"
+            )
     written = write_as(to, cohort, out, slides=slides)
     for note in cohort.notes:
         typer.echo(str(note), err=True)
@@ -203,7 +208,7 @@ def plan(
     """Say what training and validation will need for the largest slide of a cohort: memory and time."""
     from holoslide.pipeline import plan_cohort
 
-    sets = [*(sets or []), *([f"stream.memory_gib={memory}"] if memory else [])]
+    sets = [*(sets or []), *([f"stream.memory_gib={memory}"] if memory is not None else [])]
     settings = _settings(config, preset, sets, None)
     prepared = _prepared(table, slides, rasters, settings, workers=0, masks=masks)
     plans = plan_cohort(prepared, settings)

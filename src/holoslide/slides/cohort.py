@@ -452,7 +452,8 @@ def _own_patients(table: Table, columns: Mapping[Role, int], rows: list[SlideRow
     alone = [row.slide_id for row in rows if row.row in number]
     if not alone:
         return []
-    what = f"{len(alone)} slides have no patient ({some(alone)}): each is taken for a patient of its own"
+    count = "1 slide has" if len(alone) == 1 else f"{len(alone)} slides have"
+    what = f"{count} no patient ({some(alone)}): each is taken for a patient of its own"
     remedy = "add patient_id, unless no patient has two slides"
     return [Finding("warning", "no patient", shown(table.path), what, remedy)]
 

@@ -12,6 +12,7 @@ from holoslide.errors import CohortError
 from holoslide.slides.facts import shown
 from holoslide.slides.findings import Finding, some
 from holoslide.slides.omezarr import is_zarr
+from holoslide.slides.raster import is_raster
 from holoslide.slides.source import dicom_series
 from holoslide.slides.tables import file_name, is_picture, slide_name
 
@@ -46,6 +47,8 @@ class SlideFiles:
             if below is not None:
                 return below
         found = self._named(name) if name is not None else self._with_id(slide_id)
+        if len(found) > 1:  # prepared slides may lie below the slides' folder
+            found = [path for path in found if not is_raster(path)] or found
         if len(found) == 1:
             what = f"{shown(found[0])} is there, but cannot be read, or is a link to nothing"
             return _slide_at(found[0]) or _missing(slide_id, row, what, "mend it")

@@ -355,3 +355,12 @@ def _level(page: Any) -> _Level:
         message = "its tiles are not those of a prepared slide"
         raise ValueError(message)
     return _Level(shape, offsets, counts)
+
+
+def is_raster(path: Path) -> bool:
+    """Whether a file is a prepared slide, and not a slide."""
+    try:
+        with Raster.open(path):
+            return True
+    except SlideError:
+        return False
