@@ -301,6 +301,10 @@ def evaluate(
     sensitivity: Annotated[
         float | None, typer.Option("--sensitivity", help="Decide at this one (two classes; default 0.95).")
     ] = None,
+    positive: Annotated[
+        str | None,
+        typer.Option("--positive", help="The class to find (two classes; default: the last by name)."),
+    ] = None,
     calibrated: Annotated[
         bool, typer.Option("--calibrated", help="Write probabilities after the temperature, not raw ones.")
     ] = False,
@@ -312,6 +316,7 @@ def evaluate(
     from holoslide.results import evaluate_run
 
     sets = [f"evaluate.sensitivity={sensitivity}"] if sensitivity is not None else []
+    sets += [f"evaluate.positive={json.dumps(positive)}"] if positive is not None else []
     settings = RunConfig.load(run / "config.yaml", sets=sets)
     source = table or run / "cohort.csv"
     prepared = _prepared(source, slides, rasters, settings, workers=workers, run=run, masks=masks)
@@ -322,7 +327,7 @@ def evaluate(
             split=split,
             out=out,
             calibrated=calibrated,
-            sensitivity=settings.evaluate.sensitivity,
+            asked=settings.evaluate,
             progress=advance,
         )
     if as_json:

@@ -18,6 +18,7 @@ import logging
 import os
 import platform
 import shlex
+import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -32,6 +33,7 @@ import torch
 
 from holoslide.config import RunConfig
 from holoslide.errors import CohortError, ConfigError
+from holoslide.evaluation.options import Positive
 from holoslide.files import write_atomically
 from holoslide.geometry import Box
 from holoslide.models.calibration import calibrate, needs_statistics
@@ -132,6 +134,7 @@ def train(
     `model` is trained in place (default: built from the configuration).
     """
     cohort = prepared.cohort
+    Positive.of(cohort.classes, config.evaluate.positive)  # refused now, not after the training
     parts = {
         "train": samples(cohort.train, prepared.rasters),
         "valid": samples(cohort.valid, prepared.rasters),
@@ -381,9 +384,36 @@ def environment() -> dict[str, str]:
             facts[name] = metadata.version(name)
         except metadata.PackageNotFoundError:  # a machine that only trains may do without some
             facts[name] = "not installed"
+    if (commit := _commit()) is not None:
+        facts["holoslide commit"] = commit
     facts["python"] = platform.python_version()
     facts["system"] = platform.platform(terse=True)
-    facts["processors"] = f"{os.cpu_count()} ({platform.machine()})"
+    facts["processors"] = f"{os.cpu_count()} × {_processor()} ({platform.machine()})"
     if torch.cuda.is_available():
         facts["device"] = torch.cuda.get_device_name()
     return facts
+
+
+def _commit() -> str | None:
+    """The commit that a source checkout stands at, and whether files differ from it; None of a plain install."""
+    root = Path(__file__).resolve().parents[2]
+    if not (root / ".git").exists() or not (root / "pyproject.toml").exists():
+        return None  # else a repository of the user's, around the environment, would pass for ours
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--exclude=*", "--abbrev=40"]
+    try:
+        found = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.TimeoutExpired):  # no git here
+        return None
+    return found.stdout.strip().replace("-dirty", ", with changes") or None
+
+
+def _processor() -> str:
+    """The processor's model, as the system names it."""
+    path = Path("/proc/cpuinfo")
+    if path.exists():
+        names = [
+            line.partition(":")[2] for line in path.read_text().splitlines() if line.startswith("model name")
+        ]
+        if names:
+            return names[0].strip()
+    return platform.processor() or "processor"

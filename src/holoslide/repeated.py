@@ -25,12 +25,13 @@ from holoslide.errors import ConfigError
 from holoslide.evaluation.calibration import Temperature, fit_temperature
 from holoslide.evaluation.decision import Threshold, choose_threshold
 from holoslide.evaluation.metrics import Predictions, compute_metrics
+from holoslide.evaluation.options import Positive
 from holoslide.evaluation.outcome import Outcome, assess, pool
 from holoslide.evaluation.report import write_report
 from holoslide.evaluation.report_data import CohortPart, Prediction, Repeats, RunReport, RunSummary
 from holoslide.inference.heatmap import Heatmap
 from holoslide.pipeline import Advance, Prepared, command_given, environment, train, write_json, write_rows
-from holoslide.reporting import Run, command_again, flow_of, parts_of, pictures_of
+from holoslide.reporting import Run, command_again, flow_of, parts_of, pictures_of, resources_of_all
 from holoslide.results import VALIDATION, evaluate_run
 from holoslide.slides.cohort import Cohort, SlideRow
 from holoslide.slides.splits import SplitConfig, draw_split
@@ -150,6 +151,7 @@ def _run_all(
     repeats: Repeats, prepared: Prepared, config: RunConfig, out: Path, planned: Sequence[_Planned], *,
     resume: bool, announce: Announce, progress: Any, advance: Advance | None,
 ) -> Repeated:  # fmt: skip
+    Positive.of(prepared.cohort.classes, config.evaluate.positive)  # refused now, not after the first run
     out.mkdir(parents=True, exist_ok=True)
     (out / "config.yaml").write_text(config.to_yaml(), encoding="utf-8")
     prepared.cohort.to_csv(out / "cohort.csv")
@@ -162,10 +164,11 @@ def _run_all(
         train(one.prepared, one.config, folder, resume=resume and folder.exists(), progress=progress)
         evaluate_run(folder, one.prepared, progress=advance)
     classes = prepared.cohort.classes
-    scores = [_scores(out / one.name, one.prepared.cohort, classes) for one in planned]
+    positive = Positive.of(classes, config.evaluate.positive)
+    scores = [_scores(out / one.name, one.prepared.cohort, classes, positive) for one in planned]
     rows, by_head, outcome = (_pooled if repeats == "folds" else _averaged)(scores, classes, config)
     summaries = tuple(
-        _summary(out / one.name, found, classes) for one, found in zip(planned, scores, strict=True)
+        _summary(out / one.name, found, classes, config) for one, found in zip(planned, scores, strict=True)
     )
     predictions = _predictions(rows, by_head[-1], classes)
     write_rows([one.row(classes) for one in predictions], out / "predictions.csv")
@@ -183,15 +186,14 @@ def _report(
     repeats: Repeats, prepared: Prepared, out: Path, outcome: Outcome, summaries: Sequence[RunSummary],
     predictions: Sequence[Prediction], left_out: Sequence[tuple[str, str]], planned: Sequence[_Planned],
 ) -> RunReport:  # fmt: skip
-    cohort = prepared.cohort
-    first = Run(out / planned[0].name)
+    cohort, found = prepared.cohort, [Run(out / one.name) for one in planned]
+    first = found[0]
     used = dataclasses.replace(
         cohort, rows=tuple(dataclasses.replace(r, split="test") for r in cohort if r.label)
     )
     parts = parts_of(cohort)
     if repeats == "folds":
         parts = [CohortPart.count("all", [(row.patient_id, row.label) for row in used])]
-    history = [record for one in planned for record in Run(out / one.name).history]
     return RunReport(
         title=f"{out.resolve().name}: {' against '.join(cohort.classes)}, {len(planned)} {repeats}",
         command=command_given(),
@@ -208,17 +210,29 @@ def _report(
         calibration=outcome.calibration,
         decision=outcome.decision,
         lacking=outcome.lacking,
+        undecided=outcome.undecided,
+        positive=outcome.positive,
         predictions=predictions,
         pictures=pictures_of(predictions, prepared.rasters, _Heatmaps(out, planned)),
-        timing={"training, all runs": sum(record.seconds or 0.0 for record in history)},
+        timing=_seconds(found),
+        resources=resources_of_all(found),
         files=[dataclasses.replace(one, split="") for one in first.files]
         if repeats == "folds"
         else first.files,
         directory=str(Path.cwd()),
-        again=command_again(out, f"--{repeats}", str(len(planned))),
+        again=command_again(out, f"--{repeats}", str(len(planned)), rasters=first.facts.get("rasters")),
         repeats=repeats,
         runs=summaries,
     )
+
+
+def _seconds(runs: Sequence[Run]) -> dict[str, float]:
+    """What training and scoring took, in all runs together."""
+    training = sum(record.seconds or 0.0 for run in runs for record in run.history)
+    scoring = [seconds for run in runs if (seconds := run.metrics.get("scoring_seconds")) is not None]
+    taken = {f"{name}, all runs": value for name, value in runs[0].facts.get("seconds", {}).items()}
+    taken["training, all runs"] = training
+    return taken | ({"scoring, all runs": sum(scoring)} if len(scoring) == len(runs) else {})
 
 
 class _Heatmaps(dict[str, Heatmap]):
@@ -236,7 +250,7 @@ class _Heatmaps(dict[str, Heatmap]):
 # --- What the runs said -------------------------------------------------------------------------------------------
 
 
-def _scores(run: Path, cohort: Cohort, classes: Sequence[str]) -> _Scores:
+def _scores(run: Path, cohort: Cohort, classes: Sequence[str], positive: Positive | None) -> _Scores:
     found: dict[str, list[list[float]]] = {}
     with (run / "predictions_modules.csv").open(newline="", encoding="utf-8") as file:
         for line in csv.DictReader(file):
@@ -247,7 +261,8 @@ def _scores(run: Path, cohort: Cohort, classes: Sequence[str]) -> _Scores:
     if path.exists():
         slides = json.loads(path.read_text(encoding="utf-8"))["slides"]
         columns = [[one[key] for one in slides] for key in ("label", "probabilities", "patient_id")]
-        valid = Predictions.checked(columns[0], columns[1], columns[2], classes)
+        name = positive.name if positive else None
+        valid = Predictions.checked(columns[0], columns[1], columns[2], classes, positive=name)
     return _Scores(rows, by_head, valid)
 
 
@@ -266,6 +281,7 @@ def _pooled(
         temperatures=[_temperature(one) for one in scores if one.valid is not None],
         thresholds=[found for one in scores if (found := _threshold(one, config)) is not None],
         part_N=of,
+        positive=Positive.of(classes, config.evaluate.positive),
     )
     return rows, by_head, outcome
 
@@ -284,7 +300,7 @@ def _averaged(
         [row.patient_id for row in rows],
         classes,
         valid=_mean_valid(scores),
-        sensitivity=config.evaluate.sensitivity,
+        asked=config.evaluate,
     )
     return rows, by_head, outcome
 
@@ -297,13 +313,15 @@ def _mean_valid(scores: Sequence[_Scores]) -> Predictions | str:
     return dataclasses.replace(valid[0], probabilities=mean)
 
 
-def _summary(run: Path, found: _Scores, classes: Sequence[str]) -> RunSummary:
+def _summary(run: Path, found: _Scores, classes: Sequence[str], config: RunConfig) -> RunSummary:
     labels, patients = [row.label or "" for row in found.rows], [row.patient_id for row in found.rows]
-    metrics = compute_metrics(labels, found.by_head_KNC[-1], patients, classes)
-    facts = Run(run)
+    positive = Positive.of(classes, config.evaluate.positive)
+    metrics = compute_metrics(
+        labels, found.by_head_KNC[-1], patients, classes, positive=positive.name if positive else None
+    )
+    facts, threshold = Run(run), _threshold(found, config)
     temperature = _temperature(found).value if found.valid is not None else None
-    threshold = json.loads((run / "metrics.json").read_text(encoding="utf-8")).get("decision")
-    value = threshold["threshold"]["value"] if threshold and threshold["threshold"] else None
+    value = threshold.value if threshold is not None else None
     return RunSummary(run.name, metrics, facts.history, facts.best_epoch, temperature, value)
 
 

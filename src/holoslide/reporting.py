@@ -65,6 +65,11 @@ class Run:
         return int(best) if best is not None else None
 
     @property
+    def metrics(self) -> dict[str, Any]:
+        """`metrics.json`."""
+        return _json(self.folder / "metrics.json")
+
+    @property
     def left_out(self) -> dict[str, str]:
         """The slides that training left out, with the reason."""
         return {row["slide_id"]: row["reason"] for row in _rows(self.folder / LEFT_OUT)}
@@ -120,6 +125,8 @@ def report_of(
         calibration=outcome.calibration,
         decision=outcome.decision,
         lacking=outcome.lacking,
+        undecided=outcome.undecided,
+        positive=outcome.positive,
         predictions=predictions,
         pictures=pictures,
         timing=facts.get("seconds", {}) | trained | dict(timing),
@@ -130,11 +137,14 @@ def report_of(
     )
 
 
-def command_again(run: Path, *arguments: str) -> str:
-    """The command that trains the same run anew, from what the run's folder holds."""
+def command_again(run: Path, *arguments: str, rasters: str | None = None) -> str:
+    """The command that trains the same run anew, from what the run's folder holds.
+
+    `rasters` is the folder of the prepared slides, where the run's facts do not name it.
+    """
     if not (run / "cohort.csv").exists():
         return ""
-    rasters = Run(run).facts.get("rasters")
+    rasters = rasters or Run(run).facts.get("rasters")
     where = ["--rasters", rasters] if rasters else []
     made = [
         "holoslide",
@@ -250,6 +260,28 @@ def resources_of(run: Run) -> list[Resource]:
             sum(seconds) / max(1, len(seconds)),
         )
     )
+    return rows
+
+
+def resources_of_all(runs: Sequence[Run]) -> list[Resource]:
+    """The same of several runs: the most memory that any took, and the mean time of an epoch."""
+    found: dict[str, list[Resource]] = {}
+    for run in runs:
+        for one in resources_of(run):
+            found.setdefault(one.name, []).append(one)
+    rows = []
+    for name, each in found.items():
+        planned = [one.planned for one in each if one.planned is not None]
+        measured = [one.measured for one in each]
+        if each[0].unit == "bytes":
+            rows.append(
+                Resource(f"{name}, of any run at most", "bytes", max(planned, default=None), max(measured))
+            )
+        else:
+            expected = sum(planned) / len(planned) if planned else None
+            rows.append(
+                Resource(f"{name}, mean of the runs", "seconds", expected, sum(measured) / len(measured))
+            )
     return rows
 
 

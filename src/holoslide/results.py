@@ -28,6 +28,7 @@ from holoslide.config import RunConfig
 from holoslide.errors import CheckpointError, CohortError, SlideError
 from holoslide.evaluation.calibration import Temperature
 from holoslide.evaluation.metrics import Interval, Metrics, Predictions
+from holoslide.evaluation.options import EvaluateConfig, Positive
 from holoslide.evaluation.outcome import Outcome, assess
 from holoslide.evaluation.overlay import (
     Placement,
@@ -266,6 +267,8 @@ class Evaluation:
             if found.after is not None and found.temperature.value is not None:
                 name = f"the same at temperature {found.temperature.value:.2f}"
                 rows.append([name, f"{found.after.ece:.3f}", ""])
+        if outcome.positive is not None:
+            rows.insert(0, ["positive class", outcome.positive.name, outcome.positive.how])
         if outcome.decision is not None:
             of = f"at a validation sensitivity of {outcome.decision.wanted:g}"
             rows += [[f"{name} {of}", *_shown(getattr(outcome.decision, name))] for name in _CALLED]
@@ -282,13 +285,13 @@ def evaluate_run(
     split: str = "test",
     out: Path | None = None,
     calibrated: bool = False,
-    sensitivity: float | None = None,
+    asked: EvaluateConfig | None = None,
     progress: Advance | None = None,
 ) -> Evaluation:
     """Score a part of a cohort once; write predictions, metrics, heatmaps and the report into `out`.
 
     `split` "all" takes every labelled slide. A slide that fails is added to those left out. `calibrated` writes
-    probabilities after the temperature, not raw ones; `sensitivity` replaces that of the run's configuration.
+    probabilities after the temperature, not raw ones; `asked` replaces what the run's configuration asks for.
     """
     out = out or run
     cohort, started = prepared.cohort, time.monotonic()
@@ -296,21 +299,17 @@ def evaluate_run(
     if not rows:
         raise CohortError(cohort.name, f"has no labelled slide in {split}", "choose another split, or all")
     predictor = Predictor(run)
+    asked = asked or predictor.config.evaluate
+    Positive.of(predictor.model.classes, asked.positive)  # refused before the slides are scored, not after
     scored = _score_all(predictor, prepared, rows, out / "heatmaps", progress)
     if not scored:
         raise CohortError(cohort.name, f"no slide of {split} could be scored", "see the reasons listed")
     seconds = time.monotonic() - started
     valid = validation_slides(run, predictor, prepared, progress=progress)
-    outcome = _assess(
-        scored,
-        predictor.model.classes,
-        valid,
-        sensitivity=predictor.config.evaluate.sensitivity if sensitivity is None else sensitivity,
-        calibrated=calibrated,
-    )
+    outcome = _assess(scored, predictor.model.classes, valid, asked=asked, calibrated=calibrated)
     temperature = outcome.calibration.temperature if calibrated and outcome.calibration else None
     predictions = predictions_of(scored, temperature=temperature)
-    _write_tables(out, scored, predictions, outcome)
+    _write_tables(out, scored, predictions, outcome, seconds)
     heatmaps = {one.row.slide_id: one.heatmap for one in scored}
     report = report_of(
         run,
@@ -327,9 +326,9 @@ def evaluate_run(
 
 
 def _write_tables(
-    out: Path, scored: Sequence[Scored], predictions: Sequence[Prediction], outcome: Outcome
+    out: Path, scored: Sequence[Scored], predictions: Sequence[Prediction], outcome: Outcome, seconds: float
 ) -> None:
-    """`predictions.csv`, the same of every module, and `metrics.json`."""
+    """`predictions.csv`, the same of every module, and `metrics.json` with the seconds that scoring took."""
     out.mkdir(parents=True, exist_ok=True)
     classes = scored[0].heatmap.classes
     write_rows([one.row(classes) for one in predictions], out / "predictions.csv")
@@ -339,7 +338,7 @@ def _write_tables(
         for one in predictions_of(scored, head=k)
     ]
     write_rows(by_module, out / "predictions_modules.csv")
-    write_json(outcome.to_dict(), out / "metrics.json")
+    write_json({**outcome.to_dict(), "scoring_seconds": round(seconds, 3)}, out / "metrics.json")
 
 
 def _score_all(
@@ -364,7 +363,7 @@ def _score_all(
 
 
 def _assess(
-    scored: Sequence[Scored], classes: Sequence[str], valid: Predictions | str, *, sensitivity: float,
+    scored: Sequence[Scored], classes: Sequence[str], valid: Predictions | str, *, asked: EvaluateConfig,
     calibrated: bool,
 ) -> Outcome:  # fmt: skip
     labels = [one.row.label or "" for one in scored]
@@ -375,9 +374,7 @@ def _assess(
         )
     by_head = np.stack([one.scores.probabilities for one in scored], axis=1)
     patients = [one.row.patient_id for one in scored]
-    return assess(
-        labels, by_head, patients, classes, valid=valid, sensitivity=sensitivity, calibrated=calibrated
-    )
+    return assess(labels, by_head, patients, classes, valid=valid, asked=asked, calibrated=calibrated)
 
 
 # --- The slides that temperature and threshold come from ----------------------------------------------------------

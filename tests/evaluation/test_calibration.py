@@ -1,25 +1,29 @@
 """Temperature, reliability, decision: fitted on validation slides, and what they come to on others."""
 
+import dataclasses
 import json
 import math
 
 import numpy as np
 import pytest
-from sklearn.metrics import brier_score_loss, confusion_matrix, log_loss
+from sklearn.metrics import average_precision_score, brier_score_loss, confusion_matrix, log_loss
 
-from holoslide.errors import HoloslideError
+from holoslide.config import RunConfig
+from holoslide.errors import ConfigError, HoloslideError
 from holoslide.evaluation.calibration import (
     calibration,
     fit_temperature,
     reliability,
     tempered,
-    wilson,
 )
 from holoslide.evaluation.decision import choose_threshold, decide
+from holoslide.evaluation.intervals import wilson
 from holoslide.evaluation.metrics import Predictions
+from holoslide.evaluation.options import EvaluateConfig, Positive
 from holoslide.evaluation.outcome import assess, pool
 
 CLASSES = ("benign", "lesion")
+ASKED = EvaluateConfig(sensitivity=0.9)
 
 
 def drawn(slides: int, *, sharpness: float = 1.0, classes: int = 2, seed: int = 0) -> Predictions:
@@ -109,13 +113,26 @@ def test_of_more_classes_reliability_is_that_of_the_prediction() -> None:
     assert found.ece == pytest.approx(0.05)
 
 
-def test_the_interval_of_a_share_counts_patients() -> None:
-    low, high = wilson(8, 10)
-    assert (low, high) == (pytest.approx(0.4902, abs=1e-4), pytest.approx(0.9433, abs=1e-4))  # Wilson 1927
-    wider = wilson(8, 10, counted=5)
-    assert wider[0] < low < high < wider[1]
-    assert wilson(0, 4)[0] == 0
-    assert wilson(4, 4)[1] == 1
+def twice(given: Predictions) -> Predictions:
+    """Every slide there twice, as a second one of the same patient."""
+    columns = given.labels.tolist(), given.probabilities, given.patients
+    labels, p, patients = (np.concatenate([column, column]) for column in columns)
+    return Predictions.checked(labels.astype(int), p, patients, given.classes)
+
+
+def test_reliability_counts_patients_so_that_more_slides_of_the_same_change_nothing() -> None:
+    one = drawn(60)
+    one = Predictions.checked(one.labels, one.probabilities, [f"q{i}" for i in range(60)], CLASSES)
+    single, double = reliability(one), reliability(twice(one))
+    assert [b.slides for b in double.bins] == [2 * b.slides for b in single.bins]
+    assert [(b.patients, b.low, b.high) for b in double.bins] == [
+        (b.patients, pytest.approx(b.low), pytest.approx(b.high)) for b in single.bins
+    ]
+    assert double.ece_by_chance == pytest.approx(single.ece_by_chance)
+    apart = Predictions.checked(
+        twice(one).labels, twice(one).probabilities, [str(i) for i in range(120)], CLASSES
+    )
+    assert reliability(apart).ece_by_chance[1] < 0.85 * single.ece_by_chance[1]
 
 
 @pytest.mark.parametrize(
@@ -129,6 +146,7 @@ def test_the_threshold_is_the_highest_that_finds_enough(sensitivity: float, valu
     assert found.value == value
     assert (p[:4] >= found.value).mean() >= sensitivity
     assert (found.positives, found.negatives) == (4, 3)
+    assert found.found == (p[:4] >= value).sum()
     assert found.spared == (p[4:] < value).sum()
 
 
@@ -145,7 +163,7 @@ def test_a_decision_counts_what_scikit_learn_counts() -> None:
     assert found.ppv.value == hits / (hits + alarms)
     assert found.npv.value == spared / (spared + missed)
     patients = len(np.unique(test.patients[test.labels == 1]))
-    assert (found.sensitivity.low, found.sensitivity.high) == wilson(hits, hits + missed, counted=patients)
+    assert (found.sensitivity.low, found.sensitivity.high) == wilson(hits / (hits + missed), patients)
 
 
 def test_a_decision_of_three_classes_is_refused_and_of_no_positive_is_none() -> None:
@@ -169,7 +187,7 @@ def columns(given: Predictions) -> tuple[list[str], np.ndarray, list[str], tuple
 
 def test_scored_slides_have_no_part_in_temperature_and_threshold() -> None:
     valid, one, other = drawn(80, sharpness=2.0), drawn(40, seed=1), drawn(40, sharpness=5.0, seed=2)
-    first, second = (assess(*columns(test), valid=valid, sensitivity=0.9) for test in (one, other))
+    first, second = (assess(*columns(test), valid=valid, asked=ASKED) for test in (one, other))
     assert first.calibration is not None
     assert second.calibration is not None
     assert first.calibration.temperature == second.calibration.temperature == fit_temperature(valid)
@@ -179,8 +197,8 @@ def test_scored_slides_have_no_part_in_temperature_and_threshold() -> None:
 
 def test_metrics_are_of_raw_probabilities_unless_asked() -> None:
     valid, test = drawn(80, sharpness=3.0), drawn(60, sharpness=3.0, seed=1)
-    raw = assess(*columns(test), valid=valid, sensitivity=0.9)
-    asked = assess(*columns(test), valid=valid, sensitivity=0.9, calibrated=True)
+    raw = assess(*columns(test), valid=valid, asked=ASKED)
+    asked = assess(*columns(test), valid=valid, asked=ASKED, calibrated=True)
     assert raw.metrics == raw.modules[-1] == asked.modules[-1]
     assert asked.metrics.log_loss.value is not None
     assert asked.metrics.log_loss.value < (raw.metrics.log_loss.value or math.nan)
@@ -189,7 +207,7 @@ def test_metrics_are_of_raw_probabilities_unless_asked() -> None:
 
 
 def test_without_validation_slides_the_reason_is_kept() -> None:
-    found = assess(*columns(drawn(20)), valid="they are gone", sensitivity=0.9)
+    found = assess(*columns(drawn(20)), valid="they are gone", asked=ASKED)
     assert (found.calibration, found.decision, found.lacking) == (None, None, "they are gone")
 
 
@@ -217,3 +235,96 @@ def test_pooled_slides_keep_their_own_networks_temperature_and_threshold() -> No
         labels, probabilities, patients, CLASSES, temperatures=temperatures[:1], thresholds=[],
         part_N=[0] * 50 + [1] * 50,
     ).lacking  # fmt: skip
+
+
+# --- The positive class -----------------------------------------------------------------------------------------
+
+CANCER = ("cancer", "normal")
+
+
+def hunted() -> tuple[Predictions, Predictions]:
+    """Validation and test slides of cancer and normal, the other way round by name."""
+    one, other = drawn(80, sharpness=2.0, seed=5), drawn(60, sharpness=2.0, seed=6)
+    valid, test = (
+        Predictions.checked(each.labels, each.probabilities, each.patients, CANCER) for each in (one, other)
+    )
+    return valid, test
+
+
+def test_the_positive_class_can_be_chosen_and_all_that_has_one_is_of_it() -> None:
+    valid, test = hunted()
+    found = assess(*columns(test), valid=valid, asked=EvaluateConfig(sensitivity=0.9, positive="cancer"))
+    is_cancer, score = test.labels == 0, test.probabilities[:, 0]
+    assert found.metrics.positive == "cancer"
+    assert found.metrics.auprc.value == pytest.approx(average_precision_score(is_cancer, score))
+    assert found.metrics.auprc == found.metrics.per_class[0].auprc
+    assert found.calibration is not None
+    assert found.calibration.before.of == "cancer"
+    ordered = sorted(valid.probabilities[valid.labels == 0, 0])
+    assert found.decision is not None
+    assert found.decision.threshold is not None
+    assert found.decision.threshold.value in ordered
+    assert found.decision.threshold.found >= 0.9 * len(ordered)
+    called = score >= found.decision.threshold.value
+    assert found.decision.positive == "cancer"
+    assert found.decision.called == tuple(called.tolist())
+    assert found.decision.sensitivity.value == (called & is_cancer).sum() / is_cancer.sum()
+    assert found.decision.ppv.value == (called & is_cancer).sum() / called.sum()
+    plain = json.loads(json.dumps(found.to_dict(), allow_nan=False))
+    assert plain["positive"] == {"class": "cancer", "how": "chosen by evaluate.positive"}
+    assert plain["decision"]["positive"] == plain["slides"]["positive"] == "cancer"
+
+
+def test_patients_and_pooled_networks_have_the_same_positive_class() -> None:
+    valid, test = hunted()
+    asked = EvaluateConfig(positive="cancer")
+    own = [f"{patient} {label}" for patient, label in zip(test.patients, test.labels, strict=True)]
+    labels, by_head, _, _ = columns(test)
+    found = assess(labels, by_head, own, CANCER, valid=valid, asked=asked)
+    assert found.patients is not None
+    assert found.patients.positive == "cancer"
+    threshold = choose_threshold(dataclasses.replace(valid, positive="cancer"), sensitivity=0.9)
+    assert threshold is not None
+    pooled = pool(
+        labels, by_head, own, CANCER, temperatures=[fit_temperature(valid)], thresholds=[threshold],
+        part_N=[0] * len(labels), positive=Positive.of(CANCER, "cancer"),
+    )  # fmt: skip
+    assert pooled.metrics.positive == "cancer"
+    assert pooled.decision is not None
+    assert pooled.decision.positive == "cancer"
+    assert pooled.to_dict()["positive"] == {"class": "cancer", "how": "chosen by evaluate.positive"}
+
+
+def test_left_to_itself_the_positive_class_is_the_last_by_name_and_said_to_be() -> None:
+    valid, test = hunted()
+    found = assess(*columns(test), valid=valid, asked=ASKED)
+    assert found.metrics.positive == "normal"
+    assert found.to_dict()["positive"] == {"class": "normal", "how": "the last by name"}
+
+
+def test_a_positive_class_that_is_none_is_refused_in_one_line() -> None:
+    with pytest.raises(ConfigError) as caught:
+        Positive.of(CANCER, "tumour")
+    assert str(caught.value) == "evaluate.positive: 'tumour' is no class; choose one of cancer, normal"
+    with pytest.raises(
+        ConfigError, match=r"is 'a', but there are 3 classes \(a, b, c\); leave it out: each class"
+    ):
+        Positive.of("abc", "a")
+    assert Positive.of("abc", None) is None
+
+
+def test_a_class_may_be_called_by_a_number() -> None:
+    assert RunConfig.load(sets=["evaluate.positive=0"]).evaluate.positive == "0"
+    assert RunConfig.load(sets=['evaluate.positive="0"']).evaluate.positive == "0"
+    assert RunConfig.load().evaluate.positive is None
+
+
+def test_a_decision_that_is_not_made_says_why() -> None:
+    three = drawn(30, classes=3)
+    found = assess(*columns(three), valid=three, asked=ASKED)
+    assert found.decision is None
+    assert found.undecided == "a threshold tells two classes apart, and there are 3"
+    none = Predictions.checked([0, 0], [[0.9, 0.1], [0.8, 0.2]], ["a", "b"], CLASSES)
+    found = assess(*columns(drawn(20)), valid=none, asked=ASKED)
+    assert found.decision is None
+    assert found.undecided == "no validation slide is lesion"

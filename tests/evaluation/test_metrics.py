@@ -13,6 +13,7 @@ from sklearn import metrics as sk
 
 from holoslide.errors import HoloslideError
 from holoslide.evaluation import bootstrap
+from holoslide.evaluation.intervals import auroc_interval, wilson
 from holoslide.evaluation.metrics import Interval, by_patient, compute_metrics, pr_points, roc_points
 
 
@@ -91,7 +92,7 @@ def test_the_seed_decides_and_the_order_of_slides_does_not():
             (interval.value, interval.low, interval.high)
         )
     assert compute_metrics(labels, p, patients, names, draws=200) == m
-    assert compute_metrics(labels, p, patients, names, draws=200, seed=1).auroc != m.auroc
+    assert compute_metrics(labels, p, patients, names, draws=200, seed=1).log_loss != m.log_loss
 
 
 # --- The fast bootstrap against scikit-learn on the resampled slides themselves
@@ -222,7 +223,7 @@ def test_one_class_only():
     assert m.per_class[0].auroc.reason == "every slide is of class neg"
     assert m.per_class[1].f1.reason == "no slide is of class pos or predicted so"
     assert m.macro_f1.reason == "no slide is of class pos or predicted so"
-    assert m.accuracy == Interval(1.0, pytest.approx(0.025 ** (1 / 3)), 1.0)  # three patients
+    assert m.accuracy == Interval(1.0, pytest.approx(0.4385, abs=1e-4), 1.0)  # three patients
 
 
 def test_draws_without_a_class_are_left_out_and_counted():
@@ -364,15 +365,68 @@ def test_a_patient_of_two_labels_has_none():
         by_patient(["b", "a"], p, ["y", "y"], ["a", "b"])
 
 
-def test_what_is_perfect_is_not_certain():
-    """Twelve patients of either class, all told apart: the interval reaches down to what they cannot rule out."""
-    labels = np.arange(24) % 2
-    probabilities = np.stack([0.9 - 0.8 * labels, 0.1 + 0.8 * labels], axis=1)
-    m = compute_metrics(labels, probabilities, [f"p{i}" for i in range(24)], ("no", "yes"), draws=50)
-    assert (m.auroc.value, m.auroc.high) == (1, 1)
-    assert m.auroc.low == pytest.approx(stats.beta.ppf(0.025, 12, 1))
-    assert m.accuracy.low == pytest.approx(stats.beta.ppf(0.025, 24, 1))
-    doubled = compute_metrics(
-        labels, probabilities, [f"p{i % 2}{i // 4}" for i in range(24)], ("no", "yes"), draws=50
+# --- Intervals
+
+
+@pytest.mark.parametrize(("hits", "of"), [(8, 10), (0, 4), (4, 4), (1, 90)])
+def test_the_interval_of_a_share_is_wilsons(hits, of):
+    expected = stats.binomtest(hits, of).proportion_ci(method="wilson")
+    assert wilson(hits / of, of) == pytest.approx((expected.low, expected.high), abs=1e-12)
+
+
+@pytest.mark.parametrize("auroc", [0.0, 0.03, 0.5, 0.8, 0.97, 1.0])
+@pytest.mark.parametrize(("positives", "negatives"), [(4, 4), (6, 30), (30, 6), (1, 1)])
+def test_the_interval_of_an_auroc_holds_what_cannot_be_ruled_out(auroc, positives, negatives):
+    true = np.linspace(0, 1, 20001)
+    q1, q2 = true / (2 - true), 2 * true**2 / (1 + true)  # Hanley and McNeil 1982
+    half = (positives + negatives) / 2 - 1  # both kinds alike, as in Newcombe's method 5
+    variance = true * (1 - true) + half * (q1 - true**2) + half * (q2 - true**2)
+    inside = true[np.abs(auroc - true) <= 1.959964 * np.sqrt(variance / (positives * negatives))]
+    assert auroc_interval(auroc, positives, negatives) == pytest.approx(
+        (min(auroc, inside.min()), max(auroc, inside.max())), abs=2e-4
     )
-    assert doubled.auroc.low == pytest.approx(stats.beta.ppf(0.025, 6, 1))
+
+
+def ranked(errors: int):
+    """Six patients of either class, two slides each; of `errors` of them one slide is ranked too low."""
+    labels = np.repeat([0, 1], 12)
+    score = np.linspace(0, 1, 24)
+    for i in range(errors):
+        score[12 + 2 * i] = 0.45 + i / 1000
+    return labels, np.stack([1 - score, score], axis=1), [f"p{i // 2}" for i in range(24)], ("no", "yes")
+
+
+def test_what_is_perfect_is_not_certain_and_no_worse_known_than_what_is_nearly_so():
+    """The floor under a result rises with the result, and slides and patients do not contradict each other."""
+    perfect, nearly, worse = (compute_metrics(*ranked(errors), draws=200) for errors in range(3))
+    assert (perfect.auroc.value, perfect.auroc.high) == (1, 1)
+    assert perfect.auroc.low == auroc_interval(1.0, 6, 6)[0]  # patients, not slides
+    assert perfect.accuracy.low == wilson(1.0, 12)[0]
+    assert worse.auroc.low < nearly.auroc.low < perfect.auroc.low
+    assert nearly.auroc.value > 0.95
+    assert nearly.auroc.low < 0.75
+    of_patients = by_patient(*ranked(1))
+    mean = compute_metrics(
+        of_patients.labels, of_patients.probabilities, of_patients.patients, ("no", "yes"), draws=200
+    )
+    assert mean.auroc.value == 1
+    assert mean.auroc.low > nearly.auroc.low
+
+
+def test_an_interval_is_never_narrower_than_the_bootstraps():
+    labels, p, patients, names = study(90, 2, each=3)
+    m = compute_metrics(labels, p, patients, names, draws=400)
+    (weights,) = bootstrap.draw_weights(np.array(patients), 400, np.random.default_rng(0))
+    drawn = bootstrap.weighted_auroc(weights, labels == 1, p[:, 1])
+    low, high = np.quantile(drawn, [0.025, 0.975])
+    assert m.auroc.low <= low
+    assert m.auroc.high >= high
+
+
+def test_the_positive_class_can_be_chosen():
+    labels, p, patients, names = study(60, 2)
+    m = compute_metrics(labels, p, patients, names, positive="c0", draws=50)
+    assert m.positive == "c0"
+    assert m.auprc == m.per_class[0].auprc != m.per_class[1].auprc
+    with pytest.raises(HoloslideError, match="'x' is no class; choose one of c0, c1"):
+        compute_metrics(labels, p, patients, names, positive="x", draws=50)

@@ -10,7 +10,7 @@ from typing import Any
 from holoslide.evaluation import figures
 from holoslide.evaluation.calibration import Reliability
 from holoslide.evaluation.metrics import Metrics
-from holoslide.evaluation.report_data import Resource, RunReport, RunSummary
+from holoslide.evaluation.report_data import RunReport, RunSummary
 
 MEASURES = (
     ("AUROC", "auroc"),
@@ -34,6 +34,7 @@ def repeated(report: RunReport) -> dict[str, Any] | None:
         "figure": figures.spread(series),
         "panels": _learning(runs),
         "colours": [figures.CLASS_COLOURS[i % len(figures.CLASS_COLOURS)] for i in range(len(runs))],
+        "maps": _MAPS[report.repeats or "folds"].format(runs=len(runs), first=runs[0].name),
         "words": _REPEATS[report.repeats or "folds"],
         "one": "Fold" if report.repeats == "folds" else "Seed",
     }
@@ -53,14 +54,23 @@ _REPEATS = {
 }
 
 
+_MAPS = {
+    "folds": "Each slide's maps are of the network that tested it, as its probabilities are.",
+    "seeds": (
+        "The probabilities here are the mean of {runs} networks, the maps are those of the first ({first}) alone: "
+        "the evidence does not add up to these probabilities, but to those of {first}."
+    ),
+}
+
+
 def _learning(runs: Sequence[RunSummary]) -> list[tuple[str, figures.Picture]]:
     """Loss and AUROC of the last module on the validation slides, a line a run."""
     if not all(run.history for run in runs):
         return []
     panels = []
     for name, key, is_share in (
-        ("Validation loss", "valid_losses", False),
-        ("Validation AUROC", "valid_aurocs", True),
+        ("Validation loss of the last module", "valid_losses", False),
+        ("Validation AUROC of the last module", "valid_aurocs", True),
     ):
         if not all(getattr(record, key) for run in runs for record in run.history):
             continue
@@ -123,20 +133,26 @@ def calibrated(report: RunReport) -> dict[str, Any] | None:
 
 def _calibration_verdict(before: Reliability, after: Reliability | None) -> str:
     low, high = before.ece_by_chance
-    if before.ece <= high:
+    by_chance = f"the {low:.3f} to {high:.3f} that chance alone gives a network that states the truth"
+    if before.ece < low:
         first = (
-            f"An error of {before.ece:.3f} is within what chance alone gives a network that states the truth, "
-            f"on so many slides ({low:.3f} to {high:.3f})."
+            f"An error of {before.ece:.3f} is less than {by_chance}, on so few slides: nothing here speaks "
+            "against the probabilities."
         )
+    elif before.ece <= high:
+        first = f"An error of {before.ece:.3f} is within {by_chance}, on so many slides."
     else:
         first = (
-            f"An error of {before.ece:.3f} is more than the {low:.3f} to {high:.3f} that chance alone gives a "
-            "network that states the truth: its probabilities are not to be taken as they are."
+            f"An error of {before.ece:.3f} is more than {by_chance}: its probabilities are not to be taken as they "
+            "are."
         )
     if after is None:
         return first
     helped = after.log_loss < before.log_loss
     return f"{first} On these slides the temperature {'helps' if helped else 'does not help'}."
+
+
+NAMED = 12  # slides that are named in a sentence; the table of predictions marks all
 
 
 def decided(report: RunReport) -> dict[str, Any] | None:
@@ -146,36 +162,75 @@ def decided(report: RunReport) -> dict[str, Any] | None:
         return None
     (spared, alarms), (missed, hits) = found.calls
     other = next((name for name in report.classes if name != found.positive), "other")
+    share = (missed + hits) / (spared + alarms + missed + hits)
+    here = f"at this cohort's {100 * share:.0f}\u00a0% {found.positive}"
+    predictive = (
+        ("Positive predictive value", found.ppv, hits, hits + alarms, f"Of those called, {found.positive}"),
+        ("Negative predictive value", found.npv, spared, spared + missed, f"Of those not called, {other}"),
+    )
     return {
         "found": found,
         "other": other,
         "lines": [
-            ("Sensitivity", found.sensitivity, hits, hits + missed, f"of the {found.positive} slides, found"),
-            ("Specificity", found.specificity, spared, spared + alarms, f"of the {other} slides, left alone"),
             (
-                "Positive predictive value",
-                found.ppv,
+                "Sensitivity",
+                found.sensitivity,
                 hits,
-                hits + alarms,
-                f"of those called, {found.positive}",
+                hits + missed,
+                f"Of the {found.positive} slides, found.",
             ),
             (
-                "Negative predictive value",
-                found.npv,
+                "Specificity",
+                found.specificity,
                 spared,
-                spared + missed,
-                f"of those not called, {other}",
+                spared + alarms,
+                f"Of the {other} slides, left alone.",
             ),
+            *((name, value, hit, of, f"{words}, {here}.") for name, value, hit, of, words in predictive),
         ],
         "missed": missed,
+        "missed_slides": _missed(report),
         "alarms": alarms,
         "thresholds": [run.threshold for run in report.runs],
     }
 
 
-def used(report: RunReport) -> list[tuple[Resource, float | None]]:
-    """What was planned and measured, with measured as a share of planned."""
-    return [(one, one.measured / one.planned if one.planned else None) for one in report.resources]
+def called(report: RunReport) -> list[bool | None]:
+    """Of each slide of the predictions, whether the decision calls it positive; None without a decision."""
+    found = report.decision.called if report.decision is not None else ()
+    return [*found] if len(found) == len(report.predictions) else [None] * len(report.predictions)
+
+
+def _missed(report: RunReport) -> str:
+    """The slides of the positive class that the decision does not call."""
+    positive = report.decision.positive if report.decision is not None else None
+    names = [
+        one.slide_id
+        for one, is_called in zip(report.predictions, called(report), strict=True)
+        if is_called is False and one.label == positive
+    ]
+    rest = len(names) - NAMED
+    return ", ".join(names[:NAMED]) + (f" and {rest} more" if rest > 0 else "")
+
+
+MUCH = 1.1  # of the plan: more than this is worth a word
+
+
+def used(report: RunReport) -> dict[str, Any] | None:
+    """What was planned and measured, with measured as a share of planned; and a word on what was more than that."""
+    if not report.resources:
+        return None
+    rows = [(one, one.measured / one.planned if one.planned else None) for one in report.resources]
+    over = [
+        f"{one.name.lower()} by {100 * (part - 1):.0f}\u00a0%" for one, part in rows if part and part > MUCH
+    ]
+    return {"rows": rows, "over": " and ".join(over), "much": MUCH}
+
+
+def files(report: RunReport) -> list[list[Any]]:
+    """The slides' files in two halves, which stand beside each other."""
+    half = (len(report.files) + 1) // 2
+    return [part for part in (list(report.files[:half]), list(report.files[half:])) if part]
 
 
 def digest(report: RunReport) -> str:

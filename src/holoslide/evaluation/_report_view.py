@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from holoslide.evaluation import figures, overlay
 from holoslide.evaluation.curves import DRAWS, Contest, bands
-from holoslide.evaluation.figures import Picture
-from holoslide.evaluation.metrics import LEVEL, Interval, Metrics, Resampling
+from holoslide.evaluation.intervals import LEVEL
+from holoslide.evaluation.metrics import Interval, Metrics, Resampling
 from holoslide.evaluation.overlay import Placement, Scale
 from holoslide.evaluation.report_data import Group, RunReport, SlidePicture
 
@@ -21,9 +21,13 @@ THUMBNAIL_SIDE_PX = 720  # wider than a column of the page, for sharp screens an
 FEW_SLIDES = 30  # of the rarer class: below this the page says to read the intervals
 
 GROUPS: Mapping[Group | None, tuple[str, str]] = {
-    "worst": ("Sure and wrong", "The wrong answers the network was surest of: look here first."),
-    "uncertain": ("Unsure", "The smallest distance between the two likeliest classes."),
-    "best": ("Sure and right", "The right answers it was surest of, the classes taking turns."),
+    "worst": ("Wrong, the surest first", "Wrong by the likelier class: look here first."),
+    "uncertain": (
+        "Least sure",
+        "Of the other slides, those of smallest distance between the two likeliest classes, whether that is small "
+        "or not.",
+    ),
+    "best": ("Right, the surest first", "Right by the likelier class, the classes taking turns."),
     None: ("Slides", ""),
 }
 
@@ -42,13 +46,18 @@ class Line:
 
 def summary(report: RunReport) -> list[str]:
     """The run in a few plain sentences."""
-    return [s for s in (_trained_on(report), _chosen(report), _reached(report), _caution(report)) if s]
+    sentences = (_trained_on(report), _chosen(report), _found(report), _reached(report), _caution(report))
+    return [s for s in sentences if s]
 
 
 def _trained_on(report: RunReport) -> str:
     modules = len(report.history[0].valid_losses) if report.history else len(report.module_metrics)
-    network = f"A network of {_count(modules, 'module')}" if modules else "A network"
-    text = f"{network} was trained to tell {_listed(report.classes)} apart from one label per slide"
+    of = f" of {_count(modules, 'module')}" if modules else ""
+    subject = f"A network{of} was trained"
+    if report.runs:
+        one = "fold" if report.repeats == "folds" else "seed"
+        subject = f"{_count(len(report.runs), 'network')}{of} were trained, one a {one},"
+    text = f"{subject} to tell {_listed(report.classes)} apart from one label per slide"
     if not report.cohort:
         return f"{text}."
     slides = sum(part.slides for part in report.cohort)
@@ -68,6 +77,26 @@ def _chosen(report: RunReport) -> str:
     return f"Of {epochs}, epoch {report.best_epoch} was best on the validation slides."
 
 
+def _found(report: RunReport) -> str:
+    """Which class is the positive one, and how it came to be."""
+    if report.positive is None:
+        return ""
+    other = "" if report.positive.is_chosen else "; evaluate.positive chooses the other"
+    return f"The positive class is {report.positive.name} ({report.positive.how}{other})."
+
+
+def positive_class(report: RunReport) -> str | None:
+    """The positive one of two classes."""
+    if report.metrics is not None:
+        return report.metrics.positive
+    return report.classes[-1] if len(report.classes) == 2 else None
+
+
+def likelier(report: RunReport) -> str:
+    """How a slide's prediction comes from its probabilities, beside a threshold's call."""
+    return "by the likelier class" if len(report.classes) == 2 else "by the likeliest class"
+
+
 def _reached(report: RunReport) -> str:
     metrics = report.metrics
     if metrics is None:
@@ -80,7 +109,8 @@ def _reached(report: RunReport) -> str:
             text += f" (95\u00a0% interval {number(metrics.auroc.low)} to {number(metrics.auroc.high)})"
         text += ", and "
     right = sum(row[i] for i, row in enumerate(metrics.confusion))
-    return f"{text}{right} of {_count(metrics.slides, 'answer')} {'is' if right == 1 else 'are'} right."
+    answers = f"{right} of {_count(metrics.slides, 'answer')} {'is' if right == 1 else 'are'} right"
+    return f"{text}{answers} {likelier(report)}."
 
 
 def _caution(report: RunReport) -> str:
@@ -90,8 +120,12 @@ def _caution(report: RunReport) -> str:
     rarest = min(report.metrics.per_class, key=lambda one: one.slides)
     if rarest.slides >= FEW_SLIDES:
         return ""
+    counts = {one.slides for one in report.metrics.per_class}
+    advice = "so read the intervals rather than the values"
+    if len(counts) == 1:
+        return f"There are only {_count(rarest.slides, 'such slide')} of each class, {advice}."
     verb = "is" if rarest.slides == 1 else "are"
-    return f"Only {rarest.slides} of them {verb} {rarest.name}, so read the intervals rather than the values."
+    return f"Only {_count(rarest.slides, 'such slide')} {verb} {rarest.name}, {advice}."
 
 
 def _auroc_name(metrics: Metrics) -> str:
@@ -150,34 +184,42 @@ def totals(report: RunReport) -> dict[str, int]:
 
 
 def learning(report: RunReport) -> dict[str, Any] | None:
-    """The curves of all modules, and what the epochs took."""
-    history = report.history
-    if not history:
+    """The curves of all modules, and what the epochs took; of several runs, all of them."""
+    histories = [run.history for run in report.runs if run.history] or [report.history]
+    records = [record for history in histories for record in history]
+    if not records:
         return None
-    modules = len(history[0].train_losses)
-    given: list[tuple[str, list[tuple[float, ...]], bool]] = [
-        ("Training loss", [record.train_losses for record in history], False),
-        ("Validation loss", [record.valid_losses for record in history], False),
-        ("Validation AUROC", [record.valid_aurocs for record in history], True),
-        ("Reconstruction loss", [record.reconstruction_losses for record in history], False),
-    ]
-    given = [panel for panel in given if panel[1][0]]
+    modules = len(records[0].train_losses)
+    given = [panel for panel in _PANELS if getattr(records[0], panel[1])]
     is_even = len(given) % 2 == 0
     draw = partial(
         figures.per_epoch,
-        [record.epoch for record in history],
         best_epoch=report.best_epoch,
         modules=modules,
         size=(5.0, 2.5) if is_even else (3.7, 2.5),
     )
+    panels = []
+    for name, key, is_share in given:
+        runs = [([r.epoch for r in history], [getattr(r, key) for r in history]) for history in histories]
+        panels.append((name, draw(runs, alt=f"{name} by epoch", is_share=is_share)))
     return {
-        "panels": [(name, draw(rows, alt=f"{name} by epoch", is_share=share)) for name, rows, share in given],
+        "panels": panels,
         "in_pairs": is_even,
+        "runs": len(histories),
+        "epochs": len(records),
         "colours": figures.module_colours(modules),
-        "seconds": sum(record.seconds or 0.0 for record in history),
-        "peak_rss_bytes": max(record.peak_rss_bytes for record in history),
-        "peak_device_bytes": max(record.peak_device_bytes for record in history),
+        "seconds": sum(record.seconds or 0.0 for record in records),
+        "peak_rss_bytes": max(record.peak_rss_bytes for record in records),
+        "peak_device_bytes": max(record.peak_device_bytes for record in records),
     }
+
+
+_PANELS = (  # name, field of an epoch's record, whether it lies in 0 to 1
+    ("Training loss", "train_losses", False),
+    ("Validation loss", "valid_losses", False),
+    ("Validation AUROC", "valid_aurocs", True),
+    ("Reconstruction loss", "reconstruction_losses", False),
+)
 
 
 def scores(report: RunReport) -> dict[str, Any] | None:
@@ -200,12 +242,13 @@ def scores(report: RunReport) -> dict[str, Any] | None:
 def _lines(metrics: Metrics, patients: Metrics | None) -> list[Line]:
     shares = [one.slides / metrics.slides for one in metrics.per_class]
     if metrics.positive is not None:
-        of, guessed = f"random {metrics.positive} slide scores above a random other one", shares[-1]
+        of = f"random {metrics.positive} slide scores above a random other one"
+        guessed = shares[metrics.classes.index(metrics.positive)]
         precision = f"Precision for {metrics.positive}, averaged over all sensitivities."
     else:
         of, guessed = "random slide of a class scores above a random other one", sum(shares) / len(shares)
         precision = "Precision averaged over all sensitivities, and over classes."
-    commonest = "Right answers, of all. Guessing: always the commonest class."
+    commonest = "Right answers by the likeliest class, of all. Guessing: always the commonest class."
     measures: list[tuple[str, str, str, float | None]] = [
         ("AUROC", "auroc", f"How often a {of}.", 0.5),
         ("AUPRC", "auprc", precision, guessed),
@@ -229,9 +272,10 @@ def _lines(metrics: Metrics, patients: Metrics | None) -> list[Line]:
 
 
 def contests(report: RunReport) -> list[Contest]:
-    """What ROC and PR curves are drawn of: the second of two classes, or each of more against the rest."""
+    """What ROC and PR curves are drawn of: the positive one of two classes, or each of more against the rest."""
     known = [p for p in report.predictions if p.label in report.classes]
-    names = report.classes[1:] if len(report.classes) == 2 else report.classes
+    positive = positive_class(report)
+    names = report.classes if positive is None else (positive,)
     patients = np.array([p.patient_id for p in known], dtype=np.str_)
     found = []
     for name in names:
@@ -252,23 +296,45 @@ def curves(report: RunReport) -> dict[str, Any] | None:
     given = [bands(one, rng, draws=how.draws, level=how.level) for one in found]
     spread = [pair for pair in given if pair is not None]
     has_bands = len(spread) == len(found)
+    flat = [
+        one.name
+        for one, pair in zip(found, given, strict=True)
+        if pair is not None and all((band.high - band.low).max() < _LEAST_BAND for band in pair)
+    ]
     return {
         "names": [one.name for one in found],
         "roc": figures.roc(found, [roc for roc, _ in spread] if has_bands else ()),
         "pr": figures.precision_recall(found, [pr for _, pr in spread] if has_bands else ()),
-        "has_bands": has_bands,
+        "has_bands": has_bands and len(flat) < len(found),
+        "flat": _listed(flat),
     }
 
 
-def depth(report: RunReport) -> Picture | None:
-    """AUROC and balanced accuracy of each module's own head."""
+_LEAST_BAND = 1e-9  # of a band that can be seen
+
+
+def depth(report: RunReport) -> dict[str, Any] | None:
+    """AUROC and balanced accuracy of each module's own head, beside guessing."""
     if not report.module_metrics:
         return None
     series = [
-        ("AUROC", [_point(one.auroc) for one in report.module_metrics]),
-        ("Balanced accuracy", [_point(one.balanced_accuracy) for one in report.module_metrics]),
+        ("AUROC", [_point(one.auroc) for one in report.module_metrics], 0.5),
+        (
+            "Balanced accuracy",
+            [_point(one.balanced_accuracy) for one in report.module_metrics],
+            1 / len(report.classes),
+        ),
     ]
-    return figures.by_module(series)
+    wrong_way = [
+        str(k)
+        for k, one in enumerate(report.module_metrics, start=1)
+        if one.auroc.high is not None and one.auroc.high < 0.5
+    ]
+    return {
+        "figure": figures.by_module(series),
+        "wrong_way": _listed(wrong_way),
+        "several": len(wrong_way) > 1,
+    }
 
 
 def _point(interval: Interval) -> tuple[float, float, float]:
@@ -297,7 +363,10 @@ def pictures(report: RunReport) -> dict[Group | None, list[dict[str, Any]]]:
             maps.append(_map(one, f"Evidence for {target}", one.evidence_HW, evidence_scale))
         photo = figures.photo(figures.fitted(one.thumbnail_HW3, THUMBNAIL_SIDE_PX), f"slide {one.slide_id}")
         groups[one.group].append({"slide": one, "photo": photo, "maps": maps, "bar": _scale_bar(one)})
-    return {group: shown for group, shown in groups.items() if shown}
+    is_none_wrong = any(group is not None and shown for group, shown in groups.items()) and not any(
+        one.is_right is False for one in report.predictions
+    )
+    return {group: shown for group, shown in groups.items() if shown or (group == "worst" and is_none_wrong)}
 
 
 def _map(slide: SlidePicture, name: str, values_HW: NDArray[np.floating], scale: Scale) -> dict[str, Any]:
@@ -329,14 +398,16 @@ def _scale_bar(slide: SlidePicture) -> tuple[float, str] | None:
 
 
 def number(value: float | None, digits: int = 3) -> str:
-    """A measure; never 1.000 for what is less than 1.
+    """A measure; never 1.000 for what is less than 1, nor 0.000 for what is more than 0.
 
-    >>> number(0.93), number(0.99996), number(float("nan"))
-    ('0.930', '> 0.999', '–')
+    >>> number(0.93), number(0.99996), number(0.00004), number(0.0), number(float("nan"))
+    ('0.930', '> 0.999', '< 0.001', '0.000', '–')
     """
     if value is None or not np.isfinite(value):
         return "–"
     text = f"{value:.{digits}f}"
+    if value > 0 and text == f"{0:.{digits}f}":
+        return f"< {10**-digits:.{digits}f}"
     return f"> {1 - 10**-digits:.{digits}f}" if value < 1 and text == f"{1:.{digits}f}" else text
 
 

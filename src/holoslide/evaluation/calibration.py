@@ -14,13 +14,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import minimize_scalar
-from scipy.special import ndtri
 
 from holoslide.evaluation.bootstrap import Values
-from holoslide.evaluation.metrics import LEVEL, Predictions
+from holoslide.evaluation.intervals import LEVEL, wilson
+from holoslide.evaluation.metrics import Predictions
 
 BINS = 10
-_Z = float(ndtri((1 + LEVEL) / 2))
 DRAWS = 1000
 LEAST, MOST = 1 / 50, 50.0  # temperatures beyond these are no answer, but the lack of one
 
@@ -50,10 +49,12 @@ class Temperature:
 class Bin:
     """Slides of about one probability: how many, their mean probability, and the share that came true.
 
-    `low` to `high` is Wilson's interval of that share.
+    `low` to `high` is Wilson's interval of that share, with patients counted: slides of one are no independent
+    cases.
     """
 
     slides: int
+    patients: int
     stated: float
     observed: float
     low: float
@@ -64,9 +65,10 @@ class Bin:
 class Reliability:
     """Stated probabilities against what came true.
 
-    Of two classes those of the last, which is `of`; of more, those of the predicted class. `ece` is the mean
-    distance over the slides, in bins of equal width; a network that states the truth would by chance alone come
-    to `ece_by_chance` (low, high) on so many slides. `brier` and `log_loss` are means over the slides.
+    Of two classes those of the positive one, which is `of`; of more, those of the predicted class. `ece` is the
+    mean distance over the slides, in bins of equal width; a network that states the truth would by chance alone
+    come to `ece_by_chance` (low, high) on slides of so many patients, those of one going together. `brier` and
+    `log_loss` are means over the slides.
     """
 
     of: str | None
@@ -125,19 +127,25 @@ def fit_temperature(valid: Predictions) -> Temperature:
 
 def reliability(given: Predictions, *, seed: int = 0) -> Reliability:
     """How far the probabilities of some slides are from what came true."""
-    is_binary = len(given.classes) == 2
-    picked = np.ones(len(given.labels), np.intp) if is_binary else given.probabilities.argmax(axis=1)
-    stated = given.probabilities[np.arange(len(picked)), picked]
-    came_true = given.labels == picked
+    is_binary, slides = given.positive is not None, np.arange(len(given.labels))
+    if is_binary:
+        came_true, stated = given.of_positive
+    else:
+        picked = given.probabilities.argmax(axis=1)
+        came_true, stated = given.labels == picked, given.probabilities[slides, picked]
+    names, patient_N = np.unique(given.patients, return_inverse=True)
     bin_N = np.minimum((stated * BINS).astype(np.intp), BINS - 1)
     rng = np.random.default_rng(seed)
-    by_chance = [_ece(stated, rng.random(len(stated)) < stated, bin_N) for _ in range(DRAWS)]
+    by_chance = [_ece(stated, rng.random(len(names))[patient_N] < stated, bin_N) for _ in range(DRAWS)]
     low, high = np.quantile(by_chance, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     one_hot = np.eye(len(given.classes))[given.labels]
-    own = given.probabilities[np.arange(len(picked)), given.labels]
+    own = given.probabilities[slides, given.labels]
     return Reliability(
-        of=given.classes[1] if is_binary else None,
-        bins=tuple(_bin(stated[bin_N == b], came_true[bin_N == b]) for b in np.unique(bin_N)),
+        of=given.positive,
+        bins=tuple(
+            _bin(stated[here], came_true[here], patient_N[here])
+            for here in (bin_N == b for b in np.unique(bin_N))
+        ),
         ece=_ece(stated, came_true, bin_N),
         ece_by_chance=(float(low), float(high)),
         brier=float(((given.probabilities - one_hot) ** 2).sum(axis=1).mean()) / (2 if is_binary else 1),
@@ -155,20 +163,7 @@ def calibration(
     if temperature.value is None and calibrated is None:
         return Calibration(temperature, reliability(scored), None)
     after = temperature.apply(scored.probabilities) if calibrated is None else calibrated
-    mended = Predictions(scored.labels, after, scored.patients, scored.classes)
-    return Calibration(temperature, reliability(scored), reliability(mended))
-
-
-def wilson(hits: int, of: int, *, counted: int | None = None) -> tuple[float, float]:
-    """Wilson's 95 % interval of a share, as if of `counted` independent cases where slides are not.
-
-    >>> [round(x, 3) for x in wilson(12, 12)]
-    [0.758, 1.0]
-    """
-    number, share, z2 = min(of, counted or of), hits / of, _Z**2
-    centre = (share + z2 / (2 * number)) / (1 + z2 / number)
-    half = _Z * math.sqrt(share * (1 - share) / number + z2 / (4 * number**2)) / (1 + z2 / number)
-    return max(0.0, centre - half), min(1.0, centre + half)
+    return Calibration(temperature, reliability(scored), reliability(scored.with_probabilities(after)))
 
 
 def _ece(stated_N: Values, came_true_N: NDArray[np.bool_], bin_N: NDArray[np.intp]) -> float:
@@ -176,9 +171,9 @@ def _ece(stated_N: Values, came_true_N: NDArray[np.bool_], bin_N: NDArray[np.int
     return float(np.abs(gaps).sum() / len(stated_N))
 
 
-def _bin(stated: Values, came_true: NDArray[np.bool_]) -> Bin:
-    hits, of = int(came_true.sum()), len(came_true)
-    return Bin(of, float(stated.mean()), hits / of, *wilson(hits, of))
+def _bin(stated: Values, came_true: NDArray[np.bool_], patient: NDArray[np.intp]) -> Bin:
+    share, patients = float(came_true.mean()), len(np.unique(patient))
+    return Bin(len(stated), patients, float(stated.mean()), share, *wilson(share, patients))
 
 
 def _logs(probabilities: Values) -> Values:

@@ -13,9 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from holoslide.errors import HoloslideError
 from holoslide.evaluation.bootstrap import Values
-from holoslide.evaluation.calibration import wilson
+from holoslide.evaluation.intervals import wilson
 from holoslide.evaluation.metrics import Interval, Predictions
 
 
@@ -23,12 +22,13 @@ from holoslide.evaluation.metrics import Interval, Predictions
 class Threshold:
     """Slides whose raw probability of the positive class is at least `value` are called positive.
 
-    It is the highest that finds a share of at least `wanted` of the validation slides of that class; of those
-    there were `positives`, of the others `negatives`, of which `spared` are below it.
+    It is the highest that finds a share of at least `wanted` of the validation slides of that class: `found` of
+    `positives`. Of the others there were `negatives`, of which `spared` are below it.
     """
 
     value: float
     wanted: float
+    found: int
     positives: int
     negatives: int
     spared: int
@@ -38,7 +38,8 @@ class Threshold:
 class Decision:
     """What a threshold comes to on the scored slides; `calls` counts slides, rows being (others, positive).
 
-    `threshold` is None where the slides were scored by several networks, each with its own.
+    `called` says of each slide whether it is called positive. `threshold` is None where the slides were scored by
+    several networks, each with its own.
     """
 
     wanted: float
@@ -49,10 +50,11 @@ class Decision:
     specificity: Interval
     ppv: Interval
     npv: Interval
+    called: tuple[bool, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, ready for JSON."""
-        return asdict(self)
+        """Plain values, ready for JSON, without each slide's call."""
+        return {name: value for name, value in asdict(self).items() if name != "called"}
 
 
 def choose_threshold(valid: Predictions, *, sensitivity: float) -> Threshold | None:
@@ -60,16 +62,15 @@ def choose_threshold(valid: Predictions, *, sensitivity: float) -> Threshold | N
 
     Raises `HoloslideError` for other than two classes.
     """
-    if len(valid.classes) != 2:
-        raise HoloslideError("a threshold", f"of {len(valid.classes)} classes", "give predictions of two")
-    scores, is_positive = valid.probabilities[:, 1], valid.labels == 1
+    is_positive, scores = valid.of_positive
     found = np.sort(scores[is_positive])[::-1]
     if not len(found):
         return None
     needed = int(np.ceil(sensitivity * len(found) - 1e-9))
     value = float(found[max(needed, 1) - 1])
     others = scores[~is_positive]
-    return Threshold(value, sensitivity, len(found), len(others), int((others < value).sum()))
+    spared = int((others < value).sum())
+    return Threshold(value, sensitivity, int((found >= value).sum()), len(found), len(others), spared)
 
 
 def decide(
@@ -83,11 +84,12 @@ def decide(
     if threshold is not None:
         value_N = np.full(len(scored.labels), threshold.value)
     assert value_N is not None
-    called = scored.probabilities[:, 1] >= value_N
-    is_positive = scored.labels == 1
+    is_positive, scores = scored.of_positive
+    called = scores >= value_N
+    positive = scored.positive or ""
     shares: Mapping[str, tuple[NDArray[np.bool_], NDArray[np.bool_], str]] = {
-        "sensitivity": (is_positive, called, f"no slide is of class {scored.classes[1]}"),
-        "specificity": (~is_positive, ~called, f"every slide is of class {scored.classes[1]}"),
+        "sensitivity": (is_positive, called, f"no slide is of class {positive}"),
+        "specificity": (~is_positive, ~called, f"every slide is of class {positive}"),
         "ppv": (called, is_positive, "no slide is called positive"),
         "npv": (~called, ~is_positive, "every slide is called positive"),
     }
@@ -97,9 +99,10 @@ def decide(
     return Decision(
         wanted,
         threshold,
-        scored.classes[1],
+        positive,
         ((calls[0][0], calls[0][1]), (calls[1][0], calls[1][1])),
         **{name: _share(among, hit, scored.patients, why) for name, (among, hit, why) in shares.items()},
+        called=tuple(called.tolist()),
     )
 
 
@@ -109,4 +112,4 @@ def _share(
     of, hits = int(among.sum()), int((among & hit).sum())
     if not of:
         return Interval(None, None, None, reason=reason)
-    return Interval(hits / of, *wilson(hits, of, counted=len(np.unique(patients[among]))))
+    return Interval(hits / of, *wilson(hits / of, len(np.unique(patients[among]))))

@@ -70,8 +70,7 @@ def module_colours(modules: int) -> list[str]:
 
 
 def per_epoch(
-    epochs: Sequence[int],
-    values_EK: Sequence[Sequence[float]],
+    runs: Sequence[tuple[Sequence[int], Sequence[Sequence[float]]]],
     *,
     best_epoch: int | None,
     modules: int,
@@ -81,35 +80,44 @@ def per_epoch(
 ) -> Picture:
     """One line per module over the epochs, and a mark where the model was chosen.
 
-    The values may be of the first modules only; NaN is a gap.
+    Of several runs (epochs, values as EK) each has a thin line, and their mean a thick one, as far as all go. The
+    values may be of the first modules only; NaN is a gap.
     """
-    values = np.array(values_EK, dtype=np.float64)
-    colours = module_colours(modules)[: values.shape[1]]
+    every = [(np.asarray(epochs), np.array(values, dtype=np.float64)) for epochs, values in runs]
+    shortest = min(len(epochs) for epochs, _ in every)
+    mean = np.mean([values[:shortest] for _, values in every], axis=0)
+    colours = module_colours(modules)[: mean.shape[1]]
 
     def draw(axes: Axes) -> None:
         for k, colour in enumerate(colours):
             is_last = k == modules - 1
-            marker = "o" if len(epochs) <= 15 else None
+            if len(every) > 1:
+                for epochs, values in every:
+                    axes.plot(epochs, values[:, k], color=colour, linewidth=0.8, alpha=0.5, zorder=1)
             axes.plot(
-                epochs,
-                values[:, k],
+                every[0][0][:shortest],
+                mean[:, k],
                 color=colour,
                 linewidth=2.2 if is_last else 1.3,
-                marker=marker,
+                marker="o" if shortest <= 15 else None,
                 markersize=3,
                 zorder=3 if is_last else 2,
             )
         if best_epoch is not None:
             axes.axvline(best_epoch, color=INK, linewidth=0.9, linestyle=(0, (3, 3)), zorder=1)
-        if is_share:
-            axes.set_ylim(min(0.4, _least(values) - 0.04), 1.02)
-        elif (values[np.isfinite(values)] > 0).all():
-            axes.set_ylim(bottom=0)
-        axes.margins(x=0.03)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=7))
-        axes.set_xlabel("epoch")
+        _over_epochs(axes, np.concatenate([values for _, values in every]), is_share=is_share)
 
     return _svg(draw, alt, size=size)
+
+
+def _over_epochs(axes: Axes, values: NDArray[np.float64], *, is_share: bool) -> None:
+    if is_share:
+        axes.set_ylim(min(0.4, _least(values) - 0.04), 1.02)
+    elif (values[np.isfinite(values)] > 0).all():
+        axes.set_ylim(bottom=0)
+    axes.margins(x=0.03)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=7))
+    axes.set_xlabel("epoch")
 
 
 def roc(contests: Sequence[Contest], bands: Sequence[Band] = ()) -> Picture:
@@ -146,14 +154,15 @@ def precision_recall(contests: Sequence[Contest], bands: Sequence[Band] = ()) ->
     return _svg(draw, f"Precision-recall curve: {', '.join(one.name for one in contests)}", size=(3.7, 3.5))
 
 
-def by_module(series: Sequence[tuple[str, Sequence[tuple[float, float, float]]]]) -> Picture:
-    """For each named measure its (value, low, high) at every module, from the first to the last."""
+def by_module(series: Sequence[tuple[str, Sequence[tuple[float, float, float]], float]]) -> Picture:
+    """For each named measure its (value, low, high) at every module, first to last; dashed: guessing."""
 
     def draw(axes: Axes) -> None:
-        for i, (name, points) in enumerate(series):
+        for i, (name, points, chance) in enumerate(series):
             value, low, high = np.array(points, dtype=np.float64).reshape(-1, 3).T
             x = np.arange(1, len(value) + 1) + (i - (len(series) - 1) / 2) * 0.16
             errors = np.maximum(0.0, [value - low, high - value])
+            axes.axhline(chance, color=CLASS_COLOURS[i], linewidth=0.9, linestyle=(i * 3, (3, 3)), alpha=0.6)
             axes.errorbar(
                 x,
                 value,
@@ -174,30 +183,43 @@ def by_module(series: Sequence[tuple[str, Sequence[tuple[float, float, float]]]]
         axes.set_ylim(max(-0.02, min(bottom, 0.4)), max(top, 1.02))
         axes.grid(visible=False, axis="x")
         axes.set_xlabel("module (depth)")
-        if len(series) > 1:
-            axes.legend(loc="lower right", ncols=len(series), handletextpad=0.3)
+        _legend_above(axes, len(series))
 
-    return _svg(draw, f"{' and '.join(name for name, _ in series)} by module", size=(5.0, 2.5))
+    return _svg(draw, f"{' and '.join(name for name, _, _ in series)} by module", size=(5.0, 2.5))
 
 
 def reliability(series: Sequence[tuple[str, Sequence[Bin]]], *, x: str, y: str) -> Picture:
-    """What came true over what was stated, bin by bin, with each share's interval; on the diagonal is the truth."""
+    """What came true over what was stated, bin by bin, each with its interval and the number of its slides.
+
+    On the diagonal is the truth. The bins are not joined: what lies between them was not measured.
+    """
     colours = (ACCENT, CLASS_COLOURS[1])
 
     def draw(axes: Axes) -> None:
         axes.plot([0, 1], [0, 1], color="#aab3bc", linewidth=1, linestyle=(0, (3, 3)))
-        for (name, bins), colour, marker in zip(series, colours, "os", strict=False):
+        for i, ((name, bins), colour) in enumerate(zip(series, colours, strict=False)):
             stated, observed, low, high = np.array([(b.stated, b.observed, b.low, b.high) for b in bins]).T
             errors = np.maximum(0.0, [observed - low, high - observed])
             axes.errorbar(
-                stated, observed, yerr=errors, color=colour, marker=marker, markersize=5, linewidth=1.4,
+                stated, observed, yerr=errors, color=colour, marker="os"[i], markersize=5, linestyle="none",
                 elinewidth=1, alpha=0.95, label=name,
             )  # fmt: skip
+            for one in bins:
+                axes.annotate(
+                    str(one.slides), (one.stated, one.observed), fontsize=7.5, color=colour,
+                    xytext=(-5 if i else 5, 5 if i or one.observed < 0.15 else -10),
+                    textcoords="offset points", ha="right" if i else "left",
+                )  # fmt: skip
         _square(axes, x=x, y=y)
-        if len(series) > 1:
-            axes.legend(loc="upper left")
+        _legend_above(axes, len(series))
 
-    return _svg(draw, f"Reliability: {y} over {x}", size=(3.7, 3.5))
+    return _svg(draw, f"Reliability: {y} over {x}", size=(3.7, 3.7))
+
+
+def _legend_above(axes: Axes, entries: int) -> None:
+    """Above the axes, where no data can lie; none for a single entry."""
+    if entries > 1:
+        axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=entries, handletextpad=0.3)
 
 
 def spread(series: Sequence[tuple[str, Sequence[float]]]) -> Picture:
@@ -296,8 +318,8 @@ def _square(axes: Axes, *, x: str, y: str) -> None:
     axes.set_xlim(-0.02, 1.02)
     axes.set_ylim(-0.02, 1.02)
     axes.set_aspect("equal")
-    axes.set_xlabel(x)
-    axes.set_ylabel(y)
+    axes.set_xlabel(_drawable(x))
+    axes.set_ylabel(_drawable(y))
 
 
 def _least(values: NDArray[np.float64]) -> float:

@@ -1,13 +1,15 @@
 """How good predictions are, with intervals over patients: what is not defined is None and says why, never NaN.
 
-N slides, C classes, P patients. Values are scikit-learn's; intervals are percentiles of a bootstrap over patients
-(`bootstrap.py`), since slides of one patient are no independent draws. Everything takes probabilities, not logits.
+N slides, C classes, P patients. Values are scikit-learn's. An interval reaches as far as either of two:
+percentiles of a bootstrap over patients (`bootstrap.py`), since slides of one patient are no independent draws; and
+a score interval with patients counted (`intervals.py`), since where nearly all is right, few draws differ and the
+bootstrap's is too narrow. Everything takes probabilities, not logits.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,15 +18,16 @@ from sklearn import metrics as sk
 
 from holoslide.errors import HoloslideError
 from holoslide.evaluation.bootstrap import Values, draw_weights, statistics
+from holoslide.evaluation.intervals import LEVEL, auroc_interval, wilson
+from holoslide.evaluation.options import Positive
 
-LEVEL = 0.95
 SUM_TOLERANCE = 1e-3  # of a row's probabilities: tables hold a few decimals
 _SOFTMAX = "give softmax of the logits"
 
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """A value and its bootstrap interval. None where it is not defined, with the `reason`.
+    """A value and its interval. None where it is not defined, with the `reason`.
 
     `skipped` draws of the bootstrap have no value, for want of a class, and are left out of the interval.
     """
@@ -61,8 +64,8 @@ class Resampling:
 class Metrics:
     """All measures of one set of predictions.
 
-    Of two classes the last is the `positive` one, and `auroc` and `auprc` are its; of more there is no positive,
-    and they are macro means. Macro means are over all classes, and undefined where a class's is. The predicted
+    Of two classes one is the `positive` one, and `auroc` and `auprc` are its; of more there is no positive, and
+    they are macro means. Macro means are over all classes, and undefined where a class's is. The predicted
     class is the most probable. `confusion` counts slides, rows being labels and columns predictions.
     """
 
@@ -103,22 +106,54 @@ class Curve:
 
 @dataclass(frozen=True, slots=True)
 class Predictions:
-    """Checked predictions: labels as numbers of classes (N,), probabilities (N, C), patients (N,)."""
+    """Checked predictions: labels as numbers of classes (N,), probabilities (N, C), patients (N,).
+
+    `positive` is one of two classes; None of more.
+    """
 
     labels: NDArray[np.int64]
     probabilities: Values
     patients: NDArray[np.str_]
     classes: tuple[str, ...]
+    positive: str | None
 
     @classmethod
     def checked(
-        cls, labels: ArrayLike, probabilities: ArrayLike, patients: ArrayLike, classes: Sequence[str]
+        cls,
+        labels: ArrayLike,
+        probabilities: ArrayLike,
+        patients: ArrayLike,
+        classes: Sequence[str],
+        *,
+        positive: str | None = None,
     ) -> Predictions:
-        """Labels may be numbers of classes or their names; HoloslideError, with the row, for what cannot be."""
+        """Labels may be numbers of classes or their names; HoloslideError, with the row, for what cannot be.
+
+        `positive` is one of two classes (default: the last).
+        """
         classes = tuple(classes)
         numbers = _numbers(labels, classes)
         checked = _probabilities(probabilities, len(numbers), classes)
-        return cls(numbers, checked, _patients(patients, len(numbers)), classes)
+        found = Positive.of(classes, positive)
+        patients = _patients(patients, len(numbers))
+        return cls(numbers, checked, patients, classes, found.name if found else None)
+
+    @property
+    def of_positive(self) -> tuple[NDArray[np.bool_], Values]:
+        """Of two classes: which slides are of the positive one, and its probability; (N,) each."""
+        if self.positive is None:
+            raise HoloslideError("a threshold", f"of {len(self.classes)} classes", "give predictions of two")
+        number = self.classes.index(self.positive)
+        return self.labels == number, self.probabilities[:, number]
+
+    @property
+    def other(self) -> str:
+        """The one of two classes that is not the positive one."""
+        return next(name for name in self.classes if name != self.positive)
+
+    def with_probabilities(self, probabilities_NC: Values) -> Predictions:
+        """The same slides, predicted otherwise."""
+        return replace(self, probabilities=probabilities_NC)
 
     def by_patient(self) -> Predictions:
         """One row a patient: the mean probability over the slides; HoloslideError if their labels differ."""
@@ -132,7 +167,8 @@ class Predictions:
             raise HoloslideError(f"patient {self.patients[odd[0]]}", what, remedy)
         sums_PC = np.zeros((len(names), len(self.classes)))
         np.add.at(sums_PC, patient_N, self.probabilities)
-        return Predictions(labels_P, sums_PC / np.bincount(patient_N)[:, None], names, self.classes)
+        means_PC = sums_PC / np.bincount(patient_N)[:, None]
+        return Predictions(labels_P, means_PC, names, self.classes, self.positive)
 
 
 def by_patient(
@@ -148,6 +184,7 @@ def compute_metrics(
     patients: ArrayLike,
     classes: Sequence[str],
     *,
+    positive: str | None = None,
     draws: int = 1000,
     seed: int = 0,
 ) -> Metrics:
@@ -155,9 +192,17 @@ def compute_metrics(
 
     Labels (N,) are names or numbers of `classes`; probabilities (N, C) have a row sum of 1.
     """
+    return measure(
+        Predictions.checked(labels, probabilities, patients, classes, positive=positive),
+        draws=draws,
+        seed=seed,
+    )
+
+
+def measure(given: Predictions, *, draws: int = 1000, seed: int = 0) -> Metrics:
+    """The same of checked predictions."""
     if draws < 1:
         raise HoloslideError("draws", f"are {draws}", "give 1 or more, such as 1000")
-    given = Predictions.checked(labels, probabilities, patients, classes)
     points, reasons = _points(given)
     losses_N = _losses(given)
     chunks, lacking = [], 0
@@ -165,14 +210,13 @@ def compute_metrics(
         chunks.append(statistics(weights_BN, given.labels, given.probabilities, losses_N))
         counts_BC = weights_BN @ np.eye(len(given.classes), dtype=np.int64)[given.labels]
         lacking += int((counts_BC == 0).any(axis=1).sum())
-    number, fewest = len(np.unique(given.patients)), _fewest_patients(given)
+    patients = _Patients.counted(given)
     found = {
         name: _interval(
-            point, reasons.get(name), np.concatenate([each[name] for each in chunks]),
-            patients=number, cases=number if name == "accuracy" else fewest,
+            name, point, reasons.get(name), np.concatenate([each[name] for each in chunks]), patients
         )
         for name, point in points.items()
-    }  # fmt: skip
+    }
     return _assembled(given, found, Resampling(draws, seed, LEVEL, lacking))
 
 
@@ -311,33 +355,65 @@ def _losses(given: Predictions) -> Values:
     return losses
 
 
-def _fewest_patients(given: Predictions) -> int:
-    """Of the class that has fewest, and has any."""
-    return min(len(np.unique(given.patients[given.labels == c])) for c in np.unique(given.labels))
+@dataclass(frozen=True, slots=True)
+class _Patients:
+    """How many patients there are, and for each class those with slides of it, and with others; (C,) each."""
+
+    number: int
+    with_C: tuple[int, ...]
+    without_C: tuple[int, ...]
+
+    @classmethod
+    def counted(cls, given: Predictions) -> _Patients:
+        def patients(which_N: NDArray[np.bool_]) -> int:
+            return len(np.unique(given.patients[which_N]))
+
+        classes = range(len(given.classes))
+        with_C = tuple(patients(given.labels == c) for c in classes)
+        return cls(
+            len(np.unique(given.patients)), with_C, tuple(patients(given.labels != c) for c in classes)
+        )
+
+    def interval(self, name: str, value: float) -> tuple[float, float] | None:
+        """The score interval of a measure; None for the log loss, which is no share.
+
+        That of average precision counts the patients of the class (Boyd et al. 2013), that of balanced accuracy as
+        many as a share of the same variance has, that of F1 the patients of the class. Of a macro mean the class
+        with fewest counts.
+        """
+        _, _, number = name.rpartition(" ")
+        there = [c for c, count in enumerate(self.with_C) if count]
+        c = int(number) if number.isdecimal() else min(there, key=lambda c: self.with_C[c])
+        if name == "log loss":
+            return None
+        if name == "accuracy":
+            return wilson(value, self.number)
+        if name == "balanced accuracy":
+            return wilson(value, len(there) ** 2 / sum(1 / self.with_C[c] for c in there))
+        if "auroc" in name:
+            return auroc_interval(value, self.with_C[c], self.without_C[c])
+        return wilson(
+            value, max(1, self.with_C[c])
+        )  # 1: F1 is 0 of a class that was predicted without a slide
 
 
 def _interval(
-    value: float | None, reason: str | None, drawn_B: Values, *, patients: int, cases: int
+    name: str, value: float | None, reason: str | None, drawn_B: Values, patients: _Patients
 ) -> Interval:
-    """Percentiles over the draws that have a value, if those are at least half.
-
-    What is perfect is perfect in every draw, and would get no interval. There the lower end is Clopper's and
-    Pearson's for so many `cases` without a miss: as many pairs of patients of different classes, all of them ranked
-    right (AUROC), or patients, all of them told right.
-    """
+    """Percentiles over the draws that have a value, if those are at least half, or beyond them a score interval."""
     defined_B = drawn_B[~np.isnan(drawn_B)]
     skipped = len(drawn_B) - len(defined_B)
     if value is None:
         return Interval(None, None, None, skipped, reason)
-    if patients < 2:
+    if patients.number < 2:
         return Interval(value, None, None, skipped, "one patient has no spread")
     if skipped > len(drawn_B) / 2:
         why = f"not defined in {skipped} of {len(drawn_B)} draws, for want of a class"
         return Interval(value, None, None, skipped, why)
-    low, high = np.quantile(defined_B, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    if low == high == 1:
-        low = ((1 - LEVEL) / 2) ** (1 / cases)
-    return Interval(value, float(low), float(high), skipped)
+    low, high = (float(end) for end in np.quantile(defined_B, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]))
+    if (beyond := patients.interval(name, value)) is not None:
+        low, high = min(low, beyond[0]), max(high, beyond[1])
+    return Interval(value, low, high, skipped)
 
 
 def _assembled(given: Predictions, found: Mapping[str, Interval], resampling: Resampling) -> Metrics:
@@ -345,14 +421,15 @@ def _assembled(given: Predictions, found: Mapping[str, Interval], resampling: Re
     confusion = sk.confusion_matrix(
         given.labels, given.probabilities.argmax(axis=1), labels=list(range(len(classes)))
     )
-    is_binary = len(classes) == 2
+    own = "macro" if given.positive is None else classes.index(given.positive)
+    name_of = {key: f"macro {key}" if own == "macro" else f"{key} {own}" for key in ("auroc", "auprc")}
     return Metrics(
         classes=classes,
         slides=len(given.labels),
         patients=len(np.unique(given.patients)),
-        positive=classes[-1] if is_binary else None,
-        auroc=found["auroc 1" if is_binary else "macro auroc"],
-        auprc=found["auprc 1" if is_binary else "macro auprc"],
+        positive=given.positive,
+        auroc=found[name_of["auroc"]],
+        auprc=found[name_of["auprc"]],
         macro_auroc=found["macro auroc"],
         macro_auprc=found["macro auprc"],
         accuracy=found["accuracy"],

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from holoslide.evaluation.calibration import Calibration
 from holoslide.evaluation.decision import Decision
 from holoslide.evaluation.metrics import Metrics
+from holoslide.evaluation.options import Positive
 from holoslide.evaluation.overlay import BoxPx
 
 Group = Literal["worst", "uncertain", "best"]
@@ -186,7 +187,8 @@ class RunReport:
 
     `part` is the part of the cohort that was scored; `metrics` are of its slides, `patient_metrics` of its
     patients, `module_metrics` those of each head on its slides, from the first to the last. Calibration and
-    decision are missing for the reason in `lacking`. `timing` is seconds by step. `command` was given in
+    decision are missing for the reasons in `lacking` and `undecided`. `positive` is the class that is to be found,
+    of two. `timing` is seconds by step. `command` was given in
     `directory`; `again` trains the same anew. `runs` are those of several folds or seeds (`repeats`), whose slides
     are scored together.
     """
@@ -212,6 +214,8 @@ class RunReport:
     calibration: Calibration | None = None
     decision: Decision | None = None
     lacking: str = ""
+    undecided: str = ""
+    positive: Positive | None = None
     resources: Sequence[Resource] = ()
     files: Sequence[SlideFile] = ()
     directory: str = ""
