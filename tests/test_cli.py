@@ -161,8 +161,15 @@ def test_predict_in_shards_and_on_a_cluster(
 
 
 def test_evaluate_another_split(run: Path, tmp_path: Path, holoslide: Command) -> None:
-    assert holoslide("evaluate", run, "--split", "valid", "-o", tmp_path, "--json") in (0, 1)
-    assert json.loads(holoslide.out)["slides"]["slides"] >= 1
+    names = json.loads((run / "metrics.json").read_text())["slides"]["classes"]
+    command = ("evaluate", run, "--split", "valid", "-o", tmp_path, "--json", "--positive")
+    assert holoslide(*command, names[0]) in (0, 1)
+    found = json.loads(holoslide.out)
+    assert found["slides"]["slides"] >= 1
+    assert found["positive"] == {"class": names[0], "how": "chosen by evaluate.positive"}
+    assert found["slides"]["positive"] == names[0]
+    assert holoslide(*command, "nobody") == 1
+    assert f"evaluate.positive: 'nobody' is no class; choose one of {', '.join(names)}" in holoslide.err
 
 
 def test_a_finished_run_is_not_overwritten(run: Path, cohort: Path, holoslide: Command) -> None:

@@ -1,10 +1,14 @@
 """Cross-validation and seeds from the command line: every patient tested once, one report of all runs."""
 
 import csv
+import html
 import json
+import re
+import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -38,6 +42,29 @@ def patients(count: int) -> Cohort:
         for part in "xy"[: 1 + n % 3 % 2]
     ]
     return Cohort.from_rows(rows)
+
+
+def words_of(page: Path) -> str:
+    """All text of a page."""
+    text = re.sub(r"<style>.*?</style>|<[^>]+>", " ", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    return " ".join(html.unescape(text).split())
+
+
+def assert_spread(words: str, found: dict[str, Any]) -> None:
+    """The page's mean and standard deviation are those of the runs' own values."""
+    for name, key in (("AUROC", "auroc"), ("Accuracy", "accuracy"), ("F1", "macro_f1")):
+        values = [run[key]["value"] for run in found["runs"].values()]
+        mean, deviation = statistics.fmean(values), statistics.stdev(values)
+        assert f" {name} {mean:.3f} {deviation:.3f} {min(values):.3f} to {max(values):.3f}" in words
+
+
+def assert_all_of_benign(together: dict[str, Any], runs: list[dict[str, Any]]) -> None:
+    for found in (together["together"], *runs):
+        assert found["positive"] == {"class": "benign", "how": "chosen by evaluate.positive"}
+        assert found["slides"]["positive"] == "benign"
+        assert found["decision"]["positive"] == "benign"
+        assert found["calibration"]["before"]["of"] == "benign"
+        assert found["slides"]["auprc"] == found["slides"]["per_class"][0]["auprc"]
 
 
 @pytest.mark.parametrize("count", [2, 3, 5])
@@ -100,7 +127,8 @@ def test_folds_give_one_report_and_go_on_where_they_were_stopped(
     table: Path, train: Train, tmp_path: Path
 ) -> None:
     out = tmp_path / "folds"
-    done = train(out, "--folds", "2")
+    positive = ("--set", "evaluate.positive=benign")
+    done = train(out, "--folds", "2", *positive)
     assert done.code == 0, done.err
     slides = {row["slide_id"] for row in rows_of(table)}
     together = rows_of(out / "predictions.csv")
@@ -111,13 +139,26 @@ def test_folds_give_one_report_and_go_on_where_they_were_stopped(
     found = json.loads((out / "metrics.json").read_text())
     assert found["together"]["slides"]["slides"] == len(slides)
     assert set(found["runs"]) == {"fold-1", "fold-2"}
-    page = (out / "report.html").read_text()
-    assert "2 folds" in page
-    assert "fold-2" in page
+    assert_all_of_benign(
+        found, [json.loads((out / f"fold-{n}" / "metrics.json").read_text()) for n in (1, 2)]
+    )
+    words = words_of(out / "report.html")
+    assert "fold-2" in words
+    assert "2 networks of 1 module were trained, one a fold" in words
+    assert "The positive class is benign (chosen by evaluate.positive)" in words
+    assert_spread(words, found)
+    scoring = [
+        json.loads((out / f"fold-{n}" / "metrics.json").read_text())["scoring_seconds"] for n in (1, 2)
+    ]
+    assert f"scoring, all runs {sum(scoring):.1f} s" in words
+    assert re.search(r"Memory of the whole process, of any run at most – [\d.]+ [MG]iB", words)
+    assert re.search(r"One epoch with its validation, mean of the runs [\d.]+ s [\d.]+ s", words)
+    assert f"--rasters {table.parent.resolve() / 'rasters'} --folds 2 --out again" in words
+    assert "thin: each of 2 runs; thick: their mean" in words
 
     before = (out / "fold-1" / "last.ckpt").stat().st_mtime_ns
     (out / "fold-2" / "metrics.json").unlink()
-    again = train(out, "--folds", "2", "--resume")
+    again = train(out, "--folds", "2", "--resume", *positive)
     assert again.code == 0, again.err
     assert "fold-1: done before" in again.out
     assert (out / "fold-1" / "last.ckpt").stat().st_mtime_ns == before
@@ -134,7 +175,21 @@ def test_seeds_are_judged_by_their_mean(train: Train, tmp_path: Path) -> None:
     together = [float(row["p_lesion"]) for row in rows_of(out / "predictions.csv")]
     np.testing.assert_allclose(together, mean, atol=2e-6)
     assert any(a["p_lesion"] != b["p_lesion"] for a, b in zip(*each, strict=True))
-    assert "2 seeds" in (out / "report.html").read_text()
+    words = words_of(out / "report.html")
+    assert "2 seeds" in words
+    assert "the maps are those of the first (seed-5) alone" in words
+    assert_spread(words, json.loads((out / "metrics.json").read_text()))
+    assert "--seeds 2" in words
+
+
+def test_a_positive_class_that_is_none_is_refused_before_the_training(train: Train, tmp_path: Path) -> None:
+    for arguments in ([], ["--seeds", "2"]):
+        out = tmp_path / f"run{len(arguments)}"
+        refused = train(out, *arguments, "--set", "evaluate.positive=cancer")
+        assert refused.code == 1
+        last = refused.err.strip().splitlines()[-1]
+        assert last == "holoslide: evaluate.positive: 'cancer' is no class; choose one of benign, lesion"
+        assert not out.exists()
 
 
 def test_folds_and_seeds_exclude_each_other(train: Train, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import hashlib
 import html
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from holoslide.config import RunConfig
-from holoslide.pipeline import command_given
+from holoslide.pipeline import command_given, environment
 from holoslide.slides.cohort import Cohort
 
 
@@ -52,6 +53,19 @@ def test_the_data_are_named_by_their_hashes(words: str, finished_run: Path) -> N
 def test_what_it_took_stands_against_the_plan(words: str) -> None:
     assert re.search(r"Memory of the whole process – \d+ MiB|Memory of the whole process – [\d.]+ GiB", words)
     assert re.search(r"One epoch with its validation [\d.]+ \w+ .*?[\d.]+ \w+ .*?\d+ %", words)
+
+
+def test_a_source_checkouts_commit_and_the_processors_model_are_on_record(words: str) -> None:
+    facts = environment()
+    repository = Path(__file__).resolve().parent.parent
+    if (repository / ".git").exists() and shutil.which("git"):
+        command = ["git", "-C", str(repository), "rev-parse", "HEAD"]
+        head = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+        assert facts["holoslide commit"].removesuffix(", with changes") == head
+        assert f"holoslide commit {head}" in words
+    names = re.findall(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
+    if names:
+        assert f" {names[0].strip()} " in facts["processors"]
 
 
 def test_the_command_is_the_same_as_a_module(monkeypatch: pytest.MonkeyPatch) -> None:

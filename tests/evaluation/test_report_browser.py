@@ -1,5 +1,6 @@
 """The report in a real browser: on a narrow screen, and printed."""
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -47,3 +48,21 @@ def test_on_paper_nothing_is_folded_or_cut_off(page: Any) -> None:
     scrolled = "[...document.querySelectorAll('.wide')].filter(e => e.scrollWidth > e.clientWidth + 1).length"
     assert page.evaluate(scrolled) == 0
     assert page.pdf(format="A4").startswith(b"%PDF")
+
+
+def test_on_paper_a_legend_is_no_wider_than_its_picture(page: Any) -> None:
+    page.set_viewport_size({"width": PAPER_PX, "height": 1000})
+    page.emulate_media(media="print")
+    legends = page.locator(".legend").all()
+    assert legends
+    for legend in legends:
+        picture = legend.locator("xpath=..").locator(".frame img").bounding_box()["width"]
+        assert legend.bounding_box()["width"] <= max(picture, 30 / 25.4 * 96) + 1
+
+
+def test_on_paper_sections_are_not_kept_whole_at_the_price_of_empty_pages(page: Any) -> None:
+    page.emulate_media(media="print")
+    kept = "[...document.querySelectorAll('section')].filter(e => getComputedStyle(e).breakInside === 'avoid').length"
+    assert page.evaluate(kept) == 0
+    pages = re.findall(rb"/Type\s*/Page\b", page.pdf(format="A4"))
+    assert 4 <= len(pages) <= 6
