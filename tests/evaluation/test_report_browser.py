@@ -62,7 +62,7 @@ def test_on_paper_a_legend_is_no_wider_than_its_picture(page: Any) -> None:
 
 def test_on_paper_sections_are_not_kept_whole_at_the_price_of_empty_pages(page: Any) -> None:
     page.emulate_media(media="print")
-    kept = "[...document.querySelectorAll('section')].filter(e => getComputedStyle(e).breakInside === 'avoid').length"
-    assert page.evaluate(kept) == 0
+    breaks = "[...document.querySelectorAll('section')].map(e => getComputedStyle(e).breakInside)"
+    assert "avoid" not in page.evaluate(breaks)
     pages = re.findall(rb"/Type\s*/Page\b", page.pdf(format="A4"))
     assert 4 <= len(pages) <= 6
