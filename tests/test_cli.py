@@ -4,12 +4,14 @@ import csv
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from holoslide import cli
+from holoslide.results import Predictor, Scored
 from holoslide.slides.phantom import PhantomConfig, write_phantoms
 
 SETTINGS = """
@@ -170,6 +172,65 @@ def test_evaluate_another_split(run: Path, tmp_path: Path, holoslide: Command) -
     assert found["slides"]["positive"] == names[0]
     assert holoslide(*command, "nobody") == 1
     assert f"evaluate.positive: 'nobody' is no class; choose one of {', '.join(names)}" in holoslide.err
+
+
+def test_another_table_is_measured_as_it_is_and_in_a_folder_of_its_own(
+    run: Path, cohort: Path, tmp_path: Path, holoslide: Command
+) -> None:
+    """No split is drawn for it, and the run's own results stay."""
+    rows = read(cohort / "slides.csv")
+    chosen = [next(row for row in rows if row["label"] == label) for label in ("benign", "lesion")]
+    table, before = tmp_path / "two.csv", (run / "predictions.csv").read_bytes()
+
+    def write(labels: list[str]) -> None:
+        lines = [f"{row['slide_id']},{label}" for row, label in zip(chosen, labels, strict=True)]
+        table.write_text("\n".join(["slide_id,label", *lines]))
+
+    write(["benign", "lesion"])
+    given = ("evaluate", run, table, "--slides", cohort / "slides", "--rasters", cohort / "rasters")
+    assert holoslide(*given) == 1
+    assert "--out: is missing" in holoslide.err
+    assert holoslide(*given, "-o", tmp_path / "two") == 0, holoslide.err
+    assert [row["slide_id"] for row in read(tmp_path / "two" / "predictions.csv")] == [
+        row["slide_id"] for row in chosen
+    ]
+    assert (run / "predictions.csv").read_bytes() == before
+    write(["benign", "Lesion"])
+    assert holoslide(*given, "-o", tmp_path / "three") == 1
+    assert "Lesion is no class of the model; it knows benign, lesion" in holoslide.err
+    assert not (tmp_path / "three").exists()
+
+
+def test_a_slide_that_memory_does_not_do_for_is_listed(
+    run: Path, cohort: Path, tmp_path: Path, holoslide: Command
+) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy, ignore=shutil.ignore_patterns("last.ckpt", "tensorboard", "heatmaps"))
+    settings = copy / "config.yaml"
+    settings.write_text(settings.read_text().replace("memory_gib: null", "memory_gib: 0.07"))
+    table = cohort / "slides.csv"
+    given = ("predict", copy, table, "--rasters", cohort / "rasters", "-o", tmp_path / "p.csv")
+    assert holoslide(*given, "--workers", 1) == 1
+    assert "cannot be run (" in holoslide.err
+    assert "at its smallest tiles" in holoslide.err
+    assert not read(tmp_path / "p.csv")
+
+
+def test_a_stopped_prediction_loses_no_slide_that_was_scored(
+    run: Path, cohort: Path, tmp_path: Path, holoslide: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    score, table = Predictor.score, tmp_path / "p.csv"
+
+    def stopped_at_the_third(*arguments: Any) -> Scored:
+        if len(read(tmp_path / "p.partial.csv")) == 2:
+            raise KeyboardInterrupt
+        return score(*arguments)
+
+    monkeypatch.setattr(Predictor, "score", stopped_at_the_third)
+    given = ("predict", run, cohort / "slides.csv", "--rasters", cohort / "rasters", "-o", table)
+    assert holoslide(*given, "--workers", 1) == 130
+    assert len(read(tmp_path / "p.partial.csv")) == 2
+    assert not table.exists()
 
 
 def test_a_finished_run_is_not_overwritten(run: Path, cohort: Path, holoslide: Command) -> None:

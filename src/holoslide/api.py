@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from holoslide.config import RunConfig
-from holoslide.errors import CohortError
+from holoslide.errors import CohortError, ConfigError
 from holoslide.inference.heatmap import Heatmap
 from holoslide.inference.show import table_html
 from holoslide.models.classifier import LocalClassifier
@@ -72,7 +72,14 @@ def fit(
 def evaluate(
     run: Run | str | Path, cohort: Cohort | None = None, *, split: str = "test", out: str | Path | None = None
 ) -> Evaluation:
-    """Measure a run on a part of a cohort (default: its own), and write its report."""
+    """Measure a run on a part of a cohort (default: its own), and write its report.
+
+    What another cohort comes to goes to a folder `out` of its own; `ConfigError` without one.
+    """
+    if cohort is not None and out is None:
+        raise ConfigError(
+            "out", "is missing", "give a folder: the run's own holds what its own slides came to"
+        )
     folder = run.folder if isinstance(run, Run) else Path(run)
     cohort = cohort or Cohort.from_csv(folder / "cohort.csv")
     prepared = _prepare(cohort, Predictor(folder), rasters_of(folder) or folder / "rasters")

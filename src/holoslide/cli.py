@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from holoslide.console import Bar, TrainingBar
     from holoslide.pipeline import Prepared
     from holoslide.results import Evaluation
+    from holoslide.slides.cohort import Cohort
     from holoslide.slides.survey import Survey
 
 app = typer.Typer(
@@ -206,11 +207,12 @@ def plan(
     as_json: JsonOption = False,
 ) -> None:
     """Say what training and validation will need for the largest slide of a cohort: memory and time."""
-    from holoslide.pipeline import plan_cohort
+    from holoslide.pipeline import default_rasters, plan_cohort
 
     sets = [*(sets or []), *([f"stream.memory_gib={memory}"] if memory is not None else [])]
     settings = _settings(config, preset, sets, None)
-    prepared = _prepared(table, slides, rasters, settings, workers=0, masks=masks)
+    cohort = _cohort_to_train(table, slides, masks, settings)
+    prepared = _prepared(cohort, rasters or default_rasters(table), settings, workers=0)
     plans = plan_cohort(prepared, settings)
     if as_json:
         typer.echo(json.dumps([p.facts() for p in plans], indent=2))
@@ -251,13 +253,15 @@ def train(
     ] = None,
 ) -> None:
     """Train on a cohort, preparing first what is not prepared; then test once, and write the report."""
+    from holoslide.pipeline import default_rasters
     from holoslide.pipeline import train as train_run
     from holoslide.results import evaluate_run
 
     if folds is not None and seeds is not None:
         raise ConfigError("--folds and --seeds", "were both given", "give one of them")
     settings = _settings(config, preset, sets, None)
-    prepared = _prepared(table, slides, rasters, settings, workers=workers, masks=masks)
+    cohort = _cohort_to_train(table, slides, masks, settings)
+    prepared = _prepared(cohort, rasters or default_rasters(table), settings, workers=workers)
     if folds is not None or seeds is not None:
         _train_repeatedly(prepared, settings, out, folds=folds, seeds=seeds, resume=resume)
         return
@@ -296,8 +300,15 @@ def evaluate(
     slides: SlidesOption = None,
     masks: MasksOption = None,
     rasters: RastersOption = None,
-    split: Annotated[str, typer.Option("--split", help="train, valid or test; all: every slide.")] = "test",
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder (default: the run's).")] = None,
+    split: Annotated[
+        str | None,
+        typer.Option(
+            "--split", help="train, valid, test or all (default: test; all where a table has no splits)."
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Folder (default: the run's; another table needs one).")
+    ] = None,
     sensitivity: Annotated[
         float | None, typer.Option("--sensitivity", help="Decide at this one (two classes; default 0.95).")
     ] = None,
@@ -313,13 +324,23 @@ def evaluate(
 ) -> None:
     """Measure a trained model on labelled slides, with intervals over patients, and write the report."""
     from holoslide.config import RunConfig
+    from holoslide.pipeline import default_rasters
     from holoslide.results import evaluate_run
+    from holoslide.runs import rasters_of
+    from holoslide.slides.cohort import Cohort
 
     sets = [f"evaluate.sensitivity={sensitivity}"] if sensitivity is not None else []
     sets += [f"evaluate.positive={json.dumps(positive)}"] if positive is not None else []
+    if table is not None and out is None:
+        raise ConfigError(
+            "--out", "is missing", f"give a folder for what {table} comes to: {run} holds the run's own"
+        )
     settings = RunConfig.load(run / "config.yaml", sets=sets)
-    source = table or run / "cohort.csv"
-    prepared = _prepared(source, slides, rasters, settings, workers=workers, run=run, masks=masks)
+    cohort = Cohort.from_csv(table or run / "cohort.csv", slides=slides)
+    own = rasters_of(run) or run / "rasters"
+    folder = rasters or (own if table is None else default_rasters(table))
+    prepared = _prepared(with_masks(cohort, masks), folder, settings, workers=workers)
+    split = split or ("test" if any(row.split for row in cohort) else "all")
     with _bar("evaluating") as advance:
         evaluation = evaluate_run(
             run,
@@ -425,23 +446,20 @@ def _settings(config: Path | None, preset: str, sets: list[str] | None, mpp: flo
     return RunConfig.load(config, preset=preset, sets=[*(sets or []), *extra])
 
 
-def _prepared(
-    table: Path,
-    slides: Path | None,
-    rasters: Path | None,
-    settings: RunConfig,
-    *,
-    workers: int,
-    run: Path | None = None,
-    masks: Path | None = None,
-) -> Prepared:
-    """The labelled slides of a table with their rasters; splits that the table does not name are drawn."""
-    from holoslide.pipeline import default_rasters, prepare_cohort
-    from holoslide.runs import rasters_of
+def _cohort_to_train(table: Path, slides: Path | None, masks: Path | None, settings: RunConfig) -> Cohort:
+    """A table's cohort, with splits drawn that it does not name; what a person should know of it is said."""
     from holoslide.slides.cohort import Cohort
 
-    cohort = with_masks(Cohort.from_csv(table, slides=slides).with_splits(settings.split), masks)
-    folder = rasters or (rasters_of(run) if run else None) or default_rasters(table)
+    cohort = Cohort.from_csv(table, slides=slides).with_splits(settings.split)
+    for note in cohort.notes:
+        typer.echo(f"note: {note}", err=True)
+    return with_masks(cohort, masks)
+
+
+def _prepared(cohort: Cohort, folder: Path, settings: RunConfig, *, workers: int) -> Prepared:
+    """The labelled slides of a cohort with their rasters."""
+    from holoslide.pipeline import prepare_cohort
+
     with _bar("preparing") as advance:
         prepared = prepare_cohort(
             cohort, folder, settings.prepare, labels=True, workers=workers, progress=advance

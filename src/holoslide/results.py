@@ -7,6 +7,7 @@ those come from), `heatmaps/` and `report.html`.
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 import functools
 import hashlib
@@ -25,7 +26,7 @@ import torch
 from numpy.typing import NDArray
 
 from holoslide.config import RunConfig
-from holoslide.errors import CheckpointError, CohortError, SlideError
+from holoslide.errors import CheckpointError, CohortError, MemoryPlanError, SlideError
 from holoslide.evaluation.calibration import Temperature
 from holoslide.evaluation.metrics import Interval, Metrics, Predictions
 from holoslide.evaluation.options import EvaluateConfig, Positive
@@ -110,7 +111,19 @@ class Predictor:
         self.network = StreamedClassifier(self.model, self.config.stream, mixed=mixed)
 
     def score(self, row: SlideRow, raster_path: Path) -> Scored:
-        """Run one slide; the heatmaps come from the same pass as the prediction."""
+        """Run one slide; the heatmaps come from the same pass as the prediction. Whatever fails, memory and disk
+        included, is that slide's: a `SlideError`.
+        """
+        try:
+            return self._score(row, raster_path)
+        except (MemoryPlanError, torch.OutOfMemoryError, OSError) as error:
+            raise SlideError(
+                row.slide_id,
+                f"cannot be run ({one_line(error)})",
+                "give memory or disk more room, or take it out",
+            ) from error
+
+    def _score(self, row: SlideRow, raster_path: Path) -> Scored:
         heads = range(len(self.network.heads))
         with Raster.open(raster_path) as raster:
             if self.model.mpp is not None and not math.isclose(raster.mpp, self.model.mpp, rel_tol=1e-6):
@@ -152,6 +165,7 @@ def predict_cohort(
     """Score slides into a table, and draw their heatmaps; a slide that fails is added to those left out.
 
     `cluster` is the address of a Dask scheduler, whose workers score: they need the same files, and the model's.
+    Until all are done, those that are lie in `<out>.partial.csv`: a run that is stopped loses none.
     """
     rows = list(prepared.cohort)
     table: dict[int, dict[str, str]] = {}
@@ -165,15 +179,22 @@ def predict_cohort(
         found = ((index, _predicted(predictor, *each[1:])) for index, each in enumerate(work))
     else:
         found = on_cluster(cluster, predict_one, work)
-    for done, (index, outcome) in enumerate(found, start=1):
-        if isinstance(outcome, dict):
-            table[index] = outcome
-        else:
-            prepared.left_out.append((rows[index].slide_id, one_line(outcome)))
-        if progress is not None:
-            progress(done, len(rows), rows[index].slide_id)
     out.parent.mkdir(parents=True, exist_ok=True)
+    partial = out.with_suffix(".partial.csv")
+    with partial.open("w", encoding="utf-8", newline="", buffering=1) as file:
+        for done, (index, outcome) in enumerate(found, start=1):
+            if isinstance(outcome, dict):
+                writer = csv.DictWriter(file, list(outcome))
+                if not table:
+                    writer.writeheader()
+                writer.writerow(outcome)
+                table[index] = outcome
+            else:
+                prepared.left_out.append((rows[index].slide_id, one_line(outcome)))
+            if progress is not None:
+                progress(done, len(rows), rows[index].slide_id)
     write_rows([table[index] for index in sorted(table)], out)
+    partial.unlink()
     return len(table)
 
 
@@ -187,6 +208,8 @@ def _predicted(
             draw_heatmap(one, heatmaps)
     except SlideError as error:
         return error
+    except OSError as error:
+        return SlideError(row.slide_id, f"its heatmap cannot be written ({one_line(error)})", "make room")
     (prediction,) = predictions_of([one])
     return prediction.row(predictor.model.classes)
 
@@ -301,6 +324,7 @@ def evaluate_run(
     predictor = Predictor(run)
     asked = asked or predictor.config.evaluate
     Positive.of(predictor.model.classes, asked.positive)  # refused before the slides are scored, not after
+    _refuse_unknown_labels(rows, predictor.model.classes)
     scored = _score_all(predictor, prepared, rows, out / "heatmaps", progress)
     if not scored:
         raise CohortError(cohort.name, f"no slide of {split} could be scored", "see the reasons listed")
@@ -355,7 +379,7 @@ def _score_all(
             if heatmaps is not None:
                 draw_heatmap(one, heatmaps)
             scored.append(one)
-        except SlideError as error:
+        except (SlideError, OSError) as error:
             prepared.left_out.append((row.slide_id, str(error)))
         if progress is not None:
             progress(done, len(rows), row.slide_id)
@@ -367,14 +391,19 @@ def _assess(
     calibrated: bool,
 ) -> Outcome:  # fmt: skip
     labels = [one.row.label or "" for one in scored]
-    unknown = sorted(set(labels) - set(classes))
-    if unknown:
-        raise CohortError(
-            "labels", f"{unknown[0]} is no class of the model", f"it knows {', '.join(classes)}"
-        )
     by_head = np.stack([one.scores.probabilities for one in scored], axis=1)
     patients = [one.row.patient_id for one in scored]
     return assess(labels, by_head, patients, classes, valid=valid, asked=asked, calibrated=calibrated)
+
+
+def _refuse_unknown_labels(rows: Sequence[SlideRow], classes: Sequence[str]) -> None:
+    unknown = [row for row in rows if row.label not in classes]
+    if unknown:
+        raise CohortError(
+            unknown[0].slide_id,
+            f"{unknown[0].label} is no class of the model",
+            f"it knows {', '.join(classes)}",
+        )
 
 
 # --- The slides that temperature and threshold come from ----------------------------------------------------------
