@@ -227,7 +227,7 @@ def test_a_review_is_kept_over_a_reload(page: Any, run_copy: Path) -> None:
         page.select_option("#by-state", "reviewed")
         assert shown(page) == ["focus-001"]
     text = (run_copy / "reviews.csv").read_text(encoding="utf-8")
-    assert ",Dr. A,focus-001,lesion,two foci" in text
+    assert ',"Dr. A","focus-001","lesion","two foci"' in text
 
 
 def test_no_script_in_names_or_notes_runs(page: Any, nasty_run: Path) -> None:

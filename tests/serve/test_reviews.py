@@ -110,3 +110,40 @@ def test_another_file_of_that_name_is_not_written_over(tmp_path: Path) -> None:
     with pytest.raises(SlideError, match="has not the columns"):
         Reviews(tmp_path)
     assert (tmp_path / "reviews.csv").read_text() == "mine\n1\n"
+
+
+def test_a_note_of_any_line_ends_comes_back_and_breaks_no_table(run_copy: Path) -> None:
+    sent = {"reviewer": "A", "label": "", "note": 'a\rb\r\nc\n"d",\te'}
+    with serving(run_copy) as served:
+        assert served.write("focus-001", sent).status == 201
+        assert served.write("focus-002", {"reviewer": "A", "label": "", "note": "next"}).status == 201
+        shown = served.ask("/api/slides/focus-001").json["reviews"]
+    assert [review["note"] for review in shown] == ['a\nb\nc\n"d",\te']
+    assert [row["note"] for row in rows(run_copy)] == ['a\nb\nc\n"d",\te', "next"]
+
+
+def test_what_is_not_a_plain_sign_is_quoted_on_the_disk(tmp_path: Path) -> None:
+    """Also where a caller has not tidied it: an unquoted CR ends a row for whoever reads the table."""
+    Reviews(tmp_path).add("s", reviewer="A", label="", note="a\rb")
+    assert [review.note for review in Reviews(tmp_path).of("s")] == ["a\rb"]
+    assert b'"a\rb"' in (tmp_path / "reviews.csv").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("field", "text", "told"),
+    [
+        ("note", "a\x00b", "body.note: holds the control character U+0000; take it out"),
+        ("note", "a\x1bb", "body.note: holds the control character U+001B; take it out"),
+        ("note", "a\x85b", "body.note: holds the control character U+0085; take it out"),
+        ("reviewer", "A\nB", "body.reviewer: holds the control character U+000A; take it out"),
+        ("reviewer", "A\x00", "body.reviewer: holds the control character U+0000; take it out"),
+        ("note", "a\ud800b", "body.note: "),
+    ],
+)
+def test_control_characters_are_refused_by_name(run_copy: Path, field: str, text: str, told: str) -> None:
+    with serving(run_copy) as served:
+        answer = served.write("focus-001", {"reviewer": "A", "label": "", "note": "n"} | {field: text})
+        assert answer.status == 422
+        assert answer.json["error"].startswith(told)
+        assert served.ask("/api/slides/focus-001").json["reviews"] == []
+    assert not (run_copy / "reviews.csv").exists()

@@ -13,6 +13,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from dataclasses import asdict
 from importlib import resources
 from typing import Annotated, Any
@@ -20,7 +21,8 @@ from typing import Annotated, Any
 from fastapi import FastAPI, HTTPException, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel, ConfigDict, StringConstraints
+from pydantic import AfterValidator, BaseModel, ConfigDict, StringConstraints
+from pydantic_core import PydanticCustomError
 
 from holoslide.errors import HoloslideError
 from holoslide.inference.layers import Layer
@@ -42,14 +44,38 @@ _KEEP = {"cache-control": "private, max-age=3600"}  # tiles do not change while 
 _FRESH = {"cache-control": "no-store"}
 
 
+def _one_line(text: str) -> str:
+    return _plain(text, allowed="")
+
+
+def _lines(text: str) -> str:
+    """Lines end in LF, whatever the reviewer's system ends them in."""
+    return _plain(text.replace("\r\n", "\n").replace("\r", "\n"), allowed="\n\t")
+
+
+def _plain(text: str, *, allowed: str) -> str:
+    """Refuse what no keyboard writes, and other programs read a table wrongly by."""
+    wrong = next((sign for sign in text if unicodedata.category(sign) == "Cc" and sign not in allowed), None)
+    if wrong is not None:
+        code = f"U+{ord(wrong):04X}"
+        raise PydanticCustomError(
+            "control", "holds the control character {code}; take it out", {"code": code}
+        )
+    return text
+
+
 class ReviewIn(BaseModel):
     """What a reviewer sends."""
 
     model_config = ConfigDict(extra="forbid")
 
-    reviewer: Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=80)]
+    reviewer: Annotated[
+        str,
+        StringConstraints(strip_whitespace=True, min_length=1, max_length=80),
+        AfterValidator(_one_line),
+    ]
     label: Annotated[str, StringConstraints(max_length=200)] = ""
-    note: Annotated[str, StringConstraints(max_length=10_000)] = ""
+    note: Annotated[str, StringConstraints(max_length=10_000), AfterValidator(_lines)] = ""
 
 
 def make_app(run: RunView) -> FastAPI:

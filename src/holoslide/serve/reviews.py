@@ -1,7 +1,7 @@
 """What reviewers write: a CSV in the run's folder to which rows are only ever added.
 
 `time,reviewer,slide_id,label,note`: the last row of a slide is what holds, the earlier ones are its history. An
-empty label means that the table's label was not corrected.
+empty label means that the table's label was not corrected. All is quoted: a note may hold any sign.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class Reviews:
         review = Review(time, reviewer, slide_id, label, note)
         with self._lock, _alone(self._path):
             text = io.StringIO()
-            writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+            writer = csv.DictWriter(text, COLUMNS, lineterminator="\n", quoting=csv.QUOTE_ALL)
             writer.writeheader()
             writer.writerows(asdict(each) for each in [*self._read(), review])
             write_atomically(self._path, lambda file: file.write(text.getvalue().encode()))
