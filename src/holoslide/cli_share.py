@@ -85,5 +85,4 @@ def serve(
     from holoslide.serve.server import make_viewer
 
     viewer = make_viewer(run, host=host, port=port, rasters=rasters or rasters_of(run))
-    typer.echo(f"the viewer is at {viewer.url} (stop it with Ctrl+C)")
-    viewer.run()
+    viewer.run(ready=lambda: typer.echo(f"the viewer is at {viewer.url} (stop it with Ctrl+C)"))

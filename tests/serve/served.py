@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import socket
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -70,10 +69,7 @@ class Served:
 @contextmanager
 def serving(run: Path, *, host: str = "127.0.0.1") -> Iterator[Served]:
     """Serve a run from a thread of this process."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    viewer = make_viewer(run, host=host, port=port, rasters=rasters_of(run))
+    viewer = make_viewer(run, host=host, port=0, rasters=rasters_of(run))
     thread = threading.Thread(target=viewer.run, daemon=True)
     thread.start()
     try:
@@ -82,7 +78,7 @@ def serving(run: Path, *, host: str = "127.0.0.1") -> Iterator[Served]:
             assert thread.is_alive(), "the viewer did not start"
             assert time.monotonic() < until, "the viewer did not start in a minute"
             time.sleep(0.02)
-        yield Served(viewer.url, port)
+        yield Served(viewer.url, viewer.port)
     finally:
         viewer.server.should_exit = True
         thread.join(30)
