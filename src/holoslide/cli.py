@@ -326,9 +326,10 @@ def evaluate(
     from holoslide.config import RunConfig
     from holoslide.pipeline import default_rasters
     from holoslide.results import evaluate_run
-    from holoslide.runs import rasters_of
+    from holoslide.runs import model_of, rasters_of
     from holoslide.slides.cohort import Cohort
 
+    model_of(run)  # before a cohort is prepared for nothing
     sets = [f"evaluate.sensitivity={sensitivity}"] if sensitivity is not None else []
     sets += [f"evaluate.positive={json.dumps(positive)}"] if positive is not None else []
     if table is not None and out is None:

@@ -26,7 +26,7 @@ import torch
 from numpy.typing import NDArray
 
 from holoslide.config import RunConfig
-from holoslide.errors import CheckpointError, CohortError, MemoryPlanError, SlideError
+from holoslide.errors import CohortError, MemoryPlanError, SlideError
 from holoslide.evaluation.calibration import Temperature
 from holoslide.evaluation.metrics import Interval, Metrics, Predictions
 from holoslide.evaluation.options import EvaluateConfig, Positive
@@ -50,6 +50,7 @@ from holoslide.models.hub import model_folder
 from holoslide.models.streamed import StreamedClassifier
 from holoslide.pipeline import Advance, Prepared, write_json, write_rows
 from holoslide.reporting import pictures_of, raster_picture, report_of
+from holoslide.runs import model_of
 from holoslide.slides.cluster import on_cluster
 from holoslide.slides.cohort import Cohort, SlideRow
 from holoslide.slides.facts import one_line
@@ -96,9 +97,7 @@ class Predictor:
 
     def __init__(self, source: str | Path, config: RunConfig | None = None) -> None:
         folder = model_folder(source)
-        best = folder / "best" if (folder / "best").is_dir() else folder
-        if not best.is_dir():
-            raise CheckpointError(folder, "is not a run or a model", "give the folder that train wrote")
+        best = model_of(folder)
         self.folder = folder
         self.model_folder = best
         self.model = LocalClassifier.load(best)

@@ -3,15 +3,56 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
+from typing import Any
+
+from holoslide.errors import CheckpointError
 
 LEFT_OUT, FACTS, DATA = "left_out.csv", "run.json", "data.csv"
+_REPEAT = re.compile(r"(?:fold|seed)-(-?\d+)")
 
 
 def rasters_of(run: Path) -> Path | None:
-    """Where a run's prepared slides are, if it says so and they are still there."""
-    path = run / FACTS
-    if not path.exists():
-        return None
-    rasters = json.loads(path.read_text(encoding="utf-8")).get("rasters")
-    return Path(rasters) if rasters and Path(rasters).is_dir() else None
+    """Where a run's prepared slides are, if it says so and they are still there; of several runs, the first's."""
+    for folder in repeats_of(run) or [run]:
+        rasters = _json(folder / FACTS).get("rasters")
+        if rasters:
+            return Path(rasters) if Path(rasters).is_dir() else None
+    return None
+
+
+def repeats_of(run: Path) -> list[Path]:
+    """The runs that `train --folds` or `--seeds` made in a folder, in order; none where it is a run by itself.
+
+    Those that its `metrics.json` names; before that is written, those that are there.
+    """
+    told = _json(run / "metrics.json").get("runs")
+    if told is None and (run / FACTS).exists():
+        return []
+    names = {folder.name for folder in run.glob("*-*")} if told is None else set(told)
+    numbers = {name: int(found[1]) for name in names if (found := _REPEAT.fullmatch(name))}
+    folders = [run / name for name in sorted(numbers, key=numbers.__getitem__)]
+    return [folder for folder in folders if (folder / "cohort.csv").is_file()]
+
+
+def model_of(folder: Path) -> Path:
+    """Where the model is in a run's folder, or in a saved model's; CheckpointError where there is none."""
+    if (folder / "best").is_dir():
+        return folder / "best"
+    if (folder / "model.yaml").is_file():
+        return folder
+    repeats = repeats_of(folder)
+    if repeats:
+        what = f"holds {len(repeats)} runs, and no model of its own"
+        raise CheckpointError(folder, what, f"give one of them, such as {repeats[0]}")
+    if folder.is_dir():
+        raise CheckpointError(folder, "holds no model", "give the folder that train wrote, when it is done")
+    raise CheckpointError(folder, "is not a run or a model", "give the folder that train wrote")
+
+
+def _json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    found = json.loads(path.read_text(encoding="utf-8"))
+    return found if isinstance(found, dict) else {}

@@ -111,8 +111,16 @@ def _serve_facts(app: FastAPI, run: RunView, tiles: TileStore, reviews: Reviews)
     def overview() -> Response:
         written = reviews.all()
         slides = [{**line, "review": _last(written.get(line["id"], []))} for line in run.slides()]
-        facts = {"name": run.folder.resolve().name, "classes": run.classes, "modules": run.modules}
-        return JSONResponse({**facts, "tile_px": TILE_PX, "slides": slides}, headers=_FRESH)
+        facts = {
+            "name": run.folder.resolve().name,
+            "key": run.key,
+            "classes": run.classes,
+            "modules": run.modules,
+            "repeats": run.repeats and f"{len(run.trainings)} {run.repeats}",
+            "tile_px": TILE_PX,
+            "slides": slides,
+        }
+        return JSONResponse(facts, headers=_FRESH)
 
     @app.get("/api/slides/{slide_id}")
     def slide(slide_id: str) -> Response:
@@ -128,6 +136,7 @@ def _serve_facts(app: FastAPI, run: RunView, tiles: TileStore, reviews: Reviews)
             )
         facts["layers"] = [layer.facts() for layer in run.layers(slide_id).values()]
         facts["modules"] = run.probabilities(slide_id)
+        facts |= run.source(slide_id)
         facts["reviews"] = [asdict(review) for review in reviews.of(slide_id)]
         return JSONResponse(facts, headers=_FRESH)
 

@@ -1,9 +1,15 @@
-"""A run as the viewer sees it: its slides, what was predicted, and the layers that can be laid over them."""
+"""A run as the viewer sees it: its slides, what was predicted, and the layers that can be laid over them.
+
+A folder of several runs (`train --folds`, `--seeds`) is seen as one: each slide with the run that tested it. With
+seeds all of them did; then the prediction is their mean, as in the report, and the layers are the first seed's.
+"""
 
 from __future__ import annotations
 
 import csv
+import hashlib
 import math
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -11,9 +17,35 @@ from typing import Any
 from holoslide.errors import CheckpointError, SlideError
 from holoslide.inference.heatmap import Heatmap, heatmap_paths
 from holoslide.inference.layers import Layer, layers_of
+from holoslide.runs import repeats_of
 from holoslide.slides.cohort import Cohort, SlideRow
 from holoslide.slides.polygons import mask_polygons
 from holoslide.slides.raster import Raster
+
+
+@dataclass(frozen=True, slots=True)
+class Training:
+    """One network's run: which slides are its test part, and what it said of those that it scored."""
+
+    folder: Path
+    tests: frozenset[str]
+    predictions: dict[str, dict[str, str]]
+    by_module: list[dict[str, str]]
+
+    @classmethod
+    def read(cls, folder: Path, cohort: Cohort) -> Training:
+        """From its folder; what was not scored yet is not there."""
+        return cls(
+            folder,
+            frozenset(row.slide_id for row in cohort.test),
+            _predictions(folder),
+            _table(folder / "predictions_modules.csv"),
+        )
+
+    @property
+    def modules(self) -> int:
+        """How many heads it has."""
+        return max((int(row["module"]) for row in self.by_module), default=1)
 
 
 class RunView:
@@ -27,13 +59,21 @@ class RunView:
         self.folder, self.rasters = folder, rasters
         cohort = Cohort.from_csv(folder / "cohort.csv")
         self.rows: dict[str, SlideRow] = {row.slide_id: row for row in cohort}
-        self.predictions = {row["slide_id"]: row for row in _table(folder / "predictions.csv")}
-        self.by_module = _table(folder / "predictions_modules.csv")
-        self.modules = max((int(row["module"]) for row in self.by_module), default=1)
-        named = [key[2:] for key in next(iter(self.predictions.values()), {}) if key.startswith("p_")]
-        self.classes = tuple(named) or cohort.classes
+        repeats = repeats_of(folder)
+        self.repeats = f"{repeats[0].name.partition('-')[0]}s" if repeats else None
+        self.trainings = [Training.read(one, Cohort.from_csv(one / "cohort.csv")) for one in repeats]
+        self.trainings = self.trainings or [Training.read(folder, cohort)]
+        self.means = _predictions(folder) if self.repeats == "seeds" else {}
+        self.modules = max(training.modules for training in self.trainings)
+        scored = next((row for one in self.trainings for row in one.predictions.values()), {})
+        self.classes = tuple(key[2:] for key in scored if key.startswith("p_")) or cohort.classes
         self.layers = lru_cache(maxsize=16)(self._layers)
         self.outline = lru_cache(maxsize=64)(self._outline)
+
+    @property
+    def key(self) -> str:
+        """Tells this run from others of its name, and nothing else of where it lies."""
+        return hashlib.sha256(str(self.folder.resolve()).encode()).hexdigest()[:16]
 
     def slides(self) -> list[dict[str, Any]]:
         """A line for each slide of the run, in the table's order."""
@@ -41,16 +81,45 @@ class RunView:
 
     def probabilities(self, slide_id: str) -> list[dict[str, Any]]:
         """Each module's probabilities of the classes, the last being the model's."""
-        rows = [row for row in self.by_module if row["slide_id"] == slide_id]
+        rows = [row for row in self._training(slide_id).by_module if row["slide_id"] == slide_id]
         return [{"module": int(row["module"]), "p": self._p(row)} for row in rows]
 
+    def source(self, slide_id: str) -> dict[str, Any]:
+        """Of several runs, the one whose layers are shown, how many the prediction is the mean of, and so in words.
+
+        `advice` says how to get layers where there are none.
+        """
+        training = self._training(slide_id)
+        run, scored = training.folder.name, slide_id in training.predictions
+        mean_of = len(self.trainings) if slide_id in self.means else None
+        words: str | None = None
+        if mean_of:
+            words = f"The answer is the mean of {mean_of} seeds; layers and modules are those of {run}."
+        elif self.repeats == "folds" and scored and slide_id in training.tests:
+            words = f"Tested by {run}, which has not seen this patient."
+        elif self.repeats and scored:
+            words = f"{run} alone has scored it."
+        advice = f"run holoslide evaluate{f' on {run}' if self.repeats else ''}"
+        advice += "." if self.repeats == "folds" else " with --split all."
+        return {"run": run if self.repeats else None, "mean_of": mean_of, "words": words, "advice": advice}
+
+    def _training(self, slide_id: str) -> Training:
+        """The first of those that tested a slide, of these one that scored it; else one that did by other means."""
+
+        def fits(one: Training) -> tuple[bool, bool]:
+            return slide_id in one.tests, slide_id in one.predictions
+
+        return max(self.trainings, key=fits)  # the first of equals
+
     def _line(self, row: SlideRow) -> dict[str, Any]:
-        predicted = self.predictions.get(row.slide_id)
+        training = self._training(row.slide_id)
+        predicted = self.means.get(row.slide_id) or training.predictions.get(row.slide_id)
+        tested_in = training.folder.name if row.slide_id in training.tests else None
         return {
             "id": row.slide_id,
             "patient": row.patient_id,
             "label": row.label,
-            "split": row.split,
+            "split": tested_in if self.repeats == "folds" else row.split,
             "prediction": predicted["prediction"] if predicted else None,
             "p": self._p(predicted) if predicted else None,
             "heatmap": self._paths(row.slide_id)[-1].is_file(),
@@ -61,7 +130,7 @@ class RunView:
         return [float(row[f"p_{name}"]) for name in self.classes]
 
     def _paths(self, slide_id: str) -> list[Path]:
-        return heatmap_paths(self.folder / "heatmaps", slide_id, self.modules)
+        return heatmap_paths(self._training(slide_id).folder / "heatmaps", slide_id, self.modules)
 
     def _layers(self, slide_id: str) -> dict[str, Layer]:
         layers: dict[str, Layer] = {}
@@ -88,6 +157,10 @@ class RunView:
             [[(round(x, 1), round(y, 1)) for x, y in ring.coords] for ring in (p.exterior, *p.interiors)]
             for p in pieces
         ]
+
+
+def _predictions(folder: Path) -> dict[str, dict[str, str]]:
+    return {row["slide_id"]: row for row in _table(folder / "predictions.csv")}
 
 
 def _table(path: Path) -> list[dict[str, str]]:

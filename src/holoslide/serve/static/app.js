@@ -1,7 +1,7 @@
 // The page: a list of slides, one or two panes, and what is laid over them. The address says it all (see `address`).
 
 import { Pane, add } from "./pane.js";
-import { SlideList } from "./list.js";
+import { SlideList, probability } from "./list.js";
 import { ReviewForm } from "./review.js";
 
 const byId = (id) => document.getElementById(id);
@@ -20,7 +20,7 @@ async function start() {
   if (!answer.ok) throw new Error(run.error);
   document.title = `${run.name}: holoslide`;
   byId("run-name").textContent = run.name;
-  byId("run-facts").textContent = `${run.slides.length} slides, ${run.classes.join(" / ")}`;
+  byId("run-facts").textContent = [`${run.slides.length} slides`, run.classes.join(" / "), run.repeats].filter(Boolean).join(", ");
   list = new SlideList(run);
   list.addEventListener("choose", (event) => {
     choose(event.detail);
@@ -124,6 +124,7 @@ function showSlide() {
   const { picture } = slide;
   if (picture) facts.push(`${picture.width_l0} × ${picture.height_l0} px`, `${Number(picture.mpp.toPrecision(4))} µm/px`);
   byId("slide-facts").textContent = facts.join(" · ");
+  byId("slide-source").textContent = slide.words ?? "";
   showProbabilities(slide, line);
   showLayers(slide);
   review.open(slide);
@@ -133,17 +134,22 @@ function showSlide() {
 function showProbabilities(slide, line) {
   const box = byId("probabilities");
   box.replaceChildren();
-  const modules = slide.modules.length ? slide.modules : line.p ? [{ module: run.modules, p: line.p }] : [];
-  for (const { module, p } of modules.reverse()) {
-    const own = module === run.modules;
-    if (modules.length > 1) add(box, "h4", "", own ? `Module ${module}, the model's answer` : `Module ${module}`);
+  const answers = slide.modules.map(({ module, p }) => ({ words: headOf(slide, module), p, own: !slide.mean_of && module === run.modules }));
+  if (line.p && (slide.mean_of || !answers.length)) answers.push({ words: `Mean of ${slide.mean_of} seeds, the answer`, p: line.p, own: true });
+  for (const { words, p, own } of answers.reverse()) {
+    if (answers.length > 1) add(box, "h4", "", words);
     run.classes.forEach((name, number) => {
       const row = add(box, "div", own ? "p own" : "p");
       add(row, "span", "", name);
       add(add(row, "span", "bar"), "i", "").style.width = `${100 * p[number]}%`;
-      add(row, "span", "number", p[number].toFixed(3));
+      add(row, "span", "number", probability(p[number]));
     });
   }
+}
+
+function headOf(slide, module) {
+  const whose = slide.run ? ` of ${slide.run}` : "";
+  return `Module ${module}${whose}` + (module === run.modules ? (slide.mean_of ? ", its answer" : ", the model's answer") : "");
 }
 
 // The model's own layers first: in this order the keys 1 to 9 choose them.
@@ -155,7 +161,7 @@ function showLayers(slide) {
   const box = byId("layers");
   box.replaceChildren();
   if (!slide.layers.length) {
-    add(box, "p", "quiet", "No heatmap of this slide: run holoslide evaluate with --split all.");
+    add(box, "p", "quiet", `No heatmap of this slide: ${slide.advice}`);
     return;
   }
   const none = add(box, "button", "layer", "None");
@@ -164,7 +170,7 @@ function showLayers(slide) {
   layersInOrder(slide).forEach((layer, number) => {
     if (layer.module !== module) {
       module = layer.module;
-      add(box, "h4", "", module === run.modules ? `Module ${module}, the model's` : `Module ${module}`);
+      add(box, "h4", "", `Module ${module}${slide.run ? ` of ${slide.run}` : ""}${module === run.modules ? ", the model's" : ""}`);
     }
     const short = layer.name.startsWith("attention") ? "Attention" : run.classes[Number(layer.name.split("-").at(-1))];
     const button = add(box, "button", "layer", short);

@@ -43,7 +43,7 @@ export class SlideList extends EventTarget {
       add(second, "span", isWrong(slide) ? "wrong" : "", slide.prediction + (isWrong(slide) ? " ✕" : ""));
       const bar = add(words, "span", "bar");
       add(bar, "i", "").style.width = `${100 * slide.confidence}%`;
-      add(second, "span", "confidence", `${Math.round(100 * slide.confidence)} %`);
+      add(second, "span", "confidence", percent(slide.confidence));
     } else {
       add(second, "span", "quiet", "· not scored");
     }
@@ -88,7 +88,7 @@ export class SlideList extends EventTarget {
       (!split || slide.split === split) &&
       (!state || isIn(slide, state)));
     const key = byId("sort").value;
-    this.shown.sort((a, b) => (this.rising ? 1 : -1) * order(a, b, key));
+    this.shown.sort((a, b) => order(a, b, key, this.rising ? 1 : -1));
     byId("slides").replaceChildren(...this.shown.map((slide) => this.items.get(slide.id)));
     this.items.get(this.current)?.scrollIntoView({ block: "nearest" });
     byId("count").textContent = this.shown.length === this.slides.length ? `${this.slides.length} slides` : `${this.shown.length} of ${this.slides.length} slides`;
@@ -118,12 +118,24 @@ function isIn(slide, state) {
   return (state === "reviewed") === Boolean(slide.review);
 }
 
-function order(a, b, key) {
-  if (key === "table") return a.number - b.number;
+// What is not known comes last, whichever way the order goes.
+function order(a, b, key, way) {
+  const inTable = way * (a.number - b.number);
+  if (key === "table") return inTable;
   const [one, other] = [a[key], b[key]];
-  if (one === null || other === null) return (one === null) - (other === null) || a.number - b.number;
-  if (typeof one === "number") return one - other || a.number - b.number;
-  return one.localeCompare(other, undefined, { numeric: true }) || a.number - b.number;
+  if (one === null || other === null) return (one === null) - (other === null) || inTable;
+  const difference = typeof one === "number" ? one - other : one.localeCompare(other, undefined, { numeric: true });
+  return way * difference || inTable;
+}
+
+// Never 1.000 or 0.000: a network is never that sure.
+export function probability(p) {
+  if (p >= 0.9995) return "> 0.999";
+  return p < 0.0005 ? "< 0.001" : p.toFixed(3);
+}
+
+function percent(p) {
+  return p >= 0.995 ? "> 99 %" : `${Math.round(100 * p)} %`;
 }
 
 export function choices(select, all, values) {

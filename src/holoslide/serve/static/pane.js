@@ -142,7 +142,8 @@ export class Pane extends EventTarget {
   }
 
   drawLayer(context) {
-    this.title.textContent = this.slide.id + (this.layer && !this.hidden ? ` · ${this.layer.title}` : "");
+    const shown = this.layer && !this.hidden;
+    this.title.textContent = [this.slide.id, shown && this.slide.run, shown && this.layer.title].filter(Boolean).join(" · ");
     this.canvas.dataset.layer = this.layer && !this.hidden ? this.layer.name : "";
     if (!this.layer || this.hidden || this.fade === 0) return;
     const [top, left, bottom, right] = this.layer.box_l0;
