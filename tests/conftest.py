@@ -99,11 +99,16 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def browser() -> Iterator[Any]:
-    """A real browser without a window; tests that need one are skipped where there is none."""
-    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright's driver is not installed")
+    """A real browser without a window.
+
+    Tests that need one are skipped where there is none, and fail where HOLOSLIDE_REQUIRE_BROWSER is set.
+    """
     path = shutil.which("chromium") or shutil.which("google-chrome")
     if path is None:
-        pytest.skip("no chromium on this machine")
+        lacking = pytest.fail if os.environ.get("HOLOSLIDE_REQUIRE_BROWSER") else pytest.skip
+        lacking("no chromium on this machine")
+    from playwright import sync_api
+
     with sync_api.sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
         yield browser

@@ -1,6 +1,7 @@
 """The project as a whole: what installs, what is promised of every file, and the benchmarks' own instruments."""
 
 import importlib.metadata
+import os
 import re
 import runpy
 import subprocess
@@ -31,6 +32,22 @@ def run_python(*arguments: str) -> str:
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+def test_a_browser_that_is_missing_can_be_made_an_error(tmp_path: Path) -> None:
+    (tmp_path / "test_page.py").write_text("def test_page(browser): ...\n")
+    quick = {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTEST_ADDOPTS": "-p no:cacheprovider"}
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-p", "tests.conftest", str(tmp_path)],
+        cwd=REPO,
+        env=os.environ | quick | {"PATH": str(tmp_path), "HOLOSLIDE_REQUIRE_BROWSER": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert "no chromium on this machine" in done.stdout
+    assert "1 error" in done.stdout
 
 
 def test_installed_version_is_the_projects() -> None:
