@@ -3,9 +3,11 @@
 import csv
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from tests.serve.looking import WIDE
 from tests.serve.served import Served, serving
 
 
@@ -29,3 +31,22 @@ def nasty_run(run_copy: Path) -> Path:
         writer.writeheader()
         writer.writerows(rows)
     return run_copy
+
+
+@pytest.fixture
+def page(browser: Any) -> Iterator[Any]:
+    """A page of 1440 x 900 that must meet no error of its own."""
+    context = browser.new_context(viewport=WIDE, reduced_motion="reduce")
+    context.set_default_timeout(60_000)
+    page = context.new_page()
+    faults: list[str] = []
+    page.on("pageerror", lambda error: faults.append(str(error)))
+    page.on("console", lambda line: faults.append(line.text) if is_fault(line) else None)
+    yield page
+    context.close()
+    assert faults == []
+
+
+def is_fault(line: Any) -> bool:
+    """An error of the page; that a picture cannot be had is the server's answer, and tested by itself."""
+    return line.type == "error" and not line.text.startswith("Failed to load resource")

@@ -67,9 +67,9 @@ class Served:
 
 
 @contextmanager
-def serving(run: Path, *, host: str = "127.0.0.1") -> Iterator[Served]:
-    """Serve a run from a thread of this process."""
-    viewer = make_viewer(run, host=host, port=0, rasters=rasters_of(run))
+def serving(run: Path, *, host: str = "127.0.0.1", port: int = 0) -> Iterator[Served]:
+    """Serve a run from a thread of this process, on any free port unless one is given."""
+    viewer = make_viewer(run, host=host, port=port, rasters=rasters_of(run))
     thread = threading.Thread(target=viewer.run, daemon=True)
     thread.start()
     try:

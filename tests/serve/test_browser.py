@@ -2,73 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from playwright.sync_api import expect
 
+from tests.serve.looking import SMALL, drawn, open_viewer, pixel, ready, shown, view
 from tests.serve.served import Served, serving
+from tests.serve.several import keep_slides, make_folds, read_rows, write_table
 
-sync_api = pytest.importorskip("playwright.sync_api", reason="playwright's driver is not installed")
-expect = sync_api.expect
 pytestmark = pytest.mark.browser
-WIDE, SMALL = {"width": 1440, "height": 900}, {"width": 390, "height": 780}
-
-
-@pytest.fixture
-def page(browser: Any) -> Iterator[Any]:
-    """A page of 1440 x 900 that must meet no error of its own."""
-    context = browser.new_context(viewport=WIDE, reduced_motion="reduce")
-    context.set_default_timeout(60_000)
-    page = context.new_page()
-    faults: list[str] = []
-    page.on("pageerror", lambda error: faults.append(str(error)))
-    page.on("console", lambda line: faults.append(line.text) if is_fault(line) else None)
-    yield page
-    context.close()
-    assert faults == []
-
-
-def is_fault(line: Any) -> bool:
-    """An error of the page; that a picture cannot be had is the server's answer, and tested by itself."""
-    return line.type == "error" and not line.text.startswith("Failed to load resource")
-
-
-def open_viewer(page: Any, served: Served, fragment: str = "") -> None:
-    page.goto(served.url + fragment)
-    ready(page)
-
-
-def ready(page: Any) -> None:
-    """Wait until all that is in sight is drawn."""
-    page.wait_for_selector('canvas[data-ready="yes"]')
-
-
-def view(page: Any, prefix: str = "") -> tuple[float, float, float]:
-    """x, y and um per screen pixel, as the address says them a moment after the last movement."""
-    page.wait_for_timeout(400)
-    words = page.evaluate("Object.fromEntries(new URLSearchParams(location.hash.slice(1)))")
-    return tuple(float(words[prefix + key]) for key in ("x", "y", "mpp"))  # type: ignore[return-value]
-
-
-def pixel(page: Any, x: float, y: float) -> list[int]:
-    """RGBA that the first canvas shows at a share of its width and height."""
-    script = """([x, y]) => { const c = document.querySelector("canvas");
-        return [...c.getContext("2d").getImageData(x * c.width, y * c.height, 1, 1).data]; }"""
-    found: list[int] = page.evaluate(script, [x, y])
-    return found
-
-
-def drawn(page: Any) -> str:
-    """All that the first canvas shows."""
-    found: str = page.evaluate("document.querySelector('canvas').toDataURL()")
-    return found
-
-
-def shown(page: Any) -> list[str]:
-    return page.locator("#slides .first b").all_text_contents()  # type: ignore[no-any-return]
 
 
 def test_opens_and_zooms(page: Any, viewer: Served) -> None:
@@ -158,36 +104,119 @@ def first_cell(viewer: Served, layer: dict[str, Any]) -> tuple[int, int]:
     return row, int(np.argmax(voting[row]))
 
 
-def test_filters_and_sorts(page: Any, viewer: Served) -> None:
+def test_filters(page: Any, viewer: Served) -> None:
     open_viewer(page, viewer)
     slides = viewer.ask("/api/run").json["slides"]
     page.fill("#search", "FOCUS-003")
     assert shown(page) == ["focus-003"]
     page.fill("#search", "")
-    page.select_option("#by-label", "lesion")
-    assert shown(page) == [slide["id"] for slide in slides if slide["label"] == "lesion"]
-    page.select_option("#by-state", "scored")
-    assert len(shown(page)) == 4
+    for chosen, key in [("#by-label", "label"), ("#by-prediction", "prediction"), ("#by-split", "split")]:
+        values = page.locator(f"{chosen} option").evaluate_all("each => each.map((one) => one.value)")
+        assert values == ["", *sorted({slide[key] for slide in slides})]
+        for value in values[1:]:
+            page.select_option(chosen, value)
+            assert shown(page) == [slide["id"] for slide in slides if slide[key] == value]
+        page.select_option(chosen, "")
+    wrong = [slide["id"] for slide in slides if slide["label"] != slide["prediction"]]
     page.select_option("#by-state", "wrong")
-    wrong = [s["id"] for s in slides if s["label"] == "lesion" and s["prediction"] != "lesion"]
     assert shown(page) == wrong
     assert f"{len(wrong)} of 8 slides" in page.locator("#count").text_content()
-    page.select_option("#by-label", "")
-    page.select_option("#by-state", "")
-    page.select_option("#sort", "confidence")
-    rising = [slide["id"] for slide in sorted(slides, key=lambda slide: max(slide["p"]))]
-    assert shown(page) == rising
-    page.click("#direction")
-    assert shown(page) == rising[::-1]
-    page.locator("canvas").press("j")
-    at = rising[::-1].index(slides[0]["id"])
-    expect(page.locator("#slide-title")).to_have_text([*rising[::-1], slides[0]["id"]][at + 1])
+    page.select_option("#by-state", "right")
+    assert shown(page) == [slide["id"] for slide in slides if slide["id"] not in wrong]
+    page.select_option("#by-state", "open")
+    assert len(shown(page)) == 8
+    page.select_option("#by-label", "lesion")  # both at once
+    page.select_option("#by-state", "wrong")
+    assert shown(page) == [
+        slide["id"] for slide in slides if slide["label"] == "lesion" and slide["id"] in wrong
+    ]
+
+
+def test_sorts_and_turns_round_with_what_is_not_scored_last(page: Any, run_copy: Path) -> None:
+    keep_slides(run_copy, {f"focus-00{n}" for n in (2, 3, 5, 6, 8)})
+    with serving(run_copy) as served:
+        slides = served.ask("/api/run").json["slides"]
+        open_viewer(page, served)
+        for key, value in SORTS.items():
+            page.select_option("#sort", key)
+            known = [slide for slide in slides if value(slide) is not None]
+            unknown = [slide["id"] for slide in slides if value(slide) is None]
+            assert len(unknown) == (3 if key in ("prediction", "confidence") else 0)
+            rising = [slide["id"] for slide in sorted(known, key=value)]
+            assert shown(page) == [*rising, *unknown]
+            page.click("#direction")
+            assert shown(page) == [*rising[::-1], *unknown[::-1]]
+            page.click("#direction")
+        page.select_option("#sort", "confidence")
+        order = shown(page)
+        page.locator("#slides button", has_text=order[1]).click()
+        expect(page.locator("#slide-title")).to_have_text(order[1])
+        page.locator("canvas").press("j")  # the next of the list as it is shown
+        expect(page.locator("#slide-title")).to_have_text(order[2])
+
+
+SORTS: dict[str, Any] = {
+    "table": lambda slide: slide["id"],
+    "id": lambda slide: slide["id"],
+    "label": lambda slide: slide["label"],
+    "prediction": lambda slide: slide["prediction"],
+    "confidence": lambda slide: max(slide["p"]) if slide["p"] else None,
+}
+
+
+def test_no_probability_is_shown_as_one_or_nought(page: Any, run_copy: Path) -> None:
+    for name in ("predictions.csv", "predictions_modules.csv"):
+        rows = read_rows(run_copy / name)
+        sure = {"p_benign": "0.999640", "p_lesion": "0.000360", "prediction": "benign"}
+        write_table(run_copy / name, [row | sure for row in rows])
+    with serving(run_copy) as served:
+        open_viewer(page, served)
+        own = page.locator("#probabilities .own .number").all_text_contents()
+        assert own == ["> 0.999", "< 0.001"]
+        assert page.locator("#slides .confidence").first.text_content() == "> 99 %"
+
+
+def test_folds_are_shown_each_slide_by_its_own(page: Any, run_copy: Path, tmp_path: Path) -> None:
+    with serving(make_folds(run_copy, tmp_path / "folds")) as served:
+        open_viewer(page, served)
+        assert "2 folds" in page.locator("#run-facts").text_content()
+        for slide, fold in [("focus-003", "fold-1"), ("focus-004", "fold-2")]:
+            page.locator("#slides button", has_text=slide).click()
+            expect(page.locator("#slide-source")).to_contain_text(f"Tested by {fold}")
+            expect(page.locator(".pane-title")).to_contain_text(f"{slide} · {fold} · Evidence")
+            assert page.locator("#layers button").count() == 7
+        page.get_by_label("Tissue outline").check()
+        page.select_option("#by-split", "fold-2")
+        assert shown(page) == ["focus-002", "focus-004", "focus-006", "focus-008"]
+
+
+def test_the_pointer_is_told_where_it_is_and_the_value_there(page: Any, viewer: Served) -> None:
+    facts = viewer.ask("/api/slides/focus-001").json
+    layer = next(one for one in facts["layers"] if one["name"] == "evidence-2-1")
+    row, column = first_cell(viewer, layer)
+    top, left, bottom, right = layer["box_l0"]
+    side_y, side_x = (bottom - top) / layer["rows"], (right - left) / layer["columns"]
+    y, x = top + (row + 0.5) * side_y, left + (column + 0.5) * side_x
+    raw = viewer.ask("/api/slides/focus-001/layers/evidence-2-1.f32").body
+    value = np.frombuffer(raw, "<f4").reshape(layer["rows"], layer["columns"])[row, column]
+    # The cell's middle is 60 screen pixels of 4 um right of the canvas's and 40 above; slides have 2 um per pixel.
+    at = f"x={x - 120}&y={y + 80}&mpp=4"
+    open_viewer(page, viewer, f"#slide=focus-001&{at}&layer=evidence-2-1&fade=50")
+    page.wait_for_selector('canvas[data-layer="evidence-2-1"]')
+    box = page.locator("canvas").bounding_box()
+    page.mouse.move(box["x"] + box["width"] / 2 + 60, box["y"] + box["height"] / 2 - 40)
+    words = page.locator(".readout").text_content().replace("(", "").replace(")", "").replace(",", "").split()
+    assert (words[0], words[2], words[4], words[7]) == ("x", "y", "px", "mm")
+    assert (float(words[1]), float(words[3])) == pytest.approx((x, y), abs=1.5)
+    assert (float(words[5]), float(words[6])) == pytest.approx((x * 0.002, y * 0.002), abs=0.003)
+    assert float(words[8]) == pytest.approx(float(value), rel=0.01)
 
 
 def test_compares_side_by_side_and_links_to_it(page: Any, viewer: Served) -> None:
-    open_viewer(page, viewer)
+    open_viewer(page, viewer, "#slide=focus-001&x=300&y=350&mpp=2&layer=evidence-2-0")
     page.click("#compare")
     page.wait_for_selector('#stage[data-panes="2"]')
+    assert view(page) == view(page, "b.") == (300, 350, 2)  # it begins where the reviewer is
     page.locator("canvas").nth(1).click()
     page.keyboard.press("1")
     page.wait_for_selector('canvas[data-layer="attention-2"]')
@@ -205,6 +234,50 @@ def test_compares_side_by_side_and_links_to_it(page: Any, viewer: Served) -> Non
         "evidence-2-0",
         "attention-2",
     ]
+
+
+def test_compares_two_slides(page: Any, viewer: Served) -> None:
+    open_viewer(page, viewer, "#slide=focus-001&x=300&y=350&mpp=2&layer=evidence-2-0")
+    page.click("#compare")
+    page.wait_for_selector('#stage[data-panes="2"]')
+    page.locator("canvas").nth(1).click()
+    alone = view(page)
+    page.locator("#slides button", has_text="focus-004").click()
+    expect(page.locator("#slide-title")).to_have_text("focus-004")
+    assert view(page) == alone
+    assert page.locator(".pane-title").nth(0).text_content().startswith("focus-001")
+    assert page.locator(".pane-title").nth(1).text_content().startswith("focus-004")
+    before = view(page), view(page, "b.")
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("+")
+    after = view(page), view(page, "b.")
+    assert after[0][2] == after[1][2] == pytest.approx(before[1][2] / 1.5, rel=1e-3)
+    moved = [after[n][0] - before[n][0] for n in (0, 1)]  # by as much, from where each was
+    assert moved[0] == pytest.approx(moved[1], abs=0.2)
+    page.get_by_label("Move both").uncheck()
+    page.keyboard.press("ArrowRight")
+    assert view(page)[0] == after[0][0]
+    assert view(page, "b.")[0] > after[1][0]
+    address = page.url
+    page.goto("about:blank")
+    page.goto(address)
+    expect(page.locator(".pane-title").nth(1)).to_contain_text("focus-004")
+    assert page.locator(".pane-title").nth(0).text_content().startswith("focus-001")
+
+
+def test_the_copied_link_shows_the_same(page: Any, viewer: Served) -> None:
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    open_viewer(page, viewer, "#slide=focus-003&x=300&y=350&mpp=3&layer=evidence-1-1&fade=30")
+    page.get_by_role("button", name="Copy link").click()
+    expect(page.locator("#link")).to_have_text("Copied")
+    link = page.evaluate("navigator.clipboard.readText()")
+    expect(page.locator("#link")).to_have_text("Copy link")
+    page.goto("about:blank")
+    page.goto(link)
+    page.wait_for_selector('canvas[data-layer="evidence-1-1"]')
+    assert page.locator("#slide-title").text_content() == "focus-003"
+    assert page.locator("#fade").input_value() == "30"
+    assert view(page) == pytest.approx((300, 350, 3))
 
 
 def test_a_review_is_kept_over_a_reload(page: Any, run_copy: Path) -> None:
@@ -228,6 +301,68 @@ def test_a_review_is_kept_over_a_reload(page: Any, run_copy: Path) -> None:
         assert shown(page) == ["focus-001"]
     text = (run_copy / "reviews.csv").read_text(encoding="utf-8")
     assert ',"Dr. A","focus-001","lesion","two foci"' in text
+
+
+def test_no_reviewer_is_given_another_ones_words(page: Any, run_copy: Path) -> None:
+    with serving(run_copy) as served:
+        assert served.write("focus-001", {"reviewer": "A", "label": "lesion", "note": "of A"}).status == 201
+        open_viewer(page, served)
+        expect(page.locator("#history")).to_contain_text("of A")
+        assert form(page) == ("", "", "")
+        page.fill("#reviewer", "A")
+        page.locator("#note").focus()
+        assert form(page) == ("A", "lesion", "of A")
+        page.fill("#reviewer", "B")
+        page.locator("#note").focus()
+        assert form(page) == ("B", "", "")
+        page.locator("#note").fill("of B")
+        page.locator("#slides button", has_text="focus-002").click()
+        expect(page.locator("#slide-title")).to_have_text("focus-002")
+        page.fill("#reviewer", "A")  # while B's draft of the other slide waits
+        page.locator("#slides button", has_text="focus-001").click()
+        expect(page.locator("#slide-title")).to_have_text("focus-001")
+        assert form(page) == ("A", "lesion", "of A")
+        page.fill("#reviewer", "B")
+        page.locator("#note").focus()
+        assert form(page) == ("B", "", "of B")
+        page.locator("#review button").click()
+        expect(page.locator("#saved")).to_contain_text("saved ")
+    assert [(row["reviewer"], row["label"], row["note"]) for row in read_rows(run_copy / "reviews.csv")] == [
+        ("A", "lesion", "of A"),
+        ("B", "", "of B"),
+    ]
+
+
+def test_what_was_just_typed_stays_when_the_name_is_put_right(page: Any, viewer: Served) -> None:
+    open_viewer(page, viewer)
+    page.fill("#note", "typed before the name")
+    page.fill("#reviewer", "Dr A")
+    page.locator("#note").focus()
+    page.fill("#reviewer", "Dr. A")
+    page.locator("#note").focus()
+    page.reload()
+    ready(page)
+    assert form(page) == ("Dr. A", "", "typed before the name")
+
+
+def test_drafts_of_another_run_of_that_name_are_not_shown(page: Any, run_copy: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other" / run_copy.name
+    shutil.copytree(run_copy, other)
+    with serving(run_copy) as served:
+        open_viewer(page, served)
+        page.fill("#note", "of the first study")
+    with serving(other, port=served.port) as again:
+        open_viewer(page, again)
+        expect(page.locator("#run-name")).to_have_text(run_copy.name)
+        assert form(page) == ("", "", "")
+    with serving(run_copy, port=served.port) as again:
+        open_viewer(page, again)
+        assert form(page) == ("", "", "of the first study")
+
+
+def form(page: Any) -> tuple[str, str, str]:
+    """Reviewer, corrected label and note."""
+    return tuple(page.locator(f"#{name}").input_value() for name in ("reviewer", "corrected", "note"))  # type: ignore[return-value]
 
 
 def test_no_script_in_names_or_notes_runs(page: Any, nasty_run: Path) -> None:
@@ -262,3 +397,9 @@ def test_fits_a_small_screen(page: Any, viewer: Served) -> None:
     assert not page.locator("#list").is_visible()
     page.click("#show-side")
     assert page.locator("#layers").is_visible()
+    page.click("#show-side")
+    for name in ("Compare", "Copy link", "Keys"):
+        button = page.get_by_role("button", name=name).bounding_box()
+        assert 0 <= button["x"] <= button["x"] + button["width"] <= SMALL["width"]
+    page.get_by_role("button", name="Keys").click()
+    assert page.locator("#keys").is_visible()

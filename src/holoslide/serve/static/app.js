@@ -85,6 +85,7 @@ async function compare(on) {
     if (panes[0].slide) {
       await pane.open(panes[0].slide.id);
       pane.place = panes[0].place ?? {};
+      for (const each of panes) each.last = each.place;
       pane.setOutline(panes[0].outlined);
     }
   } else {
@@ -329,10 +330,17 @@ const KEYS = {
   "?": () => byId("keys").showModal(),
 };
 
+// Whether a key means something to the field that has the focus.
+function isOwn(key, target) {
+  if (target.closest("textarea, select, dialog")) return true;
+  if (target.tagName !== "INPUT" || target.type === "checkbox") return false;
+  return target.type !== "range" || /^(Arrow|Page|Home$|End$|Escape$)/.test(key);
+}
+
 document.addEventListener("keydown", (event) => {
   if (event.ctrlKey || event.metaKey || event.altKey || !active) return;
   const { target, key } = event;
-  if (target.closest("textarea, select, dialog") || (target.tagName === "INPUT" && !["checkbox"].includes(target.type))) {
+  if (isOwn(key, target)) {
     if (key === "Escape") target.blur();
     return;
   }

@@ -41,7 +41,7 @@ export class DeepZoom extends EventTarget {
     this.picture = picture;
     this.urlOf = urlOf;
     this.resize();
-    if (picture) this.fit();
+    this.fit({ quiet: true });
   }
 
   get size() {
@@ -53,9 +53,9 @@ export class DeepZoom extends EventTarget {
     return 0.94 * Math.min(width / this.picture.width, height / this.picture.height);
   }
 
-  fit() {
+  fit(how = {}) {
     if (!this.picture) return;
-    this.show({ x: this.picture.width / 2, y: this.picture.height / 2, scale: this.fitScale() });
+    this.show({ x: this.picture.width / 2, y: this.picture.height / 2, scale: this.fitScale() }, how);
   }
 
   show(view, { quiet = false } = {}) {
