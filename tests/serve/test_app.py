@@ -2,20 +2,29 @@
 
 import csv
 import io
+import json
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
+from unittest.mock import patch
 from urllib.parse import quote
 
 import numpy as np
+import openslide
 import pytest
 from PIL import Image
 
 from holoslide.errors import CheckpointError
 from holoslide.geometry import Box
-from holoslide.inference.heatmap import Heatmap
+from holoslide.inference.heatmap import Heatmap, make_heatmap
+from holoslide.inference.predict import CellScores
 from holoslide.runs import rasters_of
+from holoslide.serve import tiles as tiles_module
 from holoslide.serve.server import make_viewer
+from holoslide.slides import prepare as prepare_module
+from holoslide.slides.prepare import PrepareConfig, PrepareJob, prepare_slide
 from holoslide.slides.raster import Raster
-from holoslide.slides.reader import open_slide
+from holoslide.slides.reader import Reader, open_slide
 from tests.serve.served import Served, serving
 
 
@@ -119,16 +128,87 @@ def test_odd_names_and_missing_files_are_shown_as_what_they_are(nasty_run: Path)
         assert served.ask(f"/api/slides/{gone}/tiles/0/0/0.jpg").status == 404
 
 
-def test_a_real_slide_with_bounds_and_a_fine_pyramid(data_dir: Path, run_copy: Path) -> None:
-    slide = data_dir / "wsi" / "CMU-1-Small-Region.svs"
+BOUNDS = Box(
+    613, 402, 2531, 1999
+)  # level-0 pixels of a real slide: what its scanner would say that it scanned
+
+
+@pytest.fixture
+def bounded_run(data_dir: Path, run_copy: Path) -> Iterator[Path]:
+    """A run of one real slide, of which a part was scanned; the model says of each cell how dark it is."""
+    slide, facts = data_dir / "wsi" / "CMU-1-Small-Region.svs", run_copy / "run.json"
     (run_copy / "cohort.csv").write_text(
         f"slide_id,patient_id,label,split,mpp,path\ncmu,p,benign,test,,{slide}\n"
     )
-    with serving(run_copy) as served:
-        facts = served.ask("/api/slides/cmu").json["picture"]
-        assert facts["mpp"] == pytest.approx(0.499)
-        tile = picture(served.ask("/api/slides/cmu/tiles/1/1/2.jpg").body)
-        assert tile.shape == (256, 256, 3)
+    (run_copy / "rasters").mkdir()
+    facts.write_text(json.dumps({"rasters": str(run_copy / "rasters")}))
+
+    def bounded(path: Path, **more: Any) -> Reader:
+        reader = open_slide(path, **more)
+        reader.bounds_l0 = BOUNDS
+        return reader
+
+    with (
+        patch.object(prepare_module, "open_slide", bounded),
+        patch.object(tiles_module, "open_slide", bounded),
+    ):
+        made = prepare_slide(PrepareJob("cmu", slide), run_copy / "rasters", PrepareConfig(mpp=4.0))
+        assert made.path is not None, made.reason
+        with Raster.open(made.path) as raster:
+            make_heatmap(darkness(raster, side_px=8), raster, ("benign", "lesion")).save(
+                run_copy / "heatmaps" / "cmu.npz"
+            )
+        yield run_copy
+
+
+def darkness(raster: Raster, side_px: int) -> CellScores:
+    height, width = (n // side_px for n in raster.shape_px)
+    grey = raster.read(Box(0, 0, height * side_px, width * side_px)).mean(axis=2)
+    dark_HW = 255 - grey.reshape(height, side_px, width, side_px).mean(axis=(1, 3))
+    places = np.argwhere(dark_HW > -1)
+    evidence_NL = np.stack([np.zeros(len(places)), dark_HW.ravel()], axis=1).astype(np.float32)
+    even_N = np.full(len(places), 1 / len(places), np.float32)
+    return CellScores(places, even_N, evidence_NL, np.zeros(2, np.float32), side_px, shift_px=0)
+
+
+def test_a_real_slide_with_bounds_its_tiles_and_layer_lie_where_they_must(
+    bounded_run: Path, data_dir: Path
+) -> None:
+    with serving(bounded_run) as served:
+        facts = served.ask("/api/slides/cmu").json
+        tile = picture(served.ask("/api/slides/cmu/tiles/1/2/2.jpg").body).astype(float)
+        layer = next(one for one in facts["layers"] if one["name"] == "evidence-2-1")
+        raw = served.ask("/api/slides/cmu/layers/evidence-2-1.f32").body
+        points = np.array(
+            [p for piece in served.ask("/api/slides/cmu/outline").json for ring in piece for p in ring]
+        )
+    with openslide.OpenSlide(data_dir / "wsi" / "CMU-1-Small-Region.svs") as slide:
+        assert (facts["picture"]["width_l0"], facts["picture"]["height_l0"]) == slide.dimensions
+        assert facts["picture"]["mpp"] == pytest.approx(0.499)
+        whole = np.asarray(slide.read_region((0, 0), 0, slide.dimensions).convert("RGB")).astype(float)
+    # A tile of level 1 counts from the slide's corner, not from that of its scanned part.
+    own = whole[1024:1536, 1024:1536].reshape(64, 8, 64, 8, 3).mean(axis=(1, 3, 4))
+    assert np.abs(tile.reshape(64, 4, 64, 4, 3).mean(axis=(1, 3, 4)) - own).mean() < 1.5
+    # The layer's cells are as dark as the slide is there, and not as it is half a cell further.
+    top, left, bottom, right = layer["box_l0"]
+    assert (top, left) == pytest.approx((BOUNDS.top, BOUNDS.left), abs=400)
+    assert BOUNDS.top <= points[:, 1].min() < points[:, 1].max() <= BOUNDS.bottom + 8
+    assert BOUNDS.left <= points[:, 0].min() < points[:, 0].max() <= BOUNDS.right + 8
+    values = np.frombuffer(raw, "<f4").reshape(layer["rows"], layer["columns"])
+    cell = (bottom - top) / layer["rows"]
+    seen = {
+        (dy, dx): np.corrcoef(
+            values.ravel(),
+            [
+                -whole[round(y) : round(y + cell), round(x) : round(x + cell)].mean()
+                for y in top + (np.arange(layer["rows"]) + dy) * cell
+                for x in left + (np.arange(layer["columns"]) + dx) * (right - left) / layer["columns"]
+            ],
+        )[0, 1]
+        for dy, dx in [(0, 0), (0.5, 0), (-0.5, 0), (0, 0.5), (0, -0.5)]
+    }
+    assert seen[0, 0] > 0.97
+    assert max(seen, key=seen.__getitem__) == (0, 0)
 
 
 def test_a_folder_that_is_no_run_is_said_to_be_none(tmp_path: Path) -> None:
