@@ -16,6 +16,8 @@ import pytest
 from holoslide import cli
 from holoslide.errors import CohortError, ConfigError
 from holoslide.repeated import folds
+from holoslide.runs import rasters_of
+from holoslide.serve.run import RunView
 from holoslide.slides.cohort import Cohort, SlideRow
 from holoslide.slides.phantom import PhantomConfig, write_phantoms
 from holoslide.slides.splits import SplitConfig
@@ -155,6 +157,14 @@ def test_folds_give_one_report_and_go_on_where_they_were_stopped(
     assert re.search(r"One epoch with its validation, mean of the runs [\d.]+ s [\d.]+ s", words)
     assert f"--rasters {table.parent.resolve() / 'rasters'} --folds 2 --out again" in words
     assert "thin: each of 2 runs; thick: their mean" in words
+    view = RunView(out, rasters_of(out))
+    shown = {line["id"]: line for line in view.slides()}
+    assert shown.keys() == slides
+    for line in shown.values():
+        assert line["heatmap"]
+        assert line["p"] is not None
+        assert view.source(line["id"])["run"] == line["split"]
+        assert view.outline(line["id"])
 
     before = (out / "fold-1" / "last.ckpt").stat().st_mtime_ns
     (out / "fold-2" / "metrics.json").unlink()
@@ -180,6 +190,10 @@ def test_seeds_are_judged_by_their_mean(train: Train, tmp_path: Path) -> None:
     assert "the maps are those of the first (seed-5) alone" in words
     assert_spread(words, json.loads((out / "metrics.json").read_text()))
     assert "--seeds 2" in words
+    view = RunView(out)
+    for row, line in ((row, view.source(row["slide_id"])) for row in each[0]):
+        assert (line["run"], line["mean_of"]) == ("seed-5", 2)
+        assert view.layers(row["slide_id"])
 
 
 def test_a_positive_class_that_is_none_is_refused_before_the_training(train: Train, tmp_path: Path) -> None:
