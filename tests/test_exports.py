@@ -68,6 +68,20 @@ def test_another_kind_is_one_line(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("library", ["onnx", "onnxscript"])
+def test_onnx_without_its_libraries_says_what_to_install(
+    library: str,
+    finished_run: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setitem(sys.modules, library, None)
+    assert holoslide(monkeypatch, "export", finished_run, "--to", "onnx", "-o", tmp_path / "out") == 1
+    line = f"holoslide: onnx: needs {library}; pip install 'holoslide[onnx]'\n"
+    assert capsys.readouterr().err == line
+
+
 def test_serving_what_is_no_run_is_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -180,10 +180,10 @@ def onnx_inputs(raster: Pixels, *, pool: str = "tissue") -> dict[str, NDArray[np
 def export_onnx(model: LocalClassifier, stream: StreamConfig, folder: Path, *, card: str = "") -> Path:
     """Write `model.onnx`, and what goes in and comes out into `model-onnx.md`, below `card`; gives the file.
 
-    The model is copied to the processor and to float32; `stream` says its border and its pooling.
+    The model is copied to the processor and to float32; `stream` says its border and its pooling. Raises
+    `ModelError` where the libraries for it are not installed.
     """
-    import onnx
-
+    onnx = _library()
     network = StreamedClassifier(copy.deepcopy(model).cpu().float().eval(), stream)
     whole = WholeClassifier(network).eval()
     side = 4 * whole.frame.cell_px + 1  # of the example: any size will do, but no special one
@@ -209,6 +209,16 @@ def export_onnx(model: LocalClassifier, stream: StreamConfig, folder: Path, *, c
     text = (card + _SECTION.format(**facts)).lstrip()
     write_atomically(folder / "model-onnx.md", lambda file: file.write(text.encode()))
     return path
+
+
+def _library() -> Any:
+    """The `onnx` module; torch's exporter wants `onnxscript` beside it, and says so in a traceback of its own."""
+    try:
+        import onnx
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise ModelError("onnx", f"needs {error.name}", "pip install 'holoslide[onnx]'") from error
+    return onnx
 
 
 def _facts(network: StreamedClassifier, whole: WholeClassifier) -> dict[str, Any]:
