@@ -5,14 +5,22 @@ import json
 import sys
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
+import shapely
+import tifffile
 import torch
+from numpy.typing import NDArray
 
 from holoslide import cli
 from holoslide.errors import CheckpointError
+from holoslide.inference.export_onnx import onnx_inputs
 from holoslide.inference.heatmap import Heatmap
 from holoslide.models.classifier import LocalClassifier
+from holoslide.slides.raster import Raster
+from tests.slides.drawn import paint
+from tests.slides.mrxs import SIDE_PX, write_mrxs
 
 IDS = [f"focus-{n:03}" for n in range(1, 9)]
 
@@ -57,6 +65,115 @@ def test_exports_new_slides(finished_run: Path, tmp_path: Path, monkeypatch: pyt
     options = ("--to", "h5", "-o", tmp_path / "out", "--rasters", tmp_path / "rasters", "--workers", 1)
     assert holoslide(monkeypatch, "export", finished_run, slide, *options) == 0
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["focus-002.h5"]
+
+
+# --- A slide on which every frame differs: pixels that are not square, and a scan that does not begin at 0 --------
+
+MPP, MPP_X, MODEL_MPP = 2.0, 2.5, 8.0
+BOUNDS_L0 = (1 * SIDE_PX, 2 * SIDE_PX)  # of the scan, (top, left)
+TISSUE_L0 = (704, 1024, 1280, 1792)  # top, left, bottom, right: whole cells of mask and heads
+CELL_PX, SHIFT_PX = (
+    12,
+    -1.5,
+)  # of ResNet-18 to layer1, 3 x 3 of its outputs: 4 px each, the first around pixel 0
+
+
+@pytest.fixture(scope="module")
+def exported(finished_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the command line exports of that slide into the folders `whole` and `cropped`; the tissue is given."""
+    folder = tmp_path_factory.mktemp("exported")
+    tissue = np.zeros((6 * SIDE_PX, 8 * SIDE_PX), np.bool_)
+    top, left, bottom, right = TISSUE_L0
+    tissue[top:bottom, left:right] = True
+    scanned = np.zeros((6, 8), np.bool_)
+    scanned[1:, 2:] = True
+    slide = write_mrxs(folder / "s.mrxs", paint(tissue), scanned=scanned, mpp=MPP, mpp_x=MPP_X)
+    outline = shapely.geometry.mapping(shapely.box(left, top, right, bottom))
+    (folder / "s.geojson").write_text(json.dumps(outline))
+    given = ("--masks", folder, "--rasters", folder / "rasters", "--workers", 1)
+    with pytest.MonkeyPatch.context() as patch:
+        whole = ("--to", "geojson,ome-tiff,h5", "-o", folder / "whole")
+        assert holoslide(patch, "export", finished_run, slide, *given, *whole) == 0
+        cropped = ("--to", "geojson", "--crop-to-bounds", "-o", folder / "cropped")
+        assert holoslide(patch, "export", finished_run, slide, *given, *cropped) == 0
+    return folder
+
+
+def detections(path: Path) -> tuple[NDArray[np.float64], list[dict[str, float]]]:
+    """Of every cell (left, top, right, bottom), (N, 4), and its measurements."""
+    features = json.loads(path.read_text())["features"]
+    cells = [each for each in features if each["properties"]["objectType"] == "detection"]
+    boxes = [shapely.geometry.shape(each["geometry"]).bounds for each in cells]
+    return np.array(boxes), [each["properties"]["measurements"] for each in cells]
+
+
+def test_cells_lie_at_level_0_where_the_tissue_is(exported: Path) -> None:
+    boxes, _ = detections(exported / "whole" / "s.geojson")
+    top, left, bottom, right = TISSUE_L0
+    per_y, per_x = MODEL_MPP / MPP, MODEL_MPP / MPP_X  # level-0 pixels in one of the raster's
+    first = (left + SHIFT_PX * per_x, top + SHIFT_PX * per_y)
+    first += (first[0] + CELL_PX * per_x, first[1] + CELL_PX * per_y)
+    np.testing.assert_allclose(boxes[0], first)
+    columns, rows = (right - left) / per_x / CELL_PX, (bottom - top) / per_y / CELL_PX
+    assert (rows, columns) == (12, 20)
+    np.testing.assert_allclose(boxes[-1], np.array(first) + [19 * CELL_PX * per_x, 11 * CELL_PX * per_y] * 2)
+    assert len(boxes) == 12 * 20
+
+
+def test_cropped_to_bounds_is_counted_from_where_the_scan_begins(exported: Path) -> None:
+    (whole, told), (cropped, same) = (
+        detections(exported / name / "s.geojson") for name in ("whole", "cropped")
+    )
+    top, left = BOUNDS_L0
+    np.testing.assert_allclose(cropped, whole - [left, top, left, top])
+    assert told == same
+
+
+def test_clams_coordinates_are_the_cells_corners_in_whole_pixels(exported: Path) -> None:
+    boxes, told = detections(exported / "whole" / "s.geojson")
+    with h5py.File(exported / "whole" / "s.h5") as file:
+        coords, attention = file["coords"][:], file["attention_scores"][:, 0]
+        assert tuple(file["coords"].attrs["level_dim"]) == (8 * SIDE_PX, 6 * SIDE_PX)
+    np.testing.assert_array_equal(coords, np.rint(boxes[:, :2]))
+    np.testing.assert_allclose(attention, [each["attention"] for each in told], rtol=1e-6)
+
+
+def test_the_heatmap_says_its_um_per_pixel_and_lies_on_the_cells(exported: Path) -> None:
+    with tifffile.TiffFile(exported / "whole" / "s-heatmap.ome.tif") as tiff:
+        pixels = tiff.series[0].asarray()
+        image = tifffile.xml2dict(tiff.ome_metadata)["OME"]["Image"]["Pixels"]
+    step = 16  # level-0 pixels: the largest power of two up to half a cell of 48 x 38.4
+    assert (image["PhysicalSizeY"], image["PhysicalSizeX"]) == (MPP * step, MPP_X * step)
+    assert (image["SizeY"], image["SizeX"]) == (6 * SIDE_PX // step, 8 * SIDE_PX // step)
+    boxes, told = detections(exported / "whole" / "s.geojson")
+    x, y = ((boxes[:, :2] + boxes[:, 2:]) / 2 / step).astype(int).T
+    evidence = [each["evidence for lesion (logits)"] for each in told]
+    np.testing.assert_allclose(pixels[2, y, x], evidence, rtol=1e-5, atol=1e-7)
+
+
+# --- The model ----------------------------------------------------------------------------------------------------
+
+
+def test_onnx_of_a_run_gives_its_predictions_from_its_rasters(
+    finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime", reason="the extra `onnx` is not installed")
+    assert holoslide(monkeypatch, "export", finished_run, "--to", "onnx", "-o", tmp_path) == 0
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
+    sizes = set()
+    for row in rows(finished_run / "predictions.csv")[:3]:
+        with Raster.open(finished_run.parent / "rasters" / f"{row['slide_id']}.tif") as raster:
+            inputs = onnx_inputs(raster)
+        _, probabilities, attention, evidence = session.run(None, inputs)
+        sizes.add(inputs["pixels"].shape)
+        assert probabilities == pytest.approx([float(row["p_benign"]), float(row["p_lesion"])], abs=1e-4)
+        heatmap = Heatmap.load(finished_run / "heatmaps" / f"{row['slide_id']}.npz")
+        voting = np.isfinite(heatmap.attention_HW)
+        assert attention.sum() == pytest.approx(1, abs=1e-4)
+        assert np.count_nonzero(attention) == voting.sum()
+        total = heatmap.evidence_LHW[:, voting].sum(1)
+        np.testing.assert_allclose(evidence.sum((1, 2)), total, atol=1e-3)
+    assert len(sizes) == 3  # rasters of other sizes, one file
 
 
 def test_another_kind_is_one_line(

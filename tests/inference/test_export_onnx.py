@@ -21,8 +21,8 @@ GLASS = (243, 240, 241)
 CELL_PX = 8
 
 
-def model(**heads: object) -> LocalClassifier:
-    backbone = BackboneConfig(name="resnet18", weights="none", truncate="layer2")
+def model(name: str, truncate: str, **heads: object) -> LocalClassifier:
+    backbone = BackboneConfig(name=name, weights="none", truncate=truncate)
     config = ModelConfig(backbone=backbone, modules=2, heads=HeadConfig(**heads))
     inputs = InputConfig(mpp=2.0, glass=GLASS)
     generator = torch.Generator().manual_seed(0)
@@ -47,21 +47,33 @@ SIZES = [(9, 13, False), (20, 31, True), (37, 18, True), (4, 4, False)]
 
 
 @pytest.mark.parametrize(
-    ("border", "pool", "heads", "said"),
+    ("backbone", "border", "pool", "heads", "said"),
     [
         (
+            ("resnet18", "layer2"),  # whose two heads have other strides
             "glass",
             "tissue",
             {"kernel": 3, "pooling": "auto", "norm": "cohort"},
             "all cells' sum to the logits",
         ),
-        ("zeros", "all", {"kernel": 2, "pooling": "gated", "norm": "slide"}, "a constant is missing"),
+        (
+            ("convnext_tiny", "features.1"),  # LayerNorm and convolutions of depth 1 in place of BatchNorm
+            "zeros",
+            "all",
+            {"kernel": 2, "pooling": "gated", "norm": "slide"},
+            "a constant is missing",
+        ),
     ],
 )
 def test_onnx_answers_as_pytorch(
-    border: str, pool: str, heads: dict[str, object], said: str, tmp_path: Path
+    backbone: tuple[str, str],
+    border: str,
+    pool: str,
+    heads: dict[str, object],
+    said: str,
+    tmp_path: Path,
 ) -> None:
-    trained, stream = model(**heads), StreamConfig(border=border, pool=pool)
+    trained, stream = model(*backbone, **heads), StreamConfig(border=border, pool=pool)
     path = export_onnx(trained, stream, tmp_path, card="# A card\n")
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     network = StreamedClassifier(trained, stream)

@@ -32,7 +32,7 @@ FILE_0 = Data0000.dat
 [LAYER_0_LEVEL_0_SECTION]
 OVERLAP_X = 0
 OVERLAP_Y = 0
-MICROMETER_PER_PIXEL_X = {mpp}
+MICROMETER_PER_PIXEL_X = {mpp_x}
 MICROMETER_PER_PIXEL_Y = {mpp}
 IMAGE_FILL_COLOR_BGR = 16777215
 IMAGE_FORMAT = JPEG
@@ -42,8 +42,13 @@ DIGITIZER_HEIGHT = {side}
 """
 
 
-def write_mrxs(path: Path, rgb: NDArray[np.uint8], *, scanned: NDArray[np.bool_], mpp: float) -> Path:
-    """A slide of whole tiles, `scanned` (rows, columns) of which are stored; a picture of it is the file itself."""
+def write_mrxs(
+    path: Path, rgb: NDArray[np.uint8], *, scanned: NDArray[np.bool_], mpp: float, mpp_x: float | None = None
+) -> Path:
+    """A slide of whole tiles, `scanned` (rows, columns) of which are stored; a picture of it is the file itself.
+
+    `mpp_x` where the pixels are not square.
+    """
     folder = path.with_suffix("")
     folder.mkdir()
     path.write_bytes(_jpeg(rgb[::16, ::16]))  # real ones begin so, too
@@ -59,7 +64,8 @@ def write_mrxs(path: Path, rgb: NDArray[np.uint8], *, scanned: NDArray[np.bool_]
     roots = struct.pack("<2i", records, records + len(pages))
     (folder / "Index.dat").write_bytes(head + roots + pages + struct.pack("<i", 0))
     down, across = scanned.shape
-    listing = _LISTING.format(slide_id=_SLIDE_ID.decode(), across=across, down=down, mpp=mpp, side=SIDE_PX)
+    facts = {"across": across, "down": down, "side": SIDE_PX, "mpp": mpp, "mpp_x": mpp_x or mpp}
+    listing = _LISTING.format(slide_id=_SLIDE_ID.decode(), **facts)
     (folder / "Slidedat.ini").write_text(listing, encoding="utf-8-sig")
     return path
 

@@ -89,11 +89,11 @@ class WholeClassifier(nn.Module):
         above_HW3 = (pixels_HW3.float() - self.glass) * (tissue_HW > 0).float()[..., None]
         image = above_HW3.permute(2, 0, 1)[None]
         if self.border == "glass":
-            height, width = image.shape[2], image.shape[3]
             stride, before = self.frame.stride_px, self.frame.before_px
             after = before + ceil_div(self.frame.cell_px, stride) * stride
-            down = after + (stride - height % stride) % stride
-            right = after + (stride - width % stride) % stride
+            # The sizes of all maps follow from these two. So written, the exporter sees that they are multiples
+            # of the stride, and need not reason about remainders at every layer.
+            down, right = (after + (n + stride - 1) // stride * stride - n for n in image.shape[2:])
             image = F.pad(image, (before, right, before, down))
         shift = (self.glass - self.mean) / self.std
         return image / self.std[:, None, None] + shift[:, None, None]
