@@ -1,7 +1,8 @@
 """Pages that MkDocs makes when it builds the site, so that they say what the code says, and a check of the result.
 
 Commands come from typer, settings from the dataclasses and what stands under their fields, the reference from
-`holoslide.__all__`. What a page links to outside of docs/ becomes a page or a file of the site.
+`__all__` of `holoslide` and of `holoslide.streaming`. What a page links to outside of docs/ becomes a page or a
+file of the site.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -24,12 +25,11 @@ from mkdocs.structure.pages import Page
 from typer.cli import get_docs_for_click
 
 import holoslide
-from holoslide import cli
+from holoslide import cli, streaming
 from holoslide.config import PRESETS, RunConfig
 
 REPO = Path(__file__).resolve().parent.parent
 SHOWN_AS = {".py": "python", ".yaml": "yaml", ".json": "json"}  # what is linked to, and becomes a page
-RETURNED = ("api.Run", "results.Evaluation", "results.Scored", "inference.heatmap.Heatmap")
 _OUTSIDE = re.compile(r"\]\(\.\./([\w./-]+)\)")
 _FETCHED = re.compile(
     r"<(?:script|img|iframe|source|video)\b[^>]*\bsrc=[\"']?(?:https?:)?//|"
@@ -180,13 +180,21 @@ def _as_yaml(value: Any) -> str:
 
 
 def api() -> str:
-    """The public names, and what their functions give back, for mkdocstrings to fill in."""
-    text = [(REPO / "docs" / "_api.md").read_text(encoding="utf-8")]
-    functions_first = sorted(holoslide.__all__, key=lambda name: (name[0].isupper(), name))
-    text += [f"::: holoslide.{name}" for name in functions_first]
-    text.append("## What they give back")
-    text += [f"::: holoslide.{name}\n    options:\n      heading_level: 3" for name in RETURNED]
+    """The public names, for mkdocstrings to fill in."""
+    text = [
+        (REPO / "docs" / "_api.md").read_text(encoding="utf-8"),
+        *_described("holoslide", holoslide.__all__),
+    ]
+    how = "[how](streaming.md#on-any-module-of-yours)"
+    text.append(f"## Streaming a module of yours\n\n`holoslide.streaming`, {how}.")
+    text += _described("holoslide.streaming", streaming.__all__, level=3)
     return "\n\n".join(text)
+
+
+def _described(module: str, names: Sequence[str], *, level: int = 2) -> list[str]:
+    """Functions first, then classes."""
+    functions_first = sorted(names, key=lambda name: (name[0].isupper(), name))
+    return [f"::: {module}.{name}\n    options:\n      heading_level: {level}" for name in functions_first]
 
 
 # --- Files outside of docs/ --------------------------------------------------------------------------------------

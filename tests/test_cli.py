@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from holoslide import cli
-from holoslide.results import Predictor, Scored
+from holoslide.results import Prediction, Predictor
 from holoslide.slides.phantom import PhantomConfig, write_phantoms
 
 SETTINGS = """
@@ -221,7 +221,7 @@ def test_a_stopped_prediction_loses_no_slide_that_was_scored(
 ) -> None:
     score, table = Predictor.score, tmp_path / "p.csv"
 
-    def stopped_at_the_third(*arguments: Any) -> Scored:
+    def stopped_at_the_third(*arguments: Any) -> Prediction:
         if len(read(tmp_path / "p.partial.csv")) == 2:
             raise KeyboardInterrupt
         return score(*arguments)

@@ -12,7 +12,7 @@ import typer
 import yaml
 
 import holoslide
-from holoslide import cli
+from holoslide import cli, streaming
 from holoslide.config import RunConfig
 
 REPO = Path(__file__).resolve().parent.parent
@@ -65,8 +65,10 @@ def test_every_command_is_told_with_its_options(hooks: ModuleType) -> None:
 
 
 def test_every_public_name_is_in_the_reference(hooks: ModuleType) -> None:
-    named = re.findall(r"^::: holoslide\.(\w+)$", hooks.api(), re.MULTILINE)
-    assert set(holoslide.__all__) <= set(named)
+    page = hooks.api()
+    for module in (holoslide, streaming):
+        named = re.findall(rf"^::: {re.escape(module.__name__)}\.(\w+)$", page, re.MULTILINE)
+        assert sorted(named) == sorted(module.__all__)
 
 
 def test_links_out_of_the_folder_lead_to_pages_that_are_made(hooks: ModuleType) -> None:

@@ -1,6 +1,7 @@
 """What a run, a prediction and a heatmap show of themselves in a notebook."""
 
 import base64
+import dataclasses
 import io
 import re
 from pathlib import Path
@@ -8,9 +9,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from holoslide import score
-from holoslide.api import Run
-from holoslide.inference.heatmap import Heatmap
+from holoslide import Heatmap, Prediction, Raster, Run, score
+from holoslide.inference.show import PICTURE_PX
 
 
 def pictures(html: str) -> list[Image.Image]:
@@ -41,14 +41,27 @@ def test_names_are_shown_and_not_run() -> None:
     assert "&lt;script&gt;" in html
 
 
-def test_a_prediction_shows_its_probabilities_and_heatmap(finished_run: Path) -> None:
+def test_a_prediction_shows_its_probabilities_and_its_maps_on_the_slide(
+    finished_run: Path, tmp_path: Path
+) -> None:
     prediction = score(finished_run, finished_run.parent / "slides" / "focus-001.tiff")
+    assert isinstance(prediction, Prediction)
     html = prediction._repr_html_()
     assert f"<h4>focus-001: {prediction.prediction}</h4>" in html
     for name, p in prediction.probabilities.items():
         assert name in html
         assert f"{p:.3f}" in html
-    assert len(pictures(html)) == 6
+    drawn = pictures(html)[::2]
+    with Raster.open(prediction.raster) as raster:
+        beneath = raster.thumbnail(2 * PICTURE_PX)
+    assert [picture.size for picture in drawn] == [beneath.shape[1::-1]] * 3
+    rows, columns = prediction.heatmap.attention_HW.shape
+    # Red goes with the grey of the tissue beneath: the cells' colours alone would be flat inside a cell.
+    glass = (beneath == beneath.max(axis=(0, 1))).all(axis=2)
+    tissue = np.asarray(drawn[2])[~glass].reshape(-1, 3)
+    assert len(np.unique(tissue, axis=0)) > 3 * rows * columns
+    gone = dataclasses.replace(prediction, raster=tmp_path / "gone.tif")
+    assert [picture.size for picture in pictures(gone._repr_html_())[::2]] == [(columns, rows)] * 3
 
 
 def test_a_run_shows_its_metrics_and_what_was_left_out(finished_run: Path, tmp_path: Path) -> None:

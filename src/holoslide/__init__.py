@@ -11,17 +11,23 @@ from typing import TYPE_CHECKING, Any
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 if TYPE_CHECKING:
-    from holoslide.api import evaluate, fit, heatmap, predict, score
+    from holoslide.api import Run, evaluate, fit, heatmap, predict, score
     from holoslide.config import RunConfig
+    from holoslide.inference.heatmap import Heatmap
     from holoslide.models.classifier import LocalClassifier
+    from holoslide.results import Evaluation, Prediction
     from holoslide.slides.cohort import Cohort
     from holoslide.slides.raster import Raster
     from holoslide.slides.reader import open_slide
 
 __all__ = [
     "Cohort",
+    "Evaluation",
+    "Heatmap",
     "LocalClassifier",
+    "Prediction",
     "Raster",
+    "Run",
     "RunConfig",
     "evaluate",
     "fit",
@@ -33,8 +39,12 @@ __all__ = [
 
 _HOMES = {
     "Cohort": "slides.cohort",
+    "Evaluation": "results",
+    "Heatmap": "inference.heatmap",
     "LocalClassifier": "models.classifier",
+    "Prediction": "results",
     "Raster": "slides.raster",
+    "Run": "api",
     "RunConfig": "config",
     "evaluate": "api",
     "fit": "api",

@@ -13,7 +13,7 @@ from holoslide.inference.show import table_html
 from holoslide.models.classifier import LocalClassifier
 from holoslide.pipeline import Prepared, cohort_of, prepare_cohort
 from holoslide.pipeline import train as train_run
-from holoslide.results import Evaluation, Predictor, Scored, evaluate_run, predict_cohort
+from holoslide.results import Evaluation, Prediction, Predictor, evaluate_run, predict_cohort
 from holoslide.runs import rasters_of
 from holoslide.slides.cohort import Cohort
 from holoslide.training.progress import Progress
@@ -107,7 +107,7 @@ def heatmap(run: Run | str | Path, slide: str | Path, *, mpp: float | None = Non
     return score(run, slide, mpp=mpp).heatmap
 
 
-def score(run: Run | str | Path, slide: str | Path, *, mpp: float | None = None) -> Scored:
+def score(run: Run | str | Path, slide: str | Path, *, mpp: float | None = None) -> Prediction:
     """One slide's prediction, `probabilities` by class, and the heatmaps of all heads, from one pass.
 
     `mpp`: the slide's microns per pixel, where it does not say. Raises `CohortError` if it cannot be used.

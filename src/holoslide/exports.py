@@ -11,7 +11,7 @@ from holoslide.inference.export import Exported, write_geojson, write_h5
 from holoslide.inference.export_onnx import export_onnx
 from holoslide.inference.export_tiff import write_ome_tiff
 from holoslide.pipeline import Advance, Prepared, write_rows
-from holoslide.results import Predictor, Scored, predictions_of
+from holoslide.results import Prediction, Predictor, predictions_of
 from holoslide.slides.raster import Raster
 
 OF_SLIDES = ("geojson", "ome-tiff", "h5", "csv")
@@ -83,7 +83,7 @@ def export_slides(
     return len(scored)
 
 
-def clam_table(scored: Sequence[Scored], classes: Sequence[str]) -> list[dict[str, str]]:
+def clam_table(scored: Sequence[Prediction], classes: Sequence[str]) -> list[dict[str, str]]:
     """Rows as in CLAM's fold files, `slide_id, Y, Y_hat, p_0, p_1...`: classes by number; Y empty if not known."""
     rows = []
     for one in scored:
@@ -99,7 +99,9 @@ def clam_table(scored: Sequence[Scored], classes: Sequence[str]) -> list[dict[st
     return rows
 
 
-def _write_files(one: Scored, out: Path, kinds: Sequence[str], *, share: float, crop_to_bounds: bool) -> None:
+def _write_files(
+    one: Prediction, out: Path, kinds: Sequence[str], *, share: float, crop_to_bounds: bool
+) -> None:
     with Raster.open(one.raster) as raster:
         record = raster.record
     slide_id = one.row.slide_id

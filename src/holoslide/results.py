@@ -40,11 +40,11 @@ from holoslide.evaluation.overlay import (
     relative_attention,
 )
 from holoslide.evaluation.report import write_report
-from holoslide.evaluation.report_data import Prediction
+from holoslide.evaluation.report_data import Prediction as PredictionRow
 from holoslide.files import write_atomically
 from holoslide.inference.heatmap import Heatmap, heatmap_paths, make_heatmap
 from holoslide.inference.predict import SlideScores, score_slide
-from holoslide.inference.show import prediction_html
+from holoslide.inference.show import PICTURE_PX, prediction_html
 from holoslide.models.classifier import LocalClassifier
 from holoslide.models.hub import model_folder
 from holoslide.models.streamed import StreamedClassifier
@@ -62,7 +62,7 @@ VALIDATION = "validation.json"
 
 
 @dataclass(frozen=True, slots=True)
-class Scored:
+class Prediction:
     """What a model says about one slide of a cohort, and the heatmap of each of its heads, the last the model's."""
 
     row: SlideRow
@@ -86,9 +86,13 @@ class Scored:
         return dict(zip(self.heatmap.classes, map(float, self.scores.probabilities[-1]), strict=True))
 
     def _repr_html_(self) -> str:
-        """What a notebook shows."""
+        """What a notebook shows: the maps lie on the slide, if its raster is still there."""
+        slide = None
+        if self.raster.is_file():
+            with Raster.open(self.raster) as raster:
+                slide = raster_picture(raster, self.heatmap, side=2 * PICTURE_PX)
         return prediction_html(
-            self.row.slide_id, self.prediction, list(self.probabilities.items()), self.heatmap
+            self.row.slide_id, self.prediction, list(self.probabilities.items()), self.heatmap, slide=slide
         )
 
 
@@ -109,7 +113,7 @@ class Predictor:
         mixed = mixed_dtype(self.config.train.precision, device)
         self.network = StreamedClassifier(self.model, self.config.stream, mixed=mixed)
 
-    def score(self, row: SlideRow, raster_path: Path) -> Scored:
+    def score(self, row: SlideRow, raster_path: Path) -> Prediction:
         """Run one slide; the heatmaps come from the same pass as the prediction. Whatever fails, memory and disk
         included, is that slide's: a `SlideError`.
         """
@@ -122,7 +126,7 @@ class Predictor:
                 "give memory or disk more room, or take it out",
             ) from error
 
-    def _score(self, row: SlideRow, raster_path: Path) -> Scored:
+    def _score(self, row: SlideRow, raster_path: Path) -> Prediction:
         heads = range(len(self.network.heads))
         with Raster.open(raster_path) as raster:
             if self.model.mpp is not None and not math.isclose(raster.mpp, self.model.mpp, rel_tol=1e-6):
@@ -134,7 +138,7 @@ class Predictor:
             self.network.follow(self.network.plan_for(raster, training=False))
             scores = score_slide(self.network, raster, explain=heads)
             maps = tuple(make_heatmap(scores.cells[k], raster, self.model.classes) for k in heads)
-        return Scored(row, raster_path, scores, maps)
+        return Prediction(row, raster_path, scores, maps)
 
     def prepare_config(self) -> PrepareConfig:
         """How rasters must be made for this model."""
@@ -143,8 +147,8 @@ class Predictor:
 
 
 def predictions_of(
-    scored: Iterable[Scored], *, head: int = -1, temperature: Temperature | None = None
-) -> list[Prediction]:
+    scored: Iterable[Prediction], *, head: int = -1, temperature: Temperature | None = None
+) -> list[PredictionRow]:
     """What a head says of each slide; raw unless given a temperature."""
     predictions = []
     for one in scored:
@@ -153,7 +157,7 @@ def predictions_of(
             probabilities = temperature.apply(probabilities)
         row, predicted = one.row, one.heatmap.classes[int(probabilities.argmax())]
         values = tuple(float(p) for p in probabilities)
-        predictions.append(Prediction(row.slide_id, row.patient_id, row.label, predicted, values))
+        predictions.append(PredictionRow(row.slide_id, row.patient_id, row.label, predicted, values))
     return predictions
 
 
@@ -229,7 +233,7 @@ def predict_one(
         return _predicted(_predictor(folder), row, raster, heatmaps)
 
 
-def draw_heatmap(one: Scored, folder: Path) -> None:
+def draw_heatmap(one: Prediction, folder: Path) -> None:
     """Write a slide's raw scores, and its attention and the predicted class's evidence over the slide."""
     folder.mkdir(parents=True, exist_ok=True)
     for path, one_map in zip(
@@ -349,7 +353,11 @@ def evaluate_run(
 
 
 def _write_tables(
-    out: Path, scored: Sequence[Scored], predictions: Sequence[Prediction], outcome: Outcome, seconds: float
+    out: Path,
+    scored: Sequence[Prediction],
+    predictions: Sequence[PredictionRow],
+    outcome: Outcome,
+    seconds: float,
 ) -> None:
     """`predictions.csv`, the same of every module, and `metrics.json` with the seconds that scoring took."""
     out.mkdir(parents=True, exist_ok=True)
@@ -370,7 +378,7 @@ def _score_all(
     rows: Sequence[SlideRow],
     heatmaps: Path | None,
     progress: Advance | None,
-) -> list[Scored]:
+) -> list[Prediction]:
     scored = []
     for done, row in enumerate(rows, start=1):
         try:
@@ -386,7 +394,7 @@ def _score_all(
 
 
 def _assess(
-    scored: Sequence[Scored], classes: Sequence[str], valid: Predictions | str, *, asked: EvaluateConfig,
+    scored: Sequence[Prediction], classes: Sequence[str], valid: Predictions | str, *, asked: EvaluateConfig,
     calibrated: bool,
 ) -> Outcome:  # fmt: skip
     labels = [one.row.label or "" for one in scored]

@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import base64
+import io
 from collections.abc import Iterable, Sequence
 from html import escape
 
+import numpy as np
+import PIL.Image
+from numpy.typing import NDArray
+
+from holoslide.evaluation.overlay import BoxPx, Placement, overlay
 from holoslide.inference.heatmap import Heatmap
 from holoslide.inference.layers import Layer, layers_of
 
@@ -13,9 +19,16 @@ PICTURE_PX = 260
 _QUIET = "color:#777;font-size:12px"
 
 
-def heatmap_html(heatmap: Heatmap) -> str:
-    """Attention and the evidence for each class side by side, every cell a square, with legends."""
-    pictures = "".join(_picture(layer) for layer in layers_of(heatmap, 1, last=False))
+# A slide's pixels (H, W, 3), and where a heatmap's grid lies on them.
+Slide = tuple[NDArray[np.uint8], BoxPx]
+
+
+def heatmap_html(heatmap: Heatmap, *, slide: Slide | None = None) -> str:
+    """Attention and the evidence for each class side by side, every cell a square, with legends.
+
+    They lie on the slide where it is given, and else on white.
+    """
+    pictures = "".join(_picture(layer, slide) for layer in layers_of(heatmap, 1, last=False))
     rows, columns = heatmap.attention_HW.shape
     place = f"{rows} x {columns} cells of {heatmap.cell_l0[0]:g} x {heatmap.cell_l0[1]:g} level-0 pixels"
     corner = f"first corner at y {heatmap.origin_l0[0]:g}, x {heatmap.origin_l0[1]:g}"
@@ -26,11 +39,17 @@ def heatmap_html(heatmap: Heatmap) -> str:
 
 
 def prediction_html(
-    slide_id: str, prediction: str, probabilities: Iterable[tuple[str, float]], heatmap: Heatmap
+    slide_id: str,
+    prediction: str,
+    probabilities: Iterable[tuple[str, float]],
+    heatmap: Heatmap,
+    *,
+    slide: Slide | None = None,
 ) -> str:
-    """A slide's probabilities as bars, and its heatmap."""
+    """A slide's probabilities as bars, and its heatmap, on the slide where that is given."""
     bars = "".join(_bar(name, p, own=name == prediction) for name, p in probabilities)
-    return f"<h4>{escape(slide_id)}: {escape(prediction)}</h4><table>{bars}</table>{heatmap_html(heatmap)}"
+    maps = heatmap_html(heatmap, slide=slide)
+    return f"<h4>{escape(slide_id)}: {escape(prediction)}</h4><table>{bars}</table>{maps}"
 
 
 def table_html(title: str, facts: Sequence[tuple[str, str]], rows: Sequence[Sequence[str]]) -> str:
@@ -55,18 +74,29 @@ def _bar(name: str, p: float, *, own: bool) -> str:
     )
 
 
-def _picture(layer: Layer) -> str:
-    rows, columns = layer.values_HW.shape
+def _picture(layer: Layer, slide: Slide | None) -> str:
+    rows, columns = layer.values_HW.shape if slide is None else slide[0].shape[:2]
     width = round(PICTURE_PX * min(1, columns / rows))
     ticks = layer.scale.tick_places()
     return (
-        f'<figure style="margin:0"><img src="{_data(layer.png())}" width="{width}" '
+        f'<figure style="margin:0"><img src="{_data(_png(layer, slide))}" width="{width}" '
         f'style="image-rendering:pixelated;background:#fff" alt="{escape(layer.scale.unit)}"><br>'
         f'<img src="{_data(layer.legend_png())}" width="{PICTURE_PX}" height="9" alt="legend">'
         f'<div style="{_QUIET};width:{PICTURE_PX}px;display:flex;justify-content:space-between">'
         f"{''.join(f'<span>{escape(label)}</span>' for _, label in ticks)}</div>"
         f'<figcaption style="{_QUIET}">{escape(layer.scale.unit)}</figcaption></figure>'
     )
+
+
+def _png(layer: Layer, slide: Slide | None) -> bytes:
+    """The layer on the slide, or by itself, one pixel a cell."""
+    if slide is None:
+        return layer.png()
+    pixels, grid_px = slide
+    drawn = overlay(pixels, layer.values_HW, Placement.in_box(grid_px, layer.values_HW.shape), layer.scale)
+    buffer = io.BytesIO()
+    PIL.Image.fromarray(drawn).save(buffer, "png")
+    return buffer.getvalue()
 
 
 def _data(png: bytes) -> str:
