@@ -22,6 +22,8 @@ BENCHMARKS = sorted(
     for path in (REPO / "benchmarks").glob("*.py")
     if '\nif __name__ == "__main__":' in path.read_text(encoding="utf-8")
 )
+WRITTEN = sorted(f"docs/{path.name}" for path in (REPO / "docs").glob("[!_]*.md"))
+MADE = {"commands.md", "configuration.md", "api.md"}  # by docs/hooks.py, whose links mkdocs --strict checks
 HEAVY = {"torch", "torchvision", "timm", "cv2", "pandas", "matplotlib", "openslide", "sklearn", "tifffile"}
 MIB = 2**20
 
@@ -79,6 +81,27 @@ def test_lock_has_every_dependency_with_hashes_and_no_address() -> None:
     wanted = [*PROJECT["project"]["dependencies"], *groups["dev"], *groups["docs"]]
     named = {re.split(r"[^\w-]", one)[0] for one in wanted if isinstance(one, str)}
     assert named - locked == set()
+
+
+def anchors(page: Path) -> set[str]:
+    """What a page's headings can be linked by."""
+    heads = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", head.lower()).strip().replace(" ", "-") for head in heads}
+
+
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", *WRITTEN])
+def test_every_link_to_a_file_leads_to_one(page: str) -> None:
+    text = re.sub(
+        r"```.*?^```", "", (REPO / page).read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE
+    )
+    for link in re.findall(r"\]\(([^)\s]+)\)", text):
+        path, _, anchor = link.partition("#")
+        target = (REPO / page).parent / path if path else REPO / page
+        if "://" in link or path in MADE:
+            continue
+        assert target.exists(), f"{page}: {link}"
+        if anchor and target.suffix == ".md" and target.name not in MADE:
+            assert anchor in anchors(target), f"{page}: {link}"
 
 
 def test_continuous_integration_can_be_run() -> None:
