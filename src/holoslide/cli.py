@@ -423,17 +423,21 @@ def demo(
     task: Annotated[str, typer.Option("--task", help="focus or arrangement.")] = "focus",
     slides: Annotated[int, typer.Option("--slides", help="How many slides to draw.")] = 96,
     seed: Annotated[int, typer.Option("--seed", help="Other seeds draw other slides.")] = 0,
+    sets: SetOption = None,
 ) -> None:
     """Draw synthetic slides, train on them, test, and write the report: the whole job in minutes."""
     from holoslide.demo import demo_config, draw_demo
 
+    out.mkdir(parents=True, exist_ok=True)
+    config, run = out / "run.yaml", out / "run"
+    config.write_text(demo_config().to_yaml(), encoding="utf-8")
+    _settings(config, "default", sets, None)  # a mistake in --set is said before anything is drawn
     with _bar("drawing slides") as advance:
         table = draw_demo(out, task=task, slides=slides, seed=seed, progress=advance)
-    config = out / "run.yaml"
-    config.write_text(demo_config().to_yaml(), encoding="utf-8")
-    run = out / "run"
-    typer.echo(f"holoslide train {table} --config {config} --out {run} --resume")
-    train(table, run, config=config, resume=True)
+    command = ["holoslide", "train", table, "--config", config, "--out", run, "--resume"]
+    command += [word for one in sets or [] for word in ("--set", one)]
+    typer.echo(shlex.join(map(str, command)))
+    train(table, run, config=config, sets=sets, resume=True)
     typer.echo(f"open {run / 'report.html'} in a browser; heatmaps are in {run / 'heatmaps'}")
 
 
