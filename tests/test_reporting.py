@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 
 from holoslide.config import RunConfig
+from holoslide.inference.heatmap import Heatmap
+from holoslide.inference.layers import layers_of
 from holoslide.pipeline import command_given, environment
 from holoslide.slides.cohort import Cohort
 
@@ -95,3 +97,23 @@ def test_the_command_given_trains_the_same_anew(page: str, finished_run: Path) -
 def test_what_the_maps_show_is_said_for_heads_that_classify_cells(words: str) -> None:
     assert "where each class weighs the cells by itself" in words
     assert "Attention is how much a cell counts" in words
+
+
+def test_report_notebook_and_viewer_say_the_same_of_a_map(page: str, words: str, finished_run: Path) -> None:
+    """The viewer's layers are `layers_of`; attention alone has one scale for all slides of a report."""
+    found = re.findall(r'<span class="id">(.*?)</span>.*?prediction <b>(.*?)</b>', page, flags=re.DOTALL)
+    assert found
+    for slide_id, prediction in found:
+        heatmap = Heatmap.load(finished_run / "heatmaps" / f"{slide_id}.npz")
+        attention, *evidence = layers_of(heatmap, 2, last=True)
+        shown = evidence[heatmap.classes.index(prediction)]
+        ticks = " ".join(label for _, label in shown.scale.tick_places())
+        assert f"{ticks} {shown.scale.unit} {shown.sums}" in words
+        assert attention.sums in words
+        for layer in (attention, *evidence):
+            said = html.unescape(heatmap._repr_html_())
+            assert all(
+                part in said for part in (layer.scale.unit, layer.sums, *dict(layer.scale.ticks[:2]).values())
+            )
+            assert layer.facts()["sums"] == layer.sums
+    assert "times the average cell's attention; one scale for all slides here" in words

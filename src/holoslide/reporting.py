@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from holoslide.evaluation.outcome import Outcome
-from holoslide.evaluation.overlay import BoxPx, box_on_picture, evidence_for
+from holoslide.evaluation.overlay import BoxPx, box_on_picture
 from holoslide.evaluation.report_data import (
     CohortFlow,
     CohortPart,
@@ -25,6 +25,7 @@ from holoslide.evaluation.report_data import (
     SlidePicture,
     choose_slides,
 )
+from holoslide.evaluation.scales import evidence_for
 from holoslide.inference.heatmap import Heatmap
 from holoslide.pipeline import environment
 from holoslide.runs import DATA, FACTS, LEFT_OUT

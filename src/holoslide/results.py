@@ -28,19 +28,14 @@ from numpy.typing import NDArray
 from holoslide.config import RunConfig
 from holoslide.errors import CohortError, MemoryPlanError, SlideError
 from holoslide.evaluation.calibration import Temperature
+from holoslide.evaluation.legend import with_legend
 from holoslide.evaluation.metrics import Interval, Metrics, Predictions
 from holoslide.evaluation.options import EvaluateConfig, Positive
 from holoslide.evaluation.outcome import Outcome, assess
-from holoslide.evaluation.overlay import (
-    Placement,
-    attention_scale,
-    evidence_for,
-    evidence_scale,
-    overlay,
-    relative_attention,
-)
+from holoslide.evaluation.overlay import Placement, overlay
 from holoslide.evaluation.report import write_report
 from holoslide.evaluation.report_data import Prediction as PredictionRow
+from holoslide.evaluation.scales import (
 from holoslide.files import write_atomically
 from holoslide.inference.heatmap import Heatmap, heatmap_paths, make_heatmap
 from holoslide.inference.predict import SlideScores, score_slide
@@ -234,7 +229,10 @@ def predict_one(
 
 
 def draw_heatmap(one: Prediction, folder: Path) -> None:
-    """Write a slide's raw scores, and its attention and the predicted class's evidence over the slide."""
+    """Write a slide's raw scores, and its attention and the predicted class's evidence over the slide.
+
+    The pictures have their legend below the slide, whose pixels begin at the top left.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     for path, one_map in zip(
         heatmap_paths(folder, one.row.slide_id, len(one.heatmaps)), one.heatmaps, strict=True
@@ -247,11 +245,15 @@ def draw_heatmap(one: Prediction, folder: Path) -> None:
     evidence = evidence_for(one.heatmap.evidence_LHW, target)
     place = Placement.in_box(grid_px, one.heatmap.attention_HW.shape)
     layers = {
-        "attention": (relative, attention_scale([relative])),
-        "evidence": (evidence, evidence_scale(evidence, one.heatmap.classes[target])),
+        "attention": (relative, attention_scale([relative]), attention_sums(relative)),
+        "evidence": (
+            evidence,
+            evidence_scale(evidence, one.heatmap.classes[target]),
+            evidence_sums(evidence),
+        ),
     }
-    for name, (values, scale) in layers.items():
-        drawn = overlay(pixels, values, place, scale)
+    for name, (values, scale, sums) in layers.items():
+        drawn = with_legend(overlay(pixels, values, place, scale), scale, sums)
         write_png(drawn, folder / f"{one.row.slide_id}-{name}.png")
 
 

@@ -1,29 +1,17 @@
-"""Heatmaps over pictures: they lie where the cells lie, say what the cells say, and can be read by everyone."""
+"""Heatmaps over pictures: they lie where the cells lie, and have the colours of their legend."""
 
 import math
 
-import matplotlib
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from holoslide.evaluation.overlay import (
-    DIVERGING,
-    SEQUENTIAL,
-    Placement,
-    Scale,
-    attention_scale,
-    box_on_picture,
-    evidence_for,
-    evidence_scale,
-    on_pixels,
-    overlay,
-    relative_attention,
-)
+from holoslide.evaluation.overlay import Placement, box_on_picture, legend_strip, on_pixels, overlay
+from holoslide.evaluation.scales import SEQUENTIAL, Scale, attention_scale, evidence_scale
 
-LINEAR = Scale(0.0, 1.0, SEQUENTIAL, "made up", ((0.0, "0"), (1.0, "1")))
+LINEAR = Scale(0.0, 1.0, SEQUENTIAL, "made up", ((0.0, "0"), (1.0, "1")), linear_width=1e6)
 
 
 def supersampled(
@@ -139,69 +127,13 @@ def test_opacity_zero_is_the_grey_picture_and_one_is_the_map() -> None:
     assert np.ptp(overlay(picture, np.array([[1.0]]), place, LINEAR, opacity=0.0)) == 0
 
 
-def test_relative_attention_has_mean_one_over_the_cells_that_vote() -> None:
-    attention = np.array([[1e-7, np.nan], [3e-7, 2e-7]], np.float32)
-    relative = relative_attention(attention / np.nansum(attention))
-    np.testing.assert_allclose(relative, [[0.5, np.nan], [1.5, 1.0]], rtol=1e-6)
-    assert np.isnan(relative_attention(np.full((2, 2), np.nan))).all()
-
-
-def test_evidence_is_against_the_other_classes_so_that_a_common_shift_says_nothing() -> None:
-    rng = np.random.default_rng(0)
-    two, three = rng.normal(size=(2, 4, 5)), rng.normal(size=(3, 4, 5))
-    np.testing.assert_allclose(evidence_for(two, 1), two[1] - two[0])
-    np.testing.assert_allclose(evidence_for(three, 0), three[0] - (three[1] + three[2]) / 2)
-    np.testing.assert_allclose(evidence_for(three + rng.normal(size=(4, 5)), 2), evidence_for(three, 2))
-    np.testing.assert_allclose(sum(evidence_for(three, c) for c in range(3)), 0, atol=1e-12)
-
-
-def test_attention_has_one_scale_for_all_slides_centred_on_the_average_cell() -> None:
-    scale = attention_scale([np.array([[0.01, 1.0, 11.0]]), np.array([[np.nan, 3.0]])])
-    assert (scale.low, scale.high) == (pytest.approx(1 / 15), 15.0)
-    np.testing.assert_allclose(
-        scale.position(np.array([0.0, 1 / 15, 1.0, 15.0, 99.0])), [0, 0, 0.5, 1, 1], atol=1e-9
-    )
-    assert [label for _, label in scale.tick_places()] == ["≤ 1/15 ×", "1 ×", "≥ 15 ×"]
-    assert [place for place, _ in scale.tick_places()] == pytest.approx([0, 0.5, 1])
-    assert attention_scale([]).high == attention_scale([np.array([[1.0]])]).high == 2.0
-
-
-def test_evidence_is_symmetric_around_zero_and_few_strong_cells_do_not_wash_out_the_rest() -> None:
-    values = np.r_[np.linspace(-0.02, 0.034, 999), 50.0].reshape(20, 50)
-    scale = evidence_scale(values, "tumour")
-    assert -scale.low == scale.high == 0.04
-    assert scale.position(np.array([-1.0, 0.0, 1.0])).tolist() == [0, 0.5, 1]
-    assert "tumour" in scale.unit
-    assert "logit" in scale.unit
-    assert evidence_scale(np.zeros((2, 2)), "x").high == 1.0
-    assert evidence_scale(np.full((2, 2), np.nan), "x").high == 1.0
-
-
-def lightness(name: str) -> NDArray[np.float64]:
-    """CIE L* of a map from low to high."""
-    rgb = matplotlib.colormaps[name](np.linspace(0, 1, 65))[:, :3]
-    linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
-    y = linear @ np.array([0.2126, 0.7152, 0.0722])
-    return np.where(y > 216 / 24389, 116 * np.cbrt(y) - 16, y * 24389 / 27)
-
-
-def test_the_maps_can_be_read_by_lightness_alone() -> None:
-    rising = np.diff(lightness(SEQUENTIAL))
-    assert (rising > 0).all()
-    assert rising.max() < 2.5 * rising.mean()
-    diverging = lightness(DIVERGING)
-    assert diverging.argmax() == 32
-    assert (np.diff(diverging[:33]) > 0).all()
-    assert (np.diff(diverging[32:]) < 0).all()
-
-
 @pytest.mark.parametrize(
     "scale", [LINEAR, attention_scale([np.array([[9.0]])]), evidence_scale(np.ones((1, 1)), "x")]
 )
 def test_the_legend_shows_the_colours_that_are_drawn(scale: Scale) -> None:
-    strip = scale.strip(3)
+    strip = legend_strip(scale, 3)
     assert strip.shape == (1, 3, 3)
-    middle = math.sqrt(scale.low * scale.high) if scale.logarithmic else (scale.low + scale.high) / 2
+    middle = (scale.low + scale.high) / 2 if scale.linear_width else math.sqrt(scale.low * scale.high)
     grey = np.full((3, 3, 3), round(255 - (255 - 205.0) / 0.7), np.uint8)  # what the overlay turns into 205
     values = np.tile([scale.low, middle, scale.high], (3, 1))
     drawn = overlay(grey, values, Placement((0.0, 0.0), (1.0, 1.0)), scale)

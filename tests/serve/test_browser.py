@@ -72,6 +72,7 @@ def test_layers_switch_and_fade(page: Any, viewer: Served) -> None:
     page.locator('#layers button[data-layer="evidence-1-0"]').click()
     page.wait_for_selector('canvas[data-layer="evidence-1-0"]')
     assert "benign" in page.locator("#legend-unit").text_content()
+    assert "cells add up to" in page.locator("#legend-sums").text_content()
     page.get_by_label("Tissue outline").check()
     page.wait_for_timeout(500)
     assert drawn(page) != bare

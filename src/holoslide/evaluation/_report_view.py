@@ -10,12 +10,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from holoslide.evaluation import figures, overlay
+from holoslide.evaluation import figures, overlay, scales
 from holoslide.evaluation.curves import DRAWS, Contest, bands
+from holoslide.evaluation.figures import Picture
 from holoslide.evaluation.intervals import LEVEL
 from holoslide.evaluation.metrics import Interval, Metrics, Resampling
-from holoslide.evaluation.overlay import Placement, Scale
+from holoslide.evaluation.overlay import Placement
 from holoslide.evaluation.report_data import Group, RunReport, SlidePicture
+from holoslide.evaluation.scales import Scale
 
 THUMBNAIL_SIDE_PX = 720  # wider than a column of the page, for sharp screens and paper
 FEW_SLIDES = 30  # of the rarer class: below this the page says to read the intervals
@@ -347,20 +349,21 @@ def _point(interval: Interval) -> tuple[float, float, float]:
 def pictures(report: RunReport) -> dict[Group | None, list[dict[str, Any]]]:
     """The pictures of each group with their heatmaps, all attention on one scale."""
     relative = {
-        i: overlay.relative_attention(one.attention_HW)
+        i: scales.relative_attention(one.attention_HW)
         for i, one in enumerate(report.pictures)
         if one.attention_HW is not None
     }
-    scale = overlay.attention_scale(list(relative.values()))
+    scale = scales.attention_scale(list(relative.values()))
     groups: dict[Group | None, list[dict[str, Any]]] = {group: [] for group in GROUPS}
     for i, one in enumerate(report.pictures):
         maps = []
         if i in relative:
-            maps.append(_map(one, "Attention", relative[i], scale))
+            sums = scales.attention_sums(relative[i])
+            maps.append(_map(one, "Attention", relative[i], scale, sums))
         if one.evidence_HW is not None:
             target = one.evidence_class or one.prediction
-            evidence_scale = overlay.evidence_scale(one.evidence_HW, target)
-            maps.append(_map(one, f"Evidence for {target}", one.evidence_HW, evidence_scale))
+            own, sums = scales.evidence_scale(one.evidence_HW, target), scales.evidence_sums(one.evidence_HW)
+            maps.append(_map(one, f"Evidence for {target}", one.evidence_HW, own, sums))
         photo = figures.photo(figures.fitted(one.thumbnail_HW3, THUMBNAIL_SIDE_PX), f"slide {one.slide_id}")
         groups[one.group].append({"slide": one, "photo": photo, "maps": maps, "bar": _scale_bar(one)})
     is_none_wrong = any(group is not None and shown for group, shown in groups.items()) and not any(
@@ -369,7 +372,9 @@ def pictures(report: RunReport) -> dict[Group | None, list[dict[str, Any]]]:
     return {group: shown for group, shown in groups.items() if shown or (group == "worst" and is_none_wrong)}
 
 
-def _map(slide: SlidePicture, name: str, values_HW: NDArray[np.floating], scale: Scale) -> dict[str, Any]:
+def _map(
+    slide: SlidePicture, name: str, values_HW: NDArray[np.floating], scale: Scale, sums: str
+) -> dict[str, Any]:
     if slide.box_px is None:
         message = f"slide {slide.slide_id} has a heatmap but no box to draw it in"
         raise ValueError(message)
@@ -377,12 +382,14 @@ def _map(slide: SlidePicture, name: str, values_HW: NDArray[np.floating], scale:
     height, width = slide.thumbnail_HW3.shape[:2]
     box = overlay.box_on_picture(slide.box_px, (0, 0, height, width), small.shape[:2])
     drawn = overlay.overlay(small, values_HW, Placement.in_box(box, values_HW.shape), scale)
+    ticks = scale.tick_places()
     return {
         "name": name,
         "picture": figures.photo(drawn, f"{name} over slide {slide.slide_id}"),
-        "strip": figures.exact(scale.strip(), f"colours from {scale.ticks[0][1]} to {scale.ticks[-1][1]}"),
+        "strip": figures.exact(overlay.legend_strip(scale), f"colours from {ticks[0][1]} to {ticks[-1][1]}"),
         "unit": scale.unit,
-        "ticks": scale.tick_places(),
+        "ticks": ticks,
+        "sums": sums,
     }
 
 

@@ -160,7 +160,7 @@ class SlidePicture:
     """A slide to look at: its thumbnail, and the heads' cells over `box_px` (top, left, bottom, right) of it.
 
     `attention_HW` sums to one over the cells, `evidence_HW` is what each adds to the logits in favour of
-    `evidence_class` (see `overlay.evidence_for`); both are NaN where there is no cell.
+    `evidence_class` (see `scales.evidence_for`); both are NaN where there is no cell.
     """
 
     slide_id: str

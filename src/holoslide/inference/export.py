@@ -22,7 +22,7 @@ import shapely
 from numpy.typing import NDArray
 
 from holoslide.errors import ConfigError
-from holoslide.evaluation.overlay import evidence_for, evidence_scale, relative_attention
+from holoslide.evaluation.scales import evidence_for, evidence_scale, relative_attention
 from holoslide.files import write_atomically
 from holoslide.inference.heatmap import Heatmap
 from holoslide.slides.polygons import mask_polygons

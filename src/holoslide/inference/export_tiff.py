@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from holoslide.evaluation.overlay import Placement, on_pixels, relative_attention
+from holoslide.evaluation.overlay import Placement, on_pixels
+from holoslide.evaluation.scales import relative_attention
 from holoslide.files import write_atomically
 from holoslide.geometry import ceil_div
 from holoslide.inference.export import Exported

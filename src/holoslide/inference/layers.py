@@ -10,11 +10,13 @@ import numpy as np
 import PIL.Image
 from numpy.typing import NDArray
 
-from holoslide.evaluation.overlay import (
+from holoslide.evaluation.scales import (
     Scale,
     attention_scale,
+    attention_sums,
     evidence_for,
     evidence_scale,
+    evidence_sums,
     relative_attention,
 )
 from holoslide.inference.heatmap import Heatmap
@@ -24,13 +26,17 @@ FAINTEST = 0.35  # opacity of a cell whose evidence is 0
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """Scores of one head on its grid, and how they are coloured; `box_l0` (top, left, bottom, right)."""
+    """Scores of one head on its grid, how they are coloured and, in a line of numbers, how they add up.
+
+    `box_l0` is (top, left, bottom, right).
+    """
 
     name: str
     module: int
     title: str
     values_HW: NDArray[np.float64]
     scale: Scale
+    sums: str
     box_l0: tuple[float, float, float, float]
 
     def facts(self) -> dict[str, Any]:
@@ -40,6 +46,7 @@ class Layer:
             "module": self.module,
             "title": self.title,
             "unit": self.scale.unit,
+            "sums": self.sums,
             "rows": self.values_HW.shape[0],
             "columns": self.values_HW.shape[1],
             "box_l0": self.box_l0,
@@ -57,16 +64,11 @@ class Layer:
         if not self.scale.low < 0 < self.scale.high:
             return np.ones(self.values_HW.shape)
         strength = np.abs(2 * self.scale.position(self.values_HW) - 1)
-        return FAINTEST + (1 - FAINTEST) * np.nan_to_num(np.sqrt(strength))
+        return FAINTEST + (1 - FAINTEST) * np.nan_to_num(strength)
 
     def legend_png(self) -> bytes:
         """The scale from low to high, as the layer's colours are."""
-        place = np.linspace(0, 1, 256)
-        if self.scale.logarithmic:
-            values = self.scale.low * (self.scale.high / self.scale.low) ** place
-        else:
-            values = self.scale.low + place * (self.scale.high - self.scale.low)
-        return _png(self.scale.colour(values)[None].round().astype(np.uint8))
+        return _png(self.scale.strip().round().astype(np.uint8))
 
     def raw(self) -> bytes:
         """The scores as little-endian float32, row by row; NaN where no cell votes."""
@@ -84,13 +86,23 @@ def layers_of(heatmap: Heatmap, module: int, *, last: bool) -> list[Layer]:
             f"Attention, {where}",
             relative,
             attention_scale([relative]),
+            attention_sums(relative),
             heatmap.box_l0,
         )
     ]
     for number, name in enumerate(heatmap.classes):
         evidence = evidence_for(heatmap.evidence_LHW, number)
-        scale, title = evidence_scale(evidence, name), f"Evidence for {name}, {where}"
-        layers.append(Layer(f"evidence-{module}-{number}", module, title, evidence, scale, heatmap.box_l0))
+        layers.append(
+            Layer(
+                f"evidence-{module}-{number}",
+                module,
+                f"Evidence for {name}, {where}",
+                evidence,
+                evidence_scale(evidence, name),
+                evidence_sums(evidence),
+                heatmap.box_l0,
+            )
+        )
     return layers
 
 

@@ -78,13 +78,19 @@ def _picture(layer: Layer, slide: Slide | None) -> str:
     rows, columns = layer.values_HW.shape if slide is None else slide[0].shape[:2]
     width = round(PICTURE_PX * min(1, columns / rows))
     ticks = layer.scale.tick_places()
+    shift = ["0", *["-50%"] * (len(ticks) - 2), "-100%"]  # labels at the ends stay within the legend
+    marks = "".join(
+        f'<span style="position:absolute;left:{100 * place:.2f}%;transform:translateX({move})">'
+        f"{escape(label)}</span>"
+        for (place, label), move in zip(ticks, shift, strict=True)
+    )
     return (
         f'<figure style="margin:0"><img src="{_data(_png(layer, slide))}" width="{width}" '
         f'style="image-rendering:pixelated;background:#fff" alt="{escape(layer.scale.unit)}"><br>'
         f'<img src="{_data(layer.legend_png())}" width="{PICTURE_PX}" height="9" alt="legend">'
-        f'<div style="{_QUIET};width:{PICTURE_PX}px;display:flex;justify-content:space-between">'
-        f"{''.join(f'<span>{escape(label)}</span>' for _, label in ticks)}</div>"
-        f'<figcaption style="{_QUIET}">{escape(layer.scale.unit)}</figcaption></figure>'
+        f'<div style="{_QUIET};width:{PICTURE_PX}px;position:relative;height:1.5em">{marks}</div>'
+        f'<figcaption style="{_QUIET};width:{PICTURE_PX}px">{escape(layer.scale.unit)}<br>{escape(layer.sums)}'
+        f"</figcaption></figure>"
     )
 
 

@@ -199,6 +199,7 @@ function showSide() {
   byId("legend").hidden = !layer;
   if (!layer) return;
   byId("legend-unit").textContent = layer.unit;
+  byId("legend-sums").textContent = layer.sums;
   const source = active.url(`/legends/${layer.name}.png`);
   if (byId("legend-strip").getAttribute("src") !== source) byId("legend-strip").src = source;
   byId("legend-ticks").replaceChildren();
