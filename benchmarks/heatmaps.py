@@ -8,13 +8,17 @@ beside its slides. Counted are the slides with a lesion. A cell is of the lesion
 pointing_evidence   share of slides whose strongest cell for the slide's class is of the lesion (the pointing game).
 auprc_evidence      mean over slides of the average precision of the cells' evidence for the slide's class.
 ..._attention       the same of the attention.
+..._module1, ...    the same of the heads before the model's own.
 auprc_chance        mean share of cells that are of the lesion: what evidence drawn at random reaches.
+
+Evidence is what the pictures show: what a cell adds to the logit of the class above the mean of the others.
 """
 
 from __future__ import annotations
 
 import argparse
 import statistics
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +27,9 @@ from PIL import Image
 from sklearn.metrics import average_precision_score
 
 from benchmarks.common import Figure, Options, Result, main
-from holoslide.inference.heatmap import Heatmap
+from holoslide.config import RunConfig
+from holoslide.evaluation.scales import evidence_for
+from holoslide.inference.heatmap import Heatmap, heatmap_paths
 from holoslide.slides.cohort import Cohort
 from holoslide.slides.reader import open_slide
 
@@ -46,39 +52,56 @@ def lesion_cells(heatmap: Heatmap, truth: NDArray[np.bool_], shape_l0: tuple[int
     return np.asarray(inside > 0)
 
 
-def judge(scores_HW: NDArray[np.float32], lesion_HW: NDArray[np.bool_]) -> tuple[bool, float]:
+def judge(scores_HW: NDArray[np.floating], lesion_HW: NDArray[np.bool_]) -> tuple[bool, float]:
     """Whether the strongest cell is of the lesion, and the average precision over the cells that vote."""
     voting = np.isfinite(scores_HW)
     strongest = np.unravel_index(np.nanargmax(scores_HW), scores_HW.shape)
     return bool(lesion_HW[strongest]), float(average_precision_score(lesion_HW[voting], scores_HW[voting]))
 
 
+def judge_slide(
+    paths: Sequence[Path], label: str, truth: NDArray[np.bool_], shape_l0: tuple[int, int]
+) -> dict[str, float]:
+    """The figures of one slide, from the heatmaps of its heads, the last the model's own."""
+    figures: dict[str, float] = {}
+    for module, path in enumerate(paths, start=1):
+        heatmap = Heatmap.load(path)
+        lesion_HW = lesion_cells(heatmap, truth, shape_l0)
+        own = module == len(paths)
+        shown: dict[str, NDArray[np.floating]] = {
+            "evidence": evidence_for(heatmap.evidence_LHW, heatmap.classes.index(label)),
+            "attention": heatmap.attention_HW,
+        }
+        for name, scores_HW in shown.items():
+            key = name if own else f"{name}_module{module}"
+            figures[f"pointing_{key}"], figures[f"auprc_{key}"] = judge(scores_HW, lesion_HW)
+        if own:
+            figures["auprc_chance"] = float(lesion_HW[np.isfinite(heatmap.attention_HW)].mean())
+    return figures
+
+
 def measure(options: Options) -> Result:
     """The figures above over the test slides with a lesion."""
     run, truths = Path(options.values["run"]), Path(options.values["truth"])
-    cohort = Cohort.from_csv(run / "cohort.csv")
-    rows, shares = [], []
-    for slide in cohort.test:
+    modules = RunConfig.load(run / "config.yaml").model.modules
+    slides = []
+    for slide in Cohort.from_csv(run / "cohort.csv").test:
         truth = np.asarray(Image.open(truths / f"{slide.slide_id}.png").convert("L")) > 0
         if not truth.any():
             continue
         assert slide.path is not None
+        assert slide.label is not None
         with open_slide(slide.path) as reader:
             shape_l0 = reader.shape_l0
-        heatmap = Heatmap.load(run / "heatmaps" / f"{slide.slide_id}.npz")
-        lesion_HW = lesion_cells(heatmap, truth, shape_l0)
-        evidence_HW = heatmap.evidence_LHW[heatmap.classes.index(slide.label)]
-        rows.append((*judge(evidence_HW, lesion_HW), *judge(heatmap.attention_HW, lesion_HW)))
-        shares.append(float(lesion_HW[np.isfinite(evidence_HW)].mean()))
-    if not rows:
+        paths = heatmap_paths(run / "heatmaps", slide.slide_id, modules)
+        slides.append(judge_slide(paths, slide.label, truth, shape_l0))
+    if not slides:
         raise SystemExit(f"{truths}: no test slide of {run} has a lesion there")
-    names = ("pointing_evidence", "auprc_evidence", "pointing_attention", "auprc_attention")
     figures: dict[str, Figure] = {
-        name: round(statistics.fmean(column), 3)
-        for name, column in zip(names, zip(*rows, strict=True), strict=True)
+        key: round(statistics.fmean(one[key] for one in slides), 3) for key in slides[0]
     }
-    figures |= {"auprc_chance": round(statistics.fmean(shares), 3), "slides": len(rows)}
-    return Result(figures=figures, configuration={}, variant=options.values["name"])
+    figures["slides"] = len(slides)
+    return Result(figures=figures, configuration={"modules": modules}, variant=options.values["name"])
 
 
 def _arguments(parser: argparse.ArgumentParser) -> None:

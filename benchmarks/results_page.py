@@ -12,7 +12,18 @@ from pathlib import Path
 from benchmarks.common import REPO
 from benchmarks.mil_models import MODELS
 from benchmarks.results_tables import gpu, heads, layouts, number, reach
-from benchmarks.summary import ACCURACY, SLIDES, STREAMING, Found, Goal, newest, runs_of, value_of, wanted
+from benchmarks.summary import (
+    ACCURACY,
+    HEATMAPS,
+    SLIDES,
+    STREAMING,
+    Found,
+    Goal,
+    newest,
+    runs_of,
+    value_of,
+    wanted,
+)
 
 PAGE = REPO / "docs" / "results.md"
 PICTURE = REPO / "docs" / "pictures" / "results-auroc.svg"
@@ -38,6 +49,11 @@ OPEN = (
 SHOWN_MIL = """MIL's figure is the mean of three trainings, its interval that of their averaged probabilities, so
 the one need not lie in the other; each training's AUROC is in the result file.
 """
+SHOWN_HEATMAPS = """Of the test slides with a lesion, by the model's own head; the other modules' figures are in the
+files. Files before 2026-11-26 scored the logit of the slide's class alone, and no other module; since then it is what
+the pictures show, what a cell adds to that logit above the others'. In the demo one or two cells of a lesion hold nearly
+all of its evidence, which lowers the average precision but not the answer ([log](log.md)).
+"""
 HEAD = """# Results
 
 Made from the files in `benchmarks/results/` by `python -m benchmarks.results_page`, not by hand. Each file names
@@ -57,6 +73,7 @@ def page(results: dict[str, Found]) -> str:
         _goals(SLIDES, results),
     ]
     parts += ["## All goals of accuracy\n", _goals(ACCURACY, results)]
+    parts += ["## Heatmaps against known lesions\n", SHOWN_HEATMAPS, _goals(HEATMAPS, results)]
     parts += [
         heads(found, _words(stem.removeprefix("heads-")))
         for stem, found in sorted(results.items())

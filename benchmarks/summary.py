@@ -95,7 +95,6 @@ SLIDES = (
 )
 ACCURACY = (
     Goal("demo_auroc", "demo: focus phantoms, from random weights", "run_record-demo", "slides_auroc"),
-    Goal("demo_pointing", "demo: strongest cell is on the lesion", "heatmaps-demo", "pointing_evidence"),
     Goal(
         "tissue12_auroc", "tissue slides, burden 0.12", "run_record-tissue-slides", "slides_auroc", least=0.97
     ),
@@ -127,7 +126,21 @@ ACCURACY = (
     ),
     Goal("arrangement_auroc", "arrangement phantoms", "run_record-arrangement", "slides_auroc", least=0.95),
 )
-GOALS = (*STREAMING, *SLIDES, *ACCURACY)
+HEATMAPS = tuple(
+    Goal(f"{name}_{short}", f"{words}: {what}", file, key)
+    for name, words, file in (
+        ("demo", "demo", "heatmaps-demo"),
+        ("tissue12", "tissue slides, burden 0.12", "heatmaps-tissue-slides"),
+    )
+    for short, what, key in (
+        ("pointing", "strongest evidence is on the lesion", "pointing_evidence"),
+        ("evidence_auprc", "average precision of the evidence", "auprc_evidence"),
+        ("pointing_attention", "strongest attention is on the lesion", "pointing_attention"),
+        ("attention_auprc", "average precision of the attention", "auprc_attention"),
+        ("chance_auprc", "average precision of chance", "auprc_chance"),
+    )
+)
+GOALS = (*STREAMING, *SLIDES, *ACCURACY, *HEATMAPS)
 
 
 @dataclass(frozen=True, slots=True)
