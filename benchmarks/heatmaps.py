@@ -7,6 +7,7 @@ beside its slides. Counted are the slides with a lesion. A cell is of the lesion
 
 pointing_evidence   share of slides whose strongest cell for the slide's class is of the lesion (the pointing game).
 auprc_evidence      mean over slides of the average precision of the cells' evidence for the slide's class.
+share_evidence      mean share of what speaks for the class that is on the lesion (the energy-based pointing game).
 ..._attention       the same of the attention.
 ..._module1, ...    the same of the heads before the model's own.
 auprc_chance        mean share of cells that are of the lesion: what evidence drawn at random reaches.
@@ -19,6 +20,7 @@ from __future__ import annotations
 import argparse
 import statistics
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -52,11 +54,22 @@ def lesion_cells(heatmap: Heatmap, truth: NDArray[np.bool_], shape_l0: tuple[int
     return np.asarray(inside > 0)
 
 
-def judge(scores_HW: NDArray[np.floating], lesion_HW: NDArray[np.bool_]) -> tuple[bool, float]:
-    """Whether the strongest cell is of the lesion, and the average precision over the cells that vote."""
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """A map against the lesion: is its strongest cell on it, the cells' average precision, and the share on it."""
+
+    pointing: float
+    auprc: float
+    share: float
+
+
+def judge(scores_HW: NDArray[np.floating], lesion_HW: NDArray[np.bool_]) -> Judged:
+    """Count the cells that vote."""
     voting = np.isfinite(scores_HW)
-    strongest = np.unravel_index(np.nanargmax(scores_HW), scores_HW.shape)
-    return bool(lesion_HW[strongest]), float(average_precision_score(lesion_HW[voting], scores_HW[voting]))
+    scores, lesion = scores_HW[voting].astype(np.float64), lesion_HW[voting]
+    positive = np.maximum(scores, 0)
+    share = float(positive[lesion].sum() / positive.sum()) if positive.any() else 0.0
+    return Judged(float(lesion[scores.argmax()]), float(average_precision_score(lesion, scores)), share)
 
 
 def judge_slide(
@@ -74,7 +87,8 @@ def judge_slide(
         }
         for name, scores_HW in shown.items():
             key = name if own else f"{name}_module{module}"
-            figures[f"pointing_{key}"], figures[f"auprc_{key}"] = judge(scores_HW, lesion_HW)
+            judged = asdict(judge(scores_HW, lesion_HW))
+            figures |= {f"{kind}_{key}": value for kind, value in judged.items()}
         if own:
             figures["auprc_chance"] = float(lesion_HW[np.isfinite(heatmap.attention_HW)].mean())
     return figures

@@ -126,19 +126,26 @@ ACCURACY = (
     ),
     Goal("arrangement_auroc", "arrangement phantoms", "run_record-arrangement", "slides_auroc", least=0.95),
 )
-HEATMAPS = tuple(
-    Goal(f"{name}_{short}", f"{words}: {what}", file, key)
-    for name, words, file in (
-        ("demo", "demo", "heatmaps-demo"),
-        ("tissue12", "tissue slides, burden 0.12", "heatmaps-tissue-slides"),
-    )
-    for short, what, key in (
-        ("pointing", "strongest evidence is on the lesion", "pointing_evidence"),
-        ("evidence_auprc", "average precision of the evidence", "auprc_evidence"),
-        ("pointing_attention", "strongest attention is on the lesion", "pointing_attention"),
-        ("attention_auprc", "average precision of the attention", "auprc_attention"),
-        ("chance_auprc", "average precision of chance", "auprc_chance"),
-    )
+_DEMO_MAPS = ("demo", "demo", "heatmaps-demo")
+_TISSUE_MAPS = ("tissue12", "tissue slides, burden 0.12", "heatmaps-tissue-slides")
+HEATMAPS = (
+    Goal(
+        "demo_share",
+        "demo: share of the evidence for a lesion that is on it",
+        "heatmaps-demo",
+        "share_evidence",
+    ),
+    *(
+        Goal(f"{name}_{key}", f"{words}: {what}", file, key)
+        for name, words, file in (_DEMO_MAPS, _TISSUE_MAPS)
+        for key, what in (
+            ("pointing_evidence", "strongest evidence is on the lesion"),
+            ("auprc_evidence", "average precision of the evidence"),
+            ("pointing_attention", "strongest attention is on the lesion"),
+            ("auprc_attention", "average precision of the attention"),
+            ("auprc_chance", "average precision of chance"),
+        )
+    ),
 )
 GOALS = (*STREAMING, *SLIDES, *ACCURACY, *HEATMAPS)
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from benchmarks.common import Options
-from benchmarks.heatmaps import judge, lesion_cells, measure
+from benchmarks.heatmaps import Judged, judge, lesion_cells, measure
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -48,15 +48,19 @@ def test_a_cell_is_of_the_lesion_if_the_lesion_touches_it(
     np.testing.assert_array_equal(lesion_cells(grid, truth, shape_l0), expected)
 
 
-def test_pointing_asks_for_the_strongest_cell_and_precision_for_all_that_vote() -> None:
+def test_pointing_asks_for_the_strongest_cell_precision_for_the_order_and_share_for_the_sum() -> None:
     lesion = np.array([[True, False, True], [False, False, True]])
     scores = np.array([[3.0, 4.0, 2.0], [1.0, 0.0, np.nan]])
-    hit, precision = judge(scores, lesion)
-    assert not hit
-    assert precision == pytest.approx(
+    found = judge(scores, lesion)
+    assert found.pointing == 0
+    assert found.auprc == pytest.approx(
         (1 / 2 + 2 / 3) / 2
-    )  # found second and third of five; the sixth has no vote
-    assert judge(np.where(lesion, scores + 10, scores), lesion) == (True, 1.0)
+    )  # second and third of five; the sixth has no vote
+    assert found.share == pytest.approx((3 + 2) / (3 + 4 + 2 + 1))
+    assert judge(np.where(lesion, scores, -scores), lesion) == Judged(
+        1, 1, 1
+    )  # what speaks against has no share
+    assert judge(-np.ones((2, 3)), lesion).share == 0
 
 
 def test_what_the_pictures_show_is_judged_for_every_module(run_copy: Path, tmp_path: Path) -> None:
