@@ -52,8 +52,8 @@ the one need not lie in the other; each training's AUROC is in the result file.
 SHOWN_HEATMAPS = """Of the test slides with a lesion, by the model's own head; the other modules' figures are in the
 files. Files before 2026-11-26 scored the logit of the slide's class alone, and no other module; since then it is
 what the pictures show, what a cell adds to that logit above the others'. In the demo a few cells of a lesion hold
-nearly all that speaks for it, and many others of the same lesion speak slightly against it: nearly all evidence is on
-the lesion, but the average precision, which sees only the order of the cells, is low ([log](log.md)).
+nearly all that speaks for it, and many others of the same lesion speak slightly against it: nearly all evidence is
+on the lesion, but the average precision, which sees only the order of the cells, is low ([log](log.md)).
 """
 HEAD = """# Results
 

@@ -136,14 +136,14 @@ HEATMAPS = (
         "share_evidence",
     ),
     *(
-        Goal(f"{name}_{key}", f"{words}: {what}", file, key)
+        Goal(f"{name}_{short}", f"{words}: {what}", file, key)
         for name, words, file in (_DEMO_MAPS, _TISSUE_MAPS)
-        for key, what in (
-            ("pointing_evidence", "strongest evidence is on the lesion"),
-            ("auprc_evidence", "average precision of the evidence"),
-            ("pointing_attention", "strongest attention is on the lesion"),
-            ("auprc_attention", "average precision of the attention"),
-            ("auprc_chance", "average precision of chance"),
+        for short, key, what in (
+            ("pointing", "pointing_evidence", "strongest evidence is on the lesion"),
+            ("auprc", "auprc_evidence", "average precision of the evidence"),
+            ("pointing_attention", "pointing_attention", "strongest attention is on the lesion"),
+            ("auprc_attention", "auprc_attention", "average precision of the attention"),
+            ("auprc_chance", "auprc_chance", "average precision of chance"),
         )
     ),
 )
