@@ -64,7 +64,7 @@ class Layer:
         if not self.scale.low < 0 < self.scale.high:
             return np.ones(self.values_HW.shape)
         strength = np.abs(2 * self.scale.position(self.values_HW) - 1)
-        return FAINTEST + (1 - FAINTEST) * np.nan_to_num(strength)
+        return FAINTEST + (1 - FAINTEST) * np.nan_to_num(np.sqrt(strength))
 
     def legend_png(self) -> bytes:
         """The scale from low to high, as the layer's colours are."""
