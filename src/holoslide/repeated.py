@@ -28,7 +28,7 @@ from holoslide.evaluation.metrics import Predictions, compute_metrics
 from holoslide.evaluation.options import Positive
 from holoslide.evaluation.outcome import Outcome, assess, pool
 from holoslide.evaluation.report import write_report
-from holoslide.evaluation.report_data import CohortPart, Prediction, Repeats, RunReport, RunSummary
+from holoslide.evaluation.report_data import CohortPart, PredictionRow, Repeats, RunReport, RunSummary
 from holoslide.inference.heatmap import Heatmap
 from holoslide.pipeline import Advance, Prepared, command_given, environment, train, write_json, write_rows
 from holoslide.reporting import Run, command_again, flow_of, parts_of, pictures_of, resources_of_all
@@ -184,7 +184,7 @@ def _run_all(
 
 def _report(
     repeats: Repeats, prepared: Prepared, out: Path, outcome: Outcome, summaries: Sequence[RunSummary],
-    predictions: Sequence[Prediction], left_out: Sequence[tuple[str, str]], planned: Sequence[_Planned],
+    predictions: Sequence[PredictionRow], left_out: Sequence[tuple[str, str]], planned: Sequence[_Planned],
 ) -> RunReport:  # fmt: skip
     cohort, found = prepared.cohort, [Run(out / one.name) for one in planned]
     first = found[0]
@@ -338,9 +338,9 @@ def _threshold(found: _Scores, config: RunConfig) -> Threshold | None:
 
 def _predictions(
     rows: Sequence[SlideRow], probabilities_NC: NDArray[np.float64], classes: Sequence[str]
-) -> list[Prediction]:
+) -> list[PredictionRow]:
     return [
-        Prediction(row.slide_id, row.patient_id, row.label, classes[int(p.argmax())], tuple(map(float, p)))
+        PredictionRow(row.slide_id, row.patient_id, row.label, classes[int(p.argmax())], tuple(map(float, p)))
         for row, p in zip(rows, probabilities_NC, strict=True)
     ]
 

@@ -18,7 +18,7 @@ from holoslide.evaluation.report_data import (
     CohortFlow,
     CohortPart,
     EpochRecord,
-    Prediction,
+    PredictionRow,
     Resource,
     RunReport,
     SlideFile,
@@ -98,7 +98,7 @@ def report_of(
     *,
     split: str,
     left_out: Sequence[tuple[str, str]],
-    predictions: Sequence[Prediction],
+    predictions: Sequence[PredictionRow],
     pictures: Sequence[SlidePicture],
     timing: Mapping[str, float],
 ) -> RunReport:
@@ -195,7 +195,7 @@ def _commonest(reason: tuple[str, int]) -> tuple[int, str]:
 
 
 def pictures_of(
-    predictions: Sequence[Prediction], rasters: Mapping[str, Path], heatmaps: Mapping[str, Heatmap]
+    predictions: Sequence[PredictionRow], rasters: Mapping[str, Path], heatmaps: Mapping[str, Heatmap]
 ) -> list[SlidePicture]:
     """Pictures of the slides worth looking at, in the groups' order."""
     by_id = {one.slide_id: one for one in predictions}

@@ -34,8 +34,15 @@ from holoslide.evaluation.options import EvaluateConfig, Positive
 from holoslide.evaluation.outcome import Outcome, assess
 from holoslide.evaluation.overlay import Placement, overlay
 from holoslide.evaluation.report import write_report
-from holoslide.evaluation.report_data import Prediction as PredictionRow
+from holoslide.evaluation.report_data import PredictionRow
 from holoslide.evaluation.scales import (
+    attention_scale,
+    attention_sums,
+    evidence_for,
+    evidence_scale,
+    evidence_sums,
+    relative_attention,
+)
 from holoslide.files import write_atomically
 from holoslide.inference.heatmap import Heatmap, heatmap_paths, make_heatmap
 from holoslide.inference.predict import SlideScores, score_slide

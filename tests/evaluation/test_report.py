@@ -23,7 +23,7 @@ from holoslide.evaluation.outcome import Outcome, assess
 from holoslide.evaluation.report import (
     CohortPart,
     EpochRecord,
-    Prediction,
+    PredictionRow,
     RunReport,
     SlidePicture,
     render,
@@ -72,14 +72,14 @@ class Page(HTMLParser):
         return [attributes["id"] for attributes in self.all("section")]
 
 
-def predictions(classes: tuple[str, ...], count: int = 24) -> list[Prediction]:
+def predictions(classes: tuple[str, ...], count: int = 24) -> list[PredictionRow]:
     rng = np.random.default_rng(7)
     rows = []
     for i in range(count):
         target = (i // 2) % len(classes)  # two slides a patient, of one class
         odds = rng.dirichlet(1 + 3.0 * np.eye(len(classes))[target])
         rows.append(
-            Prediction(
+            PredictionRow(
                 f"slide {i}",
                 f"patient {i // 2}",
                 classes[target],
@@ -90,12 +90,12 @@ def predictions(classes: tuple[str, ...], count: int = 24) -> list[Prediction]:
     return rows
 
 
-def measured(rows: list[Prediction], classes: tuple[str, ...]) -> Metrics:
+def measured(rows: list[PredictionRow], classes: tuple[str, ...]) -> Metrics:
     columns = [r.label for r in rows], [r.probabilities for r in rows], [r.patient_id for r in rows]
     return compute_metrics(*columns, classes, draws=50)
 
 
-def picture(row: Prediction, classes: tuple[str, ...]) -> SlidePicture:
+def picture(row: PredictionRow, classes: tuple[str, ...]) -> SlidePicture:
     rng = np.random.default_rng(1)
     attention = rng.random((5, 4))
     attention[0, 0] = np.nan
@@ -126,7 +126,7 @@ def epoch(number: int, modules: int = 3) -> EpochRecord:
     )
 
 
-def judged(rows: list[Prediction], classes: tuple[str, ...], positive: str | None = None) -> Outcome:
+def judged(rows: list[PredictionRow], classes: tuple[str, ...], positive: str | None = None) -> Outcome:
     """All that is measured of them, against validation slides of which the twelfth is answered wrongly."""
     other = predictions(classes, 36)[12:]
     valid = Predictions.checked(
@@ -231,7 +231,7 @@ def test_whatever_the_user_named_is_inert() -> None:
     evil, plain = f"e {EVIL}", several()
     classes = ("normal", evil)
     rows = [
-        Prediction(f"{r.slide_id} {EVIL}", EVIL, classes[r.label != "normal"], classes[0], r.probabilities)
+        PredictionRow(f"{r.slide_id} {EVIL}", EVIL, classes[r.label != "normal"], classes[0], r.probabilities)
         for r in plain.predictions
     ]
     found = judged(rows, classes, evil)
@@ -390,7 +390,7 @@ def test_what_is_not_defined_says_why_and_is_never_nan() -> None:
 
 def test_the_confusion_matrix_is_in_counts_and_rows_are_labels() -> None:
     rows = [
-        Prediction(str(i), str(i), label, guess, (float(guess == "n"), float(guess == "t")))
+        PredictionRow(str(i), str(i), label, guess, (float(guess == "n"), float(guess == "t")))
         for i, (label, guess) in enumerate(
             [("n", "n")] * 5 + [("n", "t")] * 1 + [("t", "n")] * 2 + [("t", "t")] * 4
         )
@@ -401,9 +401,9 @@ def test_the_confusion_matrix_is_in_counts_and_rows_are_labels() -> None:
 
 def test_wrong_and_unknown_are_told_in_words_not_in_colour_alone() -> None:
     rows = [
-        Prediction("one", "p1", "tumour", "normal", (0.9, 0.1)),
-        Prediction("two", "p2", None, "normal", (0.8, 0.2)),
-        Prediction("three", "p3", "normal", "normal", (0.7, 0.3)),
+        PredictionRow("one", "p1", "tumour", "normal", (0.9, 0.1)),
+        PredictionRow("two", "p2", None, "normal", (0.8, 0.2)),
+        PredictionRow("three", "p3", "normal", "normal", (0.7, 0.3)),
     ]
     words = Page(render(dataclasses.replace(full(), predictions=rows, pictures=[]))).words
     assert "one p1 tumour normal ✗ wrong" in words
@@ -605,7 +605,7 @@ def test_more_than_was_planned_is_worth_a_word() -> None:
 
 def test_where_nothing_is_wrong_the_page_says_so_and_draws_no_band() -> None:
     rows = [
-        Prediction(f"s{i}", f"p{i}", name, name, (p, 1 - p))
+        PredictionRow(f"s{i}", f"p{i}", name, name, (p, 1 - p))
         for i, (name, p) in enumerate([("normal", 0.9), ("tumour", 0.0001)] * 6)
     ]
     shown = [dataclasses.replace(picture(rows[0], ("normal", "tumour")), group="best")]

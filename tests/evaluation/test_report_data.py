@@ -1,6 +1,6 @@
 """The data of a report: rows read as they were meant, patients counted once, slides chosen for a reason."""
 
-from holoslide.evaluation.report import CohortPart, EpochRecord, Prediction, choose_slides
+from holoslide.evaluation.report import CohortPart, EpochRecord, PredictionRow, choose_slides
 
 
 def test_modules_of_a_history_are_in_the_order_of_their_numbers() -> None:
@@ -9,8 +9,8 @@ def test_modules_of_a_history_are_in_the_order_of_their_numbers() -> None:
 
 
 def test_slides_are_chosen_once_and_the_right_ones_take_turns() -> None:
-    def row(name: str, label: str | None, tumour: float) -> Prediction:
-        return Prediction(name, name, label, "tumour" if tumour > 0.5 else "normal", (1 - tumour, tumour))
+    def row(name: str, label: str | None, tumour: float) -> PredictionRow:
+        return PredictionRow(name, name, label, "tumour" if tumour > 0.5 else "normal", (1 - tumour, tumour))
 
     rows = [row(f"right tumour {i}", "tumour", 0.99 - i / 100) for i in range(4)]
     rows += [row("right normal", "normal", 0.2), row("close", "tumour", 0.52), row("unlabelled", None, 0.57)]

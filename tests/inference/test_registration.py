@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from holoslide.evaluation.overlay import Placement, overlay
-from holoslide.evaluation.report import Prediction, RunReport, render
+from holoslide.evaluation.report import PredictionRow, RunReport, render
 from holoslide.evaluation.scales import evidence_scale
 from holoslide.geometry import Box
 from holoslide.inference.heatmap import Heatmap, make_heatmap
@@ -157,7 +157,7 @@ def test_the_pictures_show_the_lesions_cell_on_the_lesion(bounds: Box | None, tm
         assert_on_lesion(photo, drawn, 22)
         assert drawn.shape[0] > photo.shape[0]  # the legend
 
-    said = Prediction("one", "p", "b", "b", (0.01, 0.99))
+    said = PredictionRow("one", "p", "b", "b", (0.01, 0.99))
     pictures = pictures_of([said], {"one": path}, {"one": heatmap})
     page = render(RunReport("A run", "", datetime(2026, 1, 1, tzinfo=UTC), ("a", "b"), pictures=pictures))
     for name in ("Attention", "Evidence for b"):

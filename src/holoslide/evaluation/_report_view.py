@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 
 from holoslide.evaluation import figures, overlay, scales
 from holoslide.evaluation.curves import DRAWS, Contest, bands
-from holoslide.evaluation.figures import Picture
 from holoslide.evaluation.intervals import LEVEL
 from holoslide.evaluation.metrics import Interval, Metrics, Resampling
 from holoslide.evaluation.overlay import Placement

@@ -130,7 +130,7 @@ class EpochRecord:
 
 
 @dataclass(frozen=True, slots=True)
-class Prediction:
+class PredictionRow:
     """What the last module says of a slide; probabilities in the order of the classes, label None if unknown."""
 
     slide_id: str
@@ -207,7 +207,7 @@ class RunReport:
     metrics: Metrics | None = None
     patient_metrics: Metrics | None = None
     module_metrics: Sequence[Metrics] = ()
-    predictions: Sequence[Prediction] = ()
+    predictions: Sequence[PredictionRow] = ()
     pictures: Sequence[SlidePicture] = ()
     timing: Mapping[str, float] = field(default_factory=dict)
     flow: CohortFlow | None = None
@@ -224,7 +224,7 @@ class RunReport:
     runs: Sequence[RunSummary] = ()
 
 
-def choose_slides(predictions: Sequence[Prediction], *, each: int = 3) -> dict[str, Group]:
+def choose_slides(predictions: Sequence[PredictionRow], *, each: int = 3) -> dict[str, Group]:
     """The slides worth looking at, by id: surely wrong, most uncertain, surely right.
 
     A slide is in one group only, in this order of precedence. The surely right take turns between the classes,
@@ -246,7 +246,7 @@ def choose_slides(predictions: Sequence[Prediction], *, each: int = 3) -> dict[s
     return chosen | {slide_id: "best" for _, slide_id in sorted(turns, key=lambda turn: turn[0])[:each]}
 
 
-def _gap(prediction: Prediction) -> float:
+def _gap(prediction: PredictionRow) -> float:
     """From the likeliest class to the next."""
     ordered = sorted(prediction.probabilities, reverse=True)
     return ordered[0] - ordered[1] if len(ordered) > 1 else ordered[0]
