@@ -57,6 +57,13 @@ def test_the_demo_ends_with_a_report(demo: Path) -> None:
     assert {path.stem for path in (demo / "run" / "heatmaps").glob("*-???.npz")} == set(tested)
 
 
+def test_other_slides_than_are_there_are_not_taken_for_them(
+    demo: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert holoslide(monkeypatch, "demo", "--out", demo, "--slides", 8, "--task", "arrangement") == 1
+    assert 'holds slides of {"task": "focus"' in capsys.readouterr().err
+
+
 def test_a_mistake_in_a_setting_is_said_before_slides_are_drawn(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shlex
 import sys
 from pathlib import Path
@@ -17,7 +16,6 @@ from holoslide.cli_options import (
     ConfigOption,
     JsonOption,
     MasksOption,
-    MppOption,
     PresetOption,
     RastersOption,
     SetOption,
@@ -26,20 +24,23 @@ from holoslide.cli_options import (
     SlidesOption,
     TableArgument,
     WorkersOption,
-    counted,
+    bar,
+    print_table,
     report_left_out,
+    settings_of,
+    shard_of,
     with_masks,
 )
 from holoslide.cli_share import export, serve
+from holoslide.cli_slides import audit, convert, inspect, prepare
 from holoslide.errors import ConfigError, HoloslideError
 
 if TYPE_CHECKING:
     from holoslide.config import RunConfig
-    from holoslide.console import Bar, TrainingBar
+    from holoslide.console import TrainingBar
     from holoslide.pipeline import Prepared
     from holoslide.results import Evaluation
     from holoslide.slides.cohort import Cohort
-    from holoslide.slides.survey import Survey
 
 app = typer.Typer(
     name="holoslide",
@@ -51,147 +52,10 @@ app = typer.Typer(
 )
 
 
-@app.command()
-def inspect(
-    slides: Annotated[list[Path], typer.Argument(help="Slide files.")],
-    slide_mpp: SlideMppOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Tell what slide files are: size, levels, resolution and where it is known from."""
-    from holoslide.slides.inspect import described, inspect_slides
-
-    facts = inspect_slides(slides, fallback_mpp=slide_mpp, workers=_workers(0))
-    if as_json:
-        typer.echo(json.dumps(facts, indent=2))
-    else:
-        typer.echo("\n".join(line for fact in facts for line in described(fact)))
-    if any("error" in fact for fact in facts):
-        raise typer.Exit(USER_ERROR)
-
-
-@app.command()
-def audit(
-    table: TableArgument,
-    slides: SlidesOption = None,
-    masks: MasksOption = None,
-    sheet: Annotated[
-        Path | None, typer.Option("--sheet", help="Write a contact sheet of all slides: one HTML page.")
-    ] = None,
-    open_files: Annotated[bool, typer.Option("--open/--table-only", help="Open each slide, too.")] = True,
-    slide_mpp: SlideMppOption = None,
-    config: ConfigOption = None,
-    sets: SetOption = None,
-    workers: WorkersOption = 0,
-    as_json: JsonOption = False,
-) -> None:
-    """Look for what is wrong with a cohort before anything is trained."""
-    from holoslide.slides.audit import audit as audit_table
-    from holoslide.slides.audit import audit_slides
-    from holoslide.slides.cohort import Cohort
-    from holoslide.slides.sheet import write_sheet
-
-    if sheet is not None and not open_files:
-        raise typer.BadParameter("a contact sheet needs the slides opened: leave --table-only out")
-    cohort = with_masks(Cohort.from_csv(table, slides=slides, require_splits=False), masks)
-    cohort = cohort if slide_mpp is None else cohort.with_mpp(slide_mpp)
-    findings = audit_table(cohort)
-    surveys: list[Survey] = []
-    if open_files:
-        is_set = config is not None or sets  # else the settings, which take torch to load, are the usual ones
-        tissue = _settings(config, "default", sets, None).prepare.tissue if is_set else None
-        with _bar("opening slides") as advance:
-            found, surveys = audit_slides(cohort, tissue=tissue, workers=_workers(workers), progress=advance)
-        findings = sorted([*findings, *found], key=lambda finding: finding.severity == "warning")  # stable
-    if sheet is not None:
-        write_sheet(sheet, cohort, findings, surveys, command=shlex.join(["holoslide", *sys.argv[1:]]))
-    if as_json:
-        facts = {"findings": [f.to_dict() for f in findings], "slides": [s.to_dict() for s in surveys]}
-        typer.echo(json.dumps(facts, indent=2))
-    else:
-        rows = [[f.severity, f.kind, f.where, f.what, f.remedy] for f in findings]
-        _print_table(["severity", "kind", "where", "finding", "what to do"], rows)
-        counts = f"{counted(len(cohort), 'slide')}, {counted(len(findings), 'finding')}"
-        typer.echo(f"{counts}{f': {sheet}' if sheet else ''}")
-    if any(f.severity == "error" for f in findings):
-        raise typer.Exit(USER_ERROR)
-
-
-@app.command()
-def convert(
-    table: TableArgument,
-    to: Annotated[
-        str, typer.Option("--to", help="holoslide, paper, clam, stamp, slideflow or trident.")
-    ] = "holoslide",
-    out: Annotated[Path, typer.Option("--out", "-o", help="The folder to write into.")] = Path("converted"),
-    slides: SlidesOption = None,
-    clini: Annotated[
-        Path | None, typer.Option("--clini", help="STAMP's table of patients and labels.")
-    ] = None,
-    label: Annotated[str | None, typer.Option("--label", help="The column that is the label.")] = None,
-    splits: Annotated[
-        Path | None, typer.Option("--splits", help="Splits of CLAM, Patho-Bench, STAMP or Slideflow.")
-    ] = None,
-    fold: Annotated[int, typer.Option("--fold", help="Which fold of --splits, counted from 0.")] = 0,
-) -> None:
-    """Turn a slide table and splits of another tool into ours, or ours into another tool's."""
-    from holoslide.slides.bridges import write_as
-    from holoslide.slides.cohort import Cohort
-    from holoslide.slides.folds import with_split_file
-
-    cohort = Cohort.from_csv(table, slides=slides, label=label, clini=clini)
-    cohort = cohort if splits is None else with_split_file(cohort, splits, fold=fold)
-    for source in filter(None, (table, clini, splits)):
-        if source.resolve().parent == out.resolve():
-            raise ConfigError(
-                "--out", f"is the folder of {source}, which may be written over", "give another"
-            )
-    written = write_as(to, cohort, out, slides=slides)
-    for note in cohort.notes:
-        typer.echo(str(note), err=True)
-    typer.echo(f"{counted(len(cohort), 'slide')}: {', '.join(map(str, written))}")
-
-
-@app.command()
-def prepare(
-    sources: Annotated[list[Path], typer.Argument(help="A slide table (CSV), or slide files.")],
-    slides: SlidesOption = None,
-    masks: MasksOption = None,
-    rasters: RastersOption = None,
-    mpp: MppOption = None,
-    slide_mpp: SlideMppOption = None,
-    config: ConfigOption = None,
-    sets: SetOption = None,
-    workers: WorkersOption = 0,
-    shard: ShardOption = None,
-    stall: Annotated[
-        float, typer.Option("--stall", help="Give up a slide that gets no further for so many seconds.")
-    ] = 600.0,
-    cluster: ClusterOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Find the tissue of slides and write each as one file at the resolution to train at."""
-    from holoslide.pipeline import cohort_of, default_rasters, prepare_cohort
-
-    settings = _settings(config, "default", sets, mpp)
-    cohort = with_masks(cohort_of(sources, slides=slides, mpp=slide_mpp), masks)
-    cohort = cohort if shard is None else cohort.shard(*_shard(shard))
-    folder = rasters or default_rasters(sources[0])
-    with _bar("preparing") as advance:
-        prepared = prepare_cohort(
-            cohort,
-            folder,
-            settings.prepare,
-            workers=workers,
-            stall_s=stall,
-            cluster=cluster,
-            progress=advance,
-        )
-    if as_json:
-        typer.echo(json.dumps(prepared.outcomes(), indent=2))
-    else:
-        rows = [[r.slide_id, r.status, f"{r.seconds:.1f}"] for r in prepared.results]
-        _print_table(["slide", "status", "seconds"], rows)
-    report_left_out(prepared, quiet=as_json)
+app.command()(inspect)
+app.command()(audit)
+app.command()(convert)
+app.command()(prepare)
 
 
 @app.command()
@@ -210,7 +74,7 @@ def plan(
     from holoslide.pipeline import default_rasters, plan_cohort
 
     sets = [*(sets or []), *([f"stream.memory_gib={memory}"] if memory is not None else [])]
-    settings = _settings(config, preset, sets, None)
+    settings = settings_of(config, preset, sets, None)
     cohort = _cohort_to_train(table, slides, masks, settings)
     prepared = _prepared(cohort, rasters or default_rasters(table), settings, workers=0)
     plans = plan_cohort(prepared, settings)
@@ -230,7 +94,7 @@ def plan(
             ]
             for s in one.plan.stages
         ]
-        _print_table(["segment", "tile side (cells)", "tiles", "working MiB", "map MiB"], rows)
+        print_table(["segment", "tile side (cells)", "tiles", "working MiB", "map MiB"], rows)
 
 
 @app.command()
@@ -259,7 +123,7 @@ def train(
 
     if folds is not None and seeds is not None:
         raise ConfigError("--folds and --seeds", "were both given", "give one of them")
-    settings = _settings(config, preset, sets, None)
+    settings = settings_of(config, preset, sets, None)
     cohort = _cohort_to_train(table, slides, masks, settings)
     prepared = _prepared(cohort, rasters or default_rasters(table), settings, workers=workers)
     if folds is not None or seeds is not None:
@@ -269,7 +133,7 @@ def train(
         result = train_run(prepared, settings, out, resume=resume, progress=progress)
     typer.echo(f"best epoch {result.best_epoch}, model in {result.best}")
     if result.rank == 0:
-        with _bar("testing") as advance:
+        with bar("testing") as advance:
             evaluation = evaluate_run(out, prepared, progress=advance)
         _print_evaluation(evaluation)
     report_left_out(prepared)
@@ -286,7 +150,7 @@ def _train_repeatedly(
         found = (train_folds if folds is not None else train_seeds)(
             prepared, settings, out, count, resume=resume, announce=typer.echo, progress=progress
         )
-    _print_table(["measure", "mean", "s.d.", "of each run"], found.rows())
+    print_table(["measure", "mean", "s.d.", "of each run"], found.rows())
     typer.echo(f"report: {found.report}")
     report_left_out(prepared)
 
@@ -342,7 +206,7 @@ def evaluate(
     folder = rasters or (own if table is None else default_rasters(table))
     prepared = _prepared(with_masks(cohort, masks), folder, settings, workers=workers)
     split = split or ("test" if any(row.split for row in cohort) else "all")
-    with _bar("evaluating") as advance:
+    with bar("evaluating") as advance:
         evaluation = evaluate_run(
             run,
             prepared,
@@ -382,14 +246,14 @@ def predict(
     predictor = Predictor(run)
     cohort = with_masks(cohort_of(sources, slides=slides, mpp=slide_mpp), masks)
     if shard is not None:
-        number, of = _shard(shard)
+        number, of = shard_of(shard)
         cohort, out = cohort.shard(number, of), out.with_stem(f"{out.stem}-{number}-of-{of}")
     folder = rasters or default_rasters(sources[0])
-    with _bar("preparing") as advance:
+    with bar("preparing") as advance:
         prepared = prepare_cohort(
             cohort, folder, predictor.prepare_config(), workers=workers, cluster=cluster, progress=advance
         )
-    with _bar("scoring") as advance:
+    with bar("scoring") as advance:
         count = predict_cohort(predictor, prepared, out, heatmaps=heatmaps, cluster=cluster, progress=advance)
     typer.echo(f"{count} slides scored: {out}")
     report_left_out(prepared)
@@ -431,8 +295,8 @@ def demo(
     out.mkdir(parents=True, exist_ok=True)
     config, run = out / "run.yaml", out / "run"
     config.write_text(demo_config().to_yaml(), encoding="utf-8")
-    _settings(config, "default", sets, None)  # a mistake in --set is said before anything is drawn
-    with _bar("drawing slides") as advance:
+    settings_of(config, "default", sets, None)  # a mistake in --set is said before anything is drawn
+    with bar("drawing slides") as advance:
         table = draw_demo(out, task=task, slides=slides, seed=seed, progress=advance)
     command = ["holoslide", "train", table, "--config", config, "--out", run, "--resume"]
     command += [word for one in sets or [] for word in ("--set", one)]
@@ -442,13 +306,6 @@ def demo(
 
 
 # --- What commands share ------------------------------------------------------------------------------------------
-
-
-def _settings(config: Path | None, preset: str, sets: list[str] | None, mpp: float | None) -> RunConfig:
-    from holoslide.config import RunConfig
-
-    extra = [f"prepare.mpp={mpp}"] if mpp is not None else []
-    return RunConfig.load(config, preset=preset, sets=[*(sets or []), *extra])
 
 
 def _cohort_to_train(table: Path, slides: Path | None, masks: Path | None, settings: RunConfig) -> Cohort:
@@ -465,7 +322,7 @@ def _prepared(cohort: Cohort, folder: Path, settings: RunConfig, *, workers: int
     """The labelled slides of a cohort with their rasters."""
     from holoslide.pipeline import prepare_cohort
 
-    with _bar("preparing") as advance:
+    with bar("preparing") as advance:
         prepared = prepare_cohort(
             cohort, folder, settings.prepare, labels=True, workers=workers, progress=advance
         )
@@ -475,33 +332,9 @@ def _prepared(cohort: Cohort, folder: Path, settings: RunConfig, *, workers: int
     return prepared
 
 
-def _shard(text: str) -> tuple[int, int]:
-    number, slash, of = text.partition("/")
-    if not (slash and number.isdecimal() and of.isdecimal()):
-        raise typer.BadParameter(f"--shard {text}: write i/n, such as 1/20")
-    return int(number), int(of)
-
-
-def _workers(count: int) -> int:
-    """As given; 0 is one a core."""
-    return count or os.cpu_count() or 1
-
-
-def _print_table(header: list[str], rows: list[list[str]]) -> None:
-    from holoslide.console import print_table
-
-    print_table(header, rows)
-
-
 def _print_evaluation(evaluation: Evaluation) -> None:
-    _print_table(["measure", "value", "95 % interval"], evaluation.rows())
+    print_table(["measure", "value", "95 % interval"], evaluation.rows())
     typer.echo(f"report: {evaluation.report}")
-
-
-def _bar(what: str) -> Bar:
-    from holoslide.console import Bar
-
-    return Bar(what)
 
 
 def _training_bar() -> TrainingBar:

@@ -1,13 +1,16 @@
-"""What several commands share: their options, and how slides that were left out are told."""
+"""What several commands share: their options, and how bars, tables and slides that were left out are shown."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 if TYPE_CHECKING:
+    from holoslide.config import RunConfig
+    from holoslide.console import Bar
     from holoslide.pipeline import Prepared
     from holoslide.slides.cohort import Cohort
 
@@ -71,3 +74,34 @@ def report_left_out(prepared: Prepared, *, quiet: bool = False) -> None:
         for slide_id, reason in prepared.left_out:
             typer.echo(f"  {slide_id}: {reason}", err=True)
     raise typer.Exit(USER_ERROR)
+
+
+def settings_of(config: Path | None, preset: str, sets: list[str] | None, mpp: float | None) -> RunConfig:
+    from holoslide.config import RunConfig
+
+    extra = [f"prepare.mpp={mpp}"] if mpp is not None else []
+    return RunConfig.load(config, preset=preset, sets=[*(sets or []), *extra])
+
+
+def shard_of(text: str) -> tuple[int, int]:
+    number, slash, of = text.partition("/")
+    if not (slash and number.isdecimal() and of.isdecimal()):
+        raise typer.BadParameter(f"--shard {text}: write i/n, such as 1/20")
+    return int(number), int(of)
+
+
+def worker_count(count: int) -> int:
+    """As given; 0 is one a core."""
+    return count or os.cpu_count() or 1
+
+
+def print_table(header: list[str], rows: list[list[str]]) -> None:
+    from holoslide import console
+
+    console.print_table(header, rows)
+
+
+def bar(what: str) -> Bar:
+    from holoslide.console import Bar
+
+    return Bar(what)

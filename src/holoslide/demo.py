@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -41,11 +42,17 @@ def demo_config() -> RunConfig:
 def draw_demo(
     out: Path, *, task: str, slides: int, seed: int, progress: Callable[[int, int], None] | None = None
 ) -> Path:
-    """Draw the slides, unless they are there; gives their table."""
+    """Draw the slides, unless they are there; gives their table. `ConfigError` where others are."""
     if task not in ("focus", "arrangement"):
         raise ConfigError("--task", f"is {task}", "choose focus or arrangement")
-    table = out / "slides.csv"
+    table, note = out / "slides.csv", out / "drawn.json"
+    wanted = json.dumps({"task": task, "slides": slides, "seed": seed})
     if table.exists():
+        drawn = note.read_text(encoding="utf-8") if note.exists() else "something else"
+        if drawn != wanted:
+            raise ConfigError(out, f"holds slides of {drawn}, not of {wanted}", "give another --out")
         return table
+    out.mkdir(parents=True, exist_ok=True)
+    note.write_text(wanted, encoding="utf-8")
     workers = os.cpu_count() or 1
     return write_phantoms(out, task=task, slides=slides, seed=seed, workers=workers, progress=progress)  # type: ignore[arg-type]

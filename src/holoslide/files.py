@@ -3,9 +3,22 @@
 from __future__ import annotations
 
 import os
+import pickle
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO
+
+UNREADABLE = (
+    OSError,
+    RuntimeError,
+    EOFError,
+    LookupError,
+    ValueError,
+    pickle.UnpicklingError,
+    zipfile.BadZipFile,
+)
+"""What `torch.load` and `numpy.load` raise for a file that is something else, or cut short."""
 
 
 def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:

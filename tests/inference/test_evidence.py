@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from holoslide.errors import SlideError
 from holoslide.inference.heatmap import Heatmap, heatmap_paths
 from holoslide.results import Predictor, draw_heatmap
 from holoslide.runs import rasters_of
@@ -32,3 +33,11 @@ def test_saved_evidence_of_every_module_adds_up_to_its_heads_logits(
         found_L = np.nansum(one.evidence_LHW, axis=(1, 2), dtype=np.float64) + one.bias_L
         assert found_L == pytest.approx(expected_L, rel=1e-4, abs=1e-6)
     assert np.abs(logits[0] - logits[1]).max() > 1e-4  # the two heads' maps cannot be taken for one another
+
+
+def test_a_heatmap_cut_short_is_said_to_be_none(finished_run: Path, tmp_path: Path) -> None:
+    whole = next((finished_run / "heatmaps").glob("*.npz")).read_bytes()
+    for content in (b"", b"no heatmap", whole[:100], whole[: len(whole) // 2]):
+        (tmp_path / "a.npz").write_bytes(content)
+        with pytest.raises(SlideError, match=r"a\.npz: is not a heatmap"):
+            Heatmap.load(tmp_path / "a.npz")

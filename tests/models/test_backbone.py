@@ -138,13 +138,19 @@ def test_keys_that_do_not_fit_are_named(
 
 
 def test_files_that_are_no_weights_are_refused(tmp_path: Path) -> None:
-    cases = {"absent.pth": None, "text.pth": b"no weights", "text.safetensors": b"no weights"}
-    for name, content in cases.items():
+    cases = {
+        "absent.pth": (None, "no such file"),
+        "text.pth": (b"no weights", "cannot be read as weights"),
+        "hello.pth": (b"hello world", "cannot be read as weights"),
+        "dot.pth": (b".", "cannot be read as weights"),
+        "text.safetensors": (b"no weights", "cannot be read as weights"),
+        "pointer.pth": (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "pointer of Git LFS"),
+        "page.pth": (b"<!DOCTYPE html><html>", "is a web page"),
+    }
+    for name, (content, message) in cases.items():
         if content is not None:
             (tmp_path / name).write_bytes(content)
-        with pytest.raises(
-            ModelError, match="no such file" if content is None else "cannot be read as weights"
-        ):
+        with pytest.raises(ModelError, match=message):
             build_trunk(BackboneConfig(name="squeezenet1_1", weights=str(tmp_path / name)))
     torch.save({"model": {"a": torch.rand(1)}}, tmp_path / "nested.pth")
     with pytest.raises(ModelError, match="is not a plain state dict; save the network's state_dict"):

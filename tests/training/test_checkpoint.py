@@ -71,7 +71,7 @@ def test_refuses_a_damaged_file(tmp_path):
     path = tmp_path / "a.ckpt"
     checkpoint.save(_checkpoint(), path)
     whole = path.read_bytes()
-    for content in (b"", b"not a checkpoint", whole[: len(whole) // 2]):
+    for content in (b"", b"not a checkpoint", b"hello world", b".", whole[: len(whole) // 2]):
         path.write_bytes(content)
         with pytest.raises(CheckpointError, match=r"a\.ckpt: cannot be read as a checkpoint"):
             checkpoint.load(path, identity=IDENTITY)

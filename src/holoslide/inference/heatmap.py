@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from holoslide.errors import SlideError
+from holoslide.files import UNREADABLE, write_atomically
 
 if TYPE_CHECKING:  # the viewer reads heatmaps, and must not wait for torch
     from holoslide.inference.predict import CellScores
@@ -48,16 +49,16 @@ class Heatmap:
         return top, left, top + height * cell_y, left + width * cell_x
 
     def save(self, path: Path) -> None:
-        """Write the raw scores as .npz."""
-        np.savez_compressed(
-            path,
-            attention=self.attention_HW,
-            evidence=self.evidence_LHW,
-            bias=self.bias_L,
-            origin_l0=np.array(self.origin_l0),
-            cell_l0=np.array(self.cell_l0),
-            classes=np.array(self.classes),
-        )
+        """Write the raw scores as .npz, whole or not at all."""
+        values = {
+            "attention": self.attention_HW,
+            "evidence": self.evidence_LHW,
+            "bias": self.bias_L,
+            "origin_l0": np.array(self.origin_l0),
+            "cell_l0": np.array(self.cell_l0),
+            "classes": np.array(self.classes),
+        }
+        write_atomically(path, lambda file: np.savez_compressed(file, **values))  # type: ignore[arg-type]
 
     def _repr_html_(self) -> str:
         """What a notebook shows."""
@@ -78,9 +79,11 @@ class Heatmap:
                     (float(data["cell_l0"][0]), float(data["cell_l0"][1])),
                     tuple(str(name) for name in data["classes"]),
                 )
-        except (OSError, KeyError, ValueError) as error:
+        except UNREADABLE as error:
             raise SlideError(
-                path, f"is not a heatmap ({error})", "make it again with holoslide heatmap"
+                path,
+                f"is not a heatmap ({type(error).__name__}: {error})",
+                "make it again with holoslide heatmap",
             ) from error
 
 

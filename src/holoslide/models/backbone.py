@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import pickle
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ import torchvision
 from torch import Tensor, nn
 
 from holoslide.errors import ConfigError, ModelError
+from holoslide.files import UNREADABLE
 
 Scale = Literal["weights", "cohort"]
 _COUNTER = "num_batches_tracked"  # BatchNorm counts its training steps; frozen, it never reads the count
@@ -118,18 +118,29 @@ def read_state(path: Path) -> dict[str, Tensor]:
     """The tensors of a state dict (.pth, without running any code in it) or of a .safetensors file."""
     if not path.is_file():
         raise ModelError(path, "there is no such file of weights", "give default, none or a local file")
+    _refuse_no_weights(path)
     try:
         if path.suffix == ".safetensors":
             state: object = safetensors.torch.load_file(path)
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, safetensors.SafetensorError) as error:
+    except (*UNREADABLE, safetensors.SafetensorError) as error:
         raise ModelError(
             path, f"cannot be read as weights ({_line(error)})", "give a state dict or .safetensors"
         ) from error
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise ModelError(path, "is not a plain state dict", "save the network's state_dict() alone")
     return state
+
+
+def _refuse_no_weights(path: Path) -> None:
+    """What people have in place of weights, where a download went wrong."""
+    with path.open("rb") as file:
+        start = file.read(64)
+    if start.startswith(b"version https://git-lfs"):
+        raise ModelError(path, "is a pointer of Git LFS, not the weights", "fetch them with git lfs pull")
+    if start.lstrip()[:1] == b"<":
+        raise ModelError(path, "is a web page, not weights", "download the file itself")
 
 
 def _maker(name: str) -> Callable[[bool], nn.Module]:

@@ -7,9 +7,7 @@ A checkpoint is taken right after an optimiser step, when no gradient is pending
 from __future__ import annotations
 
 import dataclasses
-import pickle
 import shutil
-import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +16,7 @@ from typing import Any
 import torch
 
 from holoslide.errors import CheckpointError
-from holoslide.files import sync, write_atomically
+from holoslide.files import UNREADABLE, sync, write_atomically
 
 FORMAT = "holoslide training checkpoint"
 VERSION = 2
@@ -79,7 +77,7 @@ def load(path: Path, *, identity: Identity) -> Checkpoint:
     """
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
+    except UNREADABLE as error:
         raise CheckpointError(path, "cannot be read as a checkpoint", "delete it and train anew") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise CheckpointError(path, "is not a training checkpoint", "give the folder of a training run")
