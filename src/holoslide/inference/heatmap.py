@@ -70,7 +70,7 @@ class Heatmap:
     def load(cls, path: Path) -> Heatmap:
         """Read what `save` wrote. Raises `SlideError` if it is something else."""
         try:
-            with np.load(path, allow_pickle=False) as data:
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as data:
                 return cls(
                     data["attention"],
                     data["evidence"],
