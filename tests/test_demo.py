@@ -5,12 +5,15 @@ import functools
 import re
 import shlex
 import shutil
+import socket
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import typer
 
 from holoslide import cli
+from holoslide.serve.server import Viewer
 from holoslide.slides.phantom import PhantomConfig, write_phantoms
 
 REPO = Path(__file__).resolve().parent.parent
@@ -25,6 +28,12 @@ def holoslide(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
     with pytest.raises(SystemExit) as stop:
         cli.main()
     return stop.value.code or 0
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
 
 
 def commands(page: Path) -> list[list[str]]:
@@ -87,7 +96,12 @@ def test_readme_leads_from_a_folder_of_slides_to_report_and_viewer(
         shutil.copy(first, name)
     shutil.copytree(demo / "run", "runs/first")
     shutil.copytree(demo / "rasters", "rasters")
-    monkeypatch.setattr("holoslide.serve.server.Viewer.run", lambda viewer: None)
+
+    def run(viewer: Viewer, ready: Callable[[], None]) -> None:
+        viewer.listener.close()
+        ready()
+
+    monkeypatch.setattr(Viewer, "run", run)
     text = (REPO / "README.md").read_text(encoding="utf-8")
     section = tmp_path / "section.md"
     section.write_text(re.search(r"^## Your slides\n.*?(?=^## )", text, re.DOTALL | re.MULTILINE)[0])
@@ -98,6 +112,8 @@ def test_readme_leads_from_a_folder_of_slides_to_report_and_viewer(
         if name == "train":
             sets = [word for one in CHEAPER for word in ("--set", one)]
             words += ["--config", str(demo / "run.yaml"), *sets, "--resume"]
+        if name == "serve":
+            words += ["--port", str(free_port())]
         assert holoslide(monkeypatch, name, *words) == 0, name
     assert "the viewer is at http://127.0.0.1" in capsys.readouterr().out
     assert "runs/first/report.html" in text

@@ -25,7 +25,7 @@ from holoslide.models.classifier import InputConfig, LocalClassifier, ModelConfi
 from holoslide.models.heads import HeadConfig
 from holoslide.models.streamed import StreamConfig, StreamedClassifier
 from holoslide.reporting import pictures_of, raster_picture
-from holoslide.results import Scored, draw_heatmap
+from holoslide.results import Prediction, draw_heatmap
 from holoslide.slides import prepare as prepare_module
 from holoslide.slides.cohort import SlideRow
 from holoslide.slides.prepare import PrepareConfig, PrepareJob, prepare_slide
@@ -151,7 +151,7 @@ def test_the_pictures_show_the_lesions_cell_on_the_lesion(bounds: Box | None, tm
     with Raster.open(path) as raster:
         photo = raster.thumbnail(900)
     scores = SlideScores(np.array([[0.0, 5.0]]), {})
-    draw_heatmap(Scored(SlideRow("one", "p"), path, scores, (heatmap,)), tmp_path / "maps")
+    draw_heatmap(Prediction(SlideRow("one", "p"), path, scores, (heatmap,)), tmp_path / "maps")
     for name in ("attention", "evidence"):
         drawn = np.asarray(Image.open(tmp_path / "maps" / f"one-{name}.png"))
         assert_on_lesion(photo, drawn, 22)
