@@ -11,6 +11,9 @@ ARGS =
 # What the environment is made from: it is made again when, and only when, this changes.
 WANTED = cat requirements.lock pyproject.toml | cksum
 
+# Modules are compiled once and not at each start, whatever the shell says: those of torch take most of a minute.
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test lint docs lock clean
 
