@@ -65,6 +65,10 @@ def test_a_class_made_anew_under_its_old_name_is_probed_anew() -> None:
         (nn.Sequential(nn.Conv2d(3, 4, 1), nn.Flatten()), r"1 \(Flatten\): does not give a feature map"),
         (nn.Sequential(nn.Conv2d(3, 4, 3), nn.Dropout()), r"1(\..*)?: draws random numbers of its own"),
         (nn.Conv2d(3, 4, 3, stride=(1, 2), padding=1), "another stride down than across; give both the same"),
+        (
+            nn.Sequential(nn.ReLU(), nn.Conv2d(3, 4, 3, padding=1, padding_mode="circular")),
+            r"1 \(Conv2d\): pads one edge of the map with the other",
+        ),
         (nn.Upsample(scale_factor=2), "its stride is not a whole number"),
         (Coordinates(), "Coordinates: gives a window other values than the same place of the whole map"),
         (Windows(), "Windows: gives a window other values.*attention in fixed windows"),

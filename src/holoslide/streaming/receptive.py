@@ -132,6 +132,10 @@ def input_channels(module: nn.Module) -> int:
 
 
 def _probe_atom(module: nn.Module, channels: int, name: str) -> Receptive:
+    for layer_name, layer in module.named_modules():
+        if getattr(layer, "padding_mode", None) == "circular":  # no window shows it: the map's edges do
+            where = _label(layer, ".".join(filter(None, (name, layer_name))))
+            raise NotLocal(where, "pads one edge of the map with the other", "give it another padding_mode")
     stride = _stride(module, channels, name)
     twin = copy.deepcopy(module).double().cpu()
     side = 32 * stride

@@ -110,7 +110,8 @@ class Segment:
         """What the module makes of a field of one constant vector, (C',)."""
         before, after = self.field.margin_before, self.field.margin_after
         side = (before + 1 + after) * self.field.stride
-        output = self(glass_C[None, :, None, None].expand(1, -1, side, side))
+        # Copied, as a first layer may work in place.
+        output = self(glass_C[None, :, None, None].expand(1, -1, side, side).clone())
         return output[0, :, before, before]
 
     def frame(self, frame: Box) -> Box:
