@@ -173,7 +173,9 @@ def _reach(module: nn.Module, channels: int, side: int, stride: int) -> tuple[in
 
 def output_shape(module: nn.Module, channels: int, shape: tuple[int, int]) -> tuple[int, ...]:
     """The shape of the module's output for an input (2, channels, *shape), without computing it."""
-    twin = copy.deepcopy(module).to("meta").float()
+    # deepcopy takes these for copies it has made already: no weight is copied
+    weights = {id(p): nn.Parameter(p.detach().to("meta"), requires_grad=False) for p in module.parameters()}
+    twin = copy.deepcopy(module, weights | {id(b): b.to("meta") for b in module.buffers()}).float()
     with torch.no_grad():
         output: Tensor = twin(torch.empty(2, channels, *shape, device="meta", dtype=torch.float32))
     return tuple(output.shape)
