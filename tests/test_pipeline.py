@@ -12,6 +12,7 @@ from holoslide.errors import CheckpointError, ConfigError, SlideError
 from holoslide.geometry import Box
 from holoslide.models.classifier import InputConfig
 from holoslide.pipeline import Prepared, normalisation, prepare_cohort, train
+from holoslide.runs import repeats_of
 from holoslide.slides.cohort import Cohort
 from holoslide.slides.raster import Raster
 from holoslide.training.progress import RunFacts, Silent
@@ -99,3 +100,9 @@ def test_prepared_slides_below_the_slides_folder_are_not_taken_for_slides(
     (tmp_path / "slides.csv").write_text("\n".join(["slide_id", *names]))
     cohort = Cohort.from_csv(tmp_path / "slides.csv", slides=tmp_path)
     assert [row.path.parent for row in cohort if row.path is not None] == [tmp_path] * len(names)
+
+
+def test_a_damaged_record_of_a_run_is_said(tmp_path: Path) -> None:
+    (tmp_path / "metrics.json").write_text('{"runs": ')
+    with pytest.raises(CheckpointError, match=r"metrics.json: is damaged \(.*\); delete it"):
+        repeats_of(tmp_path)

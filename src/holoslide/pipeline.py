@@ -39,7 +39,7 @@ from holoslide.geometry import Box
 from holoslide.models.calibration import calibrate, needs_statistics
 from holoslide.models.classifier import InputConfig, LocalClassifier
 from holoslide.models.streamed import StreamedClassifier
-from holoslide.runs import DATA, FACTS, LEFT_OUT
+from holoslide.runs import DATA, FACTS, LEFT_OUT, read_json
 from holoslide.slides.cluster import prepare_on_cluster
 from holoslide.slides.cohort import Cohort, SlideRow
 from holoslide.slides.facts import Mpp
@@ -355,7 +355,7 @@ def _begun(path: Path) -> dict[str, object]:
     """Of a run that is resumed, the facts that stay those of its beginning."""
     if not path.exists():
         return {}
-    before = json.loads(path.read_text(encoding="utf-8"))
+    before = read_json(path)
     kept = ("command", "directory", "started", "seconds")
     return {key: before[key] for key in kept if key in before} | {
         "resumed": [*before.get("resumed", []), datetime.now(UTC).isoformat(timespec="seconds")]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import math
 import shlex
 from collections.abc import Mapping, Sequence
@@ -28,7 +27,7 @@ from holoslide.evaluation.report_data import (
 from holoslide.evaluation.scales import evidence_for
 from holoslide.inference.heatmap import Heatmap
 from holoslide.pipeline import environment
-from holoslide.runs import DATA, FACTS, LEFT_OUT
+from holoslide.runs import DATA, FACTS, LEFT_OUT, read_json
 from holoslide.slides.cohort import SPLITS, Cohort
 from holoslide.slides.raster import Raster
 from holoslide.training.planning import PLAN
@@ -43,7 +42,7 @@ class Run:
     @property
     def facts(self) -> dict[str, Any]:
         """`run.json`."""
-        return _json(self.folder / FACTS)
+        return read_json(self.folder / FACTS)
 
     @property
     def config_yaml(self) -> str:
@@ -68,7 +67,7 @@ class Run:
     @property
     def metrics(self) -> dict[str, Any]:
         """`metrics.json`."""
-        return _json(self.folder / "metrics.json")
+        return read_json(self.folder / "metrics.json")
 
     @property
     def left_out(self) -> dict[str, str]:
@@ -237,7 +236,7 @@ def raster_picture(raster: Raster, heatmap: Heatmap, *, side: int = 900) -> tupl
 
 def resources_of(run: Run) -> list[Resource]:
     """What was planned and what was measured; what is not known of a run is left out."""
-    history, plan, facts = run.history, _json(run.folder / PLAN), run.facts
+    history, plan, facts = run.history, read_json(run.folder / PLAN), run.facts
     if not history:
         return []
     peak_rss = max(record.peak_rss_bytes for record in history)
@@ -307,10 +306,3 @@ def _rows(path: Path) -> list[dict[str, str]]:
         return []
     with path.open(newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
-
-
-def _json(path: Path) -> dict[str, Any]:
-    if not path.exists():
-        return {}
-    result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return result

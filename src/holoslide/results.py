@@ -11,7 +11,6 @@ import csv
 import dataclasses
 import functools
 import hashlib
-import json
 import math
 import threading
 import time
@@ -52,7 +51,7 @@ from holoslide.models.hub import model_folder
 from holoslide.models.streamed import StreamedClassifier
 from holoslide.pipeline import Advance, Prepared, write_json, write_rows
 from holoslide.reporting import pictures_of, raster_picture, report_of
-from holoslide.runs import model_of
+from holoslide.runs import model_of, read_json
 from holoslide.slides.cluster import on_cluster
 from holoslide.slides.cohort import Cohort, SlideRow
 from holoslide.slides.facts import one_line
@@ -437,7 +436,7 @@ def validation_slides(
     with weights.open("rb") as file:
         model = hashlib.file_digest(file, "sha256").hexdigest()
     path, classes = run / VALIDATION, predictor.model.classes
-    known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    known = read_json(path)
     if known.get("model_sha256") != model:
         found = _score_validation(run, predictor, prepared, progress)
         if isinstance(found, str):

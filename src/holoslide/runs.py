@@ -16,7 +16,7 @@ _REPEAT = re.compile(r"(?:fold|seed)-(-?\d+)")
 def rasters_of(run: Path) -> Path | None:
     """Where a run's prepared slides are, if it says so and they are still there; of several runs, the first's."""
     for folder in repeats_of(run) or [run]:
-        rasters = _json(folder / FACTS).get("rasters")
+        rasters = read_json(folder / FACTS).get("rasters")
         if rasters:
             return Path(rasters) if Path(rasters).is_dir() else None
     return None
@@ -27,7 +27,7 @@ def repeats_of(run: Path) -> list[Path]:
 
     Those that its `metrics.json` names; before that is written, those that are there.
     """
-    told = _json(run / "metrics.json").get("runs")
+    told = read_json(run / "metrics.json").get("runs")
     if told is None and (run / FACTS).exists():
         return []
     names = {folder.name for folder in run.glob("*-*")} if told is None else set(told)
@@ -51,8 +51,14 @@ def model_of(folder: Path) -> Path:
     raise CheckpointError(folder, "is not a run or a model", "give the folder that train wrote")
 
 
-def _json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """What a run wrote about itself; nothing where it has not yet. CheckpointError for a damaged file."""
     if not path.is_file():
         return {}
-    found = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CheckpointError(
+            path, f"is damaged ({error})", "delete it, and evaluate the run again"
+        ) from error
     return found if isinstance(found, dict) else {}
