@@ -14,6 +14,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import cv2
+import numpy as np
 from playwright.sync_api import Page, sync_playwright
 
 PICTURES = Path(__file__).resolve().parent / "pictures"
@@ -43,13 +45,24 @@ def viewer(page: Page, url: str, slide: str) -> None:
     page.locator("#by-state").select_option(label="scored")
     page.keyboard.press("3")  # after attention and the first class
     _drawn(page)
-    page.screenshot(path=PICTURES / "viewer.png")
+    page.screenshot(path=PICTURES / "viewer.jpg", quality=85)
     page.keyboard.press("c")
     _drawn(page)
     page.locator("canvas").last.click()
     page.keyboard.press("1")
     _drawn(page)
-    page.screenshot(path=PICTURES / "viewer-compare.png")
+    page.screenshot(path=PICTURES / "viewer-compare.jpg", quality=85)
+
+
+def evidence(heatmaps: Path, slides: tuple[str, ...] = ("focus-017", "focus-051", "focus-061")) -> None:
+    """The evidence maps of three slides, side by side."""
+    beside = list[np.ndarray]()
+    for slide in slides:
+        picture = cv2.imread(str(heatmaps / f"{slide}-evidence.png"))
+        assert picture is not None, slide
+        width = round(picture.shape[1] * 560 / picture.shape[0])
+        beside.append(cv2.resize(picture, (width, 560), interpolation=cv2.INTER_AREA))
+    cv2.imwrite(str(PICTURES / "demo-evidence.jpg"), cv2.hconcat(beside), [cv2.IMWRITE_JPEG_QUALITY, 85])
 
 
 def _drawn(page: Page) -> None:
@@ -87,6 +100,7 @@ def main() -> None:
         page = browser.new_page(reduced_motion="reduce")
         report(page, run / "report.html")
         viewer(page, url, surest(run))
+        evidence(run / "heatmaps")
         browser.close()
 
 

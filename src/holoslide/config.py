@@ -164,7 +164,7 @@ def _looks_numeric(text: str) -> bool:
 class _Loader(yaml.SafeLoader):
     """YAML that does not let the second of two equal keys win in silence."""
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:  # noqa: FBT001, FBT002
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:  # noqa: FBT001, FBT002 - as PyYAML has it
         """As its parent's, for keys that all differ."""
         seen = set()
         for key, _ in node.value:

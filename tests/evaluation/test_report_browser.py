@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.evaluation.test_report import full
+from tests.evaluation.reports import full
 
 from holoslide.evaluation.report import write_report
 

@@ -203,89 +203,91 @@ def test_the_papers_step_on_resnet34(modules: int) -> None:
     compare(model, slide, config, glass_margin=None, seed=5)
 
 
-draws = {
-    "backbone": st.sampled_from(
-        [
-            # name, last layer, stride of the stem; px of glass, whole head cells, further than a cell sees
-            ("resnet18", "layer3", 3, 192),
-            ("densenet121", "features.denseblock2", None, 144),
-            ("convnext_tiny", "features.3", None, 144),
-        ]
-    ),
-    "height": st.integers(60, 130),
-    "width": st.integers(60, 130),
-    "share": st.sampled_from([0.02, 0.2, 1.0]),
-    "tile": st.integers(5, 40),
-    "batch": st.integers(1, 3),
-    "keep": st.integers(0, 3),
-    "modules": st.integers(1, 4),
-    "barrier_every": st.integers(1, 4),
-    "segment_units": st.integers(0, 3),
-    "patch_share": st.sampled_from(
-        [0.25, 100.0]
-    ),  # of the tissue; with much, patches reach past what sees any
-    "seed": st.integers(0, 10**6),
-    "head": st.fixed_dictionaries(
+@dataclass(frozen=True, slots=True)
+class Backbone:
+    """A network up to a layer; `glass_px` of glass, whole head cells, are further than one of its cells sees."""
+
+    name: str
+    truncate: str
+    stem_stride: int | None
+    glass_px: int
+
+
+RESNET = Backbone("resnet18", "layer3", 3, 192)
+DENSENET = Backbone("densenet121", "features.denseblock2", None, 144)
+CONVNEXT = Backbone("convnext_tiny", "features.3", None, 144)
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """A network, a slide and a way of streaming it; `patch_share` 100 lets patches reach past the tissue."""
+
+    backbone: Backbone
+    head: dict[str, str]
+    modules: int
+    barrier_every: int
+    patch_share: float
+    height: int
+    width: int
+    tissue: float
+    tile_cells: int
+    batch: int
+    keep: int
+    segment_units: int
+    seed: int
+
+    def model(self) -> LocalClassifier:
+        return make_model(
+            self.backbone.name, self.modules, seed=self.seed, truncate=self.backbone.truncate, kernel=2, side=16,
+            patch_share=self.patch_share, barrier_every=self.barrier_every,
+            stem_stride=self.backbone.stem_stride, **self.head,
+        )  # fmt: skip
+
+    def slide(self) -> Slide:
+        return make_slide(self.height, self.width, 8, self.tissue, self.seed)
+
+    def stream(self, **more: str) -> StreamConfig:
+        return StreamConfig(
+            tile_cells=self.tile_cells,
+            batch=self.batch,
+            keep=self.keep,
+            segment_units=self.segment_units,
+            **more,
+        )
+
+
+cases = st.builds(
+    Case,
+    backbone=st.sampled_from([RESNET, DENSENET, CONVNEXT]),
+    head=st.fixed_dictionaries(
         {"pooling": st.sampled_from(["auto", "gated"]), "norm": st.sampled_from(["slide", "cohort"])}
     ),
-}
+    modules=st.integers(1, 4),
+    barrier_every=st.integers(1, 4),
+    patch_share=st.sampled_from([0.25, 100.0]),
+    height=st.integers(60, 130),
+    width=st.integers(60, 130),
+    tissue=st.sampled_from([0.02, 0.2, 1.0]),
+    tile_cells=st.integers(5, 40),
+    batch=st.integers(1, 3),
+    keep=st.integers(0, 3),
+    segment_units=st.integers(0, 3),
+    seed=st.integers(0, 10**6),
+)
 light = settings(max_examples=4, deadline=None, suppress_health_check=list(HealthCheck))
 
 
 @light
-@given(**draws)
-def test_any_network_with_a_border_of_zeros(
-    backbone,
-    height,
-    width,
-    share,
-    tile,
-    batch,
-    keep,
-    modules,
-    segment_units,
-    patch_share,
-    barrier_every,
-    seed,
-    head,
-) -> None:
-    name, truncate, stem_stride, _ = backbone
-    model = make_model(
-        name, modules, seed=seed, truncate=truncate, kernel=2, side=16, patch_share=patch_share,
-        barrier_every=barrier_every, stem_stride=stem_stride, **head,
-    )  # fmt: skip
-    slide = make_slide(height, width, 8, share, seed)
-    config = StreamConfig(
-        border="zeros", pool="all", tile_cells=tile, batch=batch, keep=keep, segment_units=segment_units
-    )
-    compare(model, slide, config, glass_margin=None, seed=seed)
+@given(cases)
+def test_any_network_with_a_border_of_zeros(case: Case) -> None:
+    config = case.stream(border="zeros", pool="all")
+    compare(case.model(), case.slide(), config, glass_margin=None, seed=case.seed)
 
 
 @light
-@given(**draws)
-def test_any_network_on_endless_glass(
-    backbone,
-    height,
-    width,
-    share,
-    tile,
-    batch,
-    keep,
-    modules,
-    segment_units,
-    patch_share,
-    barrier_every,
-    seed,
-    head,
-) -> None:
-    name, truncate, stem_stride, margin = backbone
-    model = make_model(
-        name, modules, seed=seed, truncate=truncate, kernel=2, side=16, patch_share=patch_share,
-        barrier_every=barrier_every, stem_stride=stem_stride, **head,
-    )  # fmt: skip
-    slide = make_slide(height, width, 8, share, seed)
-    config = StreamConfig(tile_cells=tile, batch=batch, keep=keep, segment_units=segment_units)
-    compare(model, slide, config, glass_margin=margin, seed=seed)
+@given(cases)
+def test_any_network_on_endless_glass(case: Case) -> None:
+    compare(case.model(), case.slide(), case.stream(), glass_margin=case.backbone.glass_px, seed=case.seed)
 
 
 @pytest.mark.parametrize("barrier_every", [2, 3])
@@ -320,7 +322,7 @@ def test_heads_alone_get_what_they_get_beside_the_backbone(modules: int, config:
     def grads(*, backbone: bool) -> dict[str, Tensor | None]:
         model.zero_grad()
         step = LocalStep(StreamedClassifier(model, config))
-        step(slide, 1, generator=torch.Generator().manual_seed(3), backbone=backbone)
+        step(slide, 1, generator=torch.Generator().manual_seed(3), heads_alone=not backbone)
         return {name: p.grad for name, p in model.named_parameters()}
 
     alone, beside = grads(backbone=False), grads(backbone=True)

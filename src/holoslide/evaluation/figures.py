@@ -193,11 +193,11 @@ def reliability(series: Sequence[tuple[str, Sequence[Bin]]], *, x: str, y: str) 
 
     On the diagonal is the truth. The bins are not joined: what lies between them was not measured.
     """
-    colours = (ACCENT, CLASS_COLOURS[1])
 
     def draw(axes: Axes) -> None:
         axes.plot([0, 1], [0, 1], color="#aab3bc", linewidth=1, linestyle=(0, (3, 3)))
-        for i, ((name, bins), colour) in enumerate(zip(series, colours, strict=False)):
+        for i, (name, bins) in enumerate(series):
+            colour = (ACCENT, CLASS_COLOURS[1])[i]  # as stated, and after the temperature
             stated, observed, low, high = np.array([(b.stated, b.observed, b.low, b.high) for b in bins]).T
             errors = np.maximum(0.0, [observed - low, high - observed])
             axes.errorbar(

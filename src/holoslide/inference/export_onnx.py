@@ -14,6 +14,7 @@ import math
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -214,11 +215,10 @@ def export_onnx(model: LocalClassifier, stream: StreamConfig, folder: Path, *, c
 def _library() -> Any:
     """The `onnx` module; torch's exporter wants `onnxscript` beside it, and says so in a traceback of its own."""
     try:
-        import onnx
-        import onnxscript  # noqa: F401
+        import_module("onnxscript")
+        return import_module("onnx")
     except ImportError as error:
         raise ModelError("onnx", f"needs {error.name}", "pip install 'holoslide[onnx]'") from error
-    return onnx
 
 
 def _facts(network: StreamedClassifier, whole: WholeClassifier) -> dict[str, Any]:

@@ -50,15 +50,18 @@ class Heatmap:
 
     def save(self, path: Path) -> None:
         """Write the raw scores as .npz, whole or not at all."""
-        values = {
-            "attention": self.attention_HW,
-            "evidence": self.evidence_LHW,
-            "bias": self.bias_L,
-            "origin_l0": np.array(self.origin_l0),
-            "cell_l0": np.array(self.cell_l0),
-            "classes": np.array(self.classes),
-        }
-        write_atomically(path, lambda file: np.savez_compressed(file, **values))  # type: ignore[arg-type]
+        write_atomically(
+            path,
+            lambda file: np.savez_compressed(
+                file,
+                attention=self.attention_HW,
+                evidence=self.evidence_LHW,
+                bias=self.bias_L,
+                origin_l0=np.array(self.origin_l0),
+                cell_l0=np.array(self.cell_l0),
+                classes=np.array(self.classes),
+            ),
+        )
 
     def _repr_html_(self) -> str:
         """What a notebook shows."""

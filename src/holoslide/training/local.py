@@ -28,7 +28,7 @@ class StepResult:
 
 
 class LocalStep:
-    """The step of one slide: adds every module's gradients to `.grad`, and changes nothing else."""
+    """The step of one slide: adds every module's gradients to `.grad`; no weight changes."""
 
     def __init__(self, network: StreamedClassifier, *, class_weights: Tensor | None = None) -> None:
         self.network = network
@@ -43,25 +43,27 @@ class LocalStep:
         *,
         generator: torch.Generator,
         scale: float = 1.0,
-        backbone: bool = True,
+        heads_alone: bool = False,
     ) -> StepResult:
         """`scale` multiplies the gradients (1 / slides per optimiser step); `generator` draws dropout, patches.
 
-        Without `backbone` only heads and decoders get gradients, which costs little more than a prediction.
+        With `heads_alone` only heads and decoders get gradients, which costs little more than a prediction.
         """
         network, losses = self.network, list[Loss]()
         features = network.stem_map(slide, training=True)  # frozen
-        for (
-            group
-        ) in network.groups:  # modules up to a barrier: one, as in the paper, unless fewer were asked for
+        for group in network.groups:
+            # Up to a gradient barrier: one module, as in the paper, unless fewer barriers were asked for.
             maps, gradients = [features], list[OutputGradient]()
             for k in group:
-                output = network.part_map(k, maps[-1], training=True, backward=backbone)
-                loss, gradient = self.objectives[k](output, maps[-1], label, generator=generator, scale=scale)
+                output = network.part_map(k, maps[-1], training=True, backward=not heads_alone)
+                # The head's and the decoder's own gradients are added here.
+                loss, gradient = self.objectives[k].loss_and_gradient(
+                    output, maps[-1], label, generator=generator, scale=scale
+                )
                 losses.append(loss)
                 maps.append(output)
                 gradients.append(gradient)
-            network.backward(group, maps, gradients, heads_alone=not backbone)
+            network.backward(group, maps, gradients, heads_alone=heads_alone)
             del gradient, gradients  # they hold the heads' cells
             for features in maps[:-1]:
                 features.free()

@@ -190,7 +190,11 @@ class _Run:
         generator = self.slides.generator(epoch, index)
         with self.slides.open_train(epoch, index) as pixels:
             result = self.step(
-                pixels, sample.target, generator=generator, scale=scale, backbone=self._backbone_rate() > 0
+                pixels,
+                sample.target,
+                generator=generator,
+                scale=scale,
+                heads_alone=self._backbone_rate() == 0,
             )
         hand_back_freed()
         if not all(map(math.isfinite, result.classification + result.reconstruction)):

@@ -54,8 +54,8 @@ class Patches:
 class Objective:
     """loss_k = CE(head(x_k), y) + alpha * L1(decoder(x_k), x_{k-1}) of method part 1; no decoder for the last.
 
-    Gradients of the head's and the decoder's own parameters are added to their `.grad` when it is called (and,
-    for the head's stem, in `pull`).
+    Gradients of the head's and the decoder's own parameters are added to their `.grad` by `loss_and_gradient`
+    (and, for the head's stem, when its gradient is pulled back).
     """
 
     def __init__(self, network: StreamedClassifier, k: int, *, class_weights: Tensor | None) -> None:
@@ -66,7 +66,7 @@ class Objective:
         self.class_weights = class_weights
         self.segment = network.parts[k].segments[-1]
 
-    def __call__(
+    def loss_and_gradient(
         self,
         output: FeatureMap,
         features: FeatureMap,
