@@ -41,7 +41,7 @@ def rates(shape: tuple[int, int, int, int], rounds: int) -> dict[str, float]:
         return conv2d_weight(features, weight.shape, grad, stride, 1)
 
     def strips() -> object:
-        return strip_weight_grad(features, grad, weight, **where)
+        return strip_weight_grad(features, grad, weight.shape[2:], **where)
 
     times, forwards = paired(own, strips, rounds=rounds), paired(forward, forward, rounds=rounds)
     gflop = 2 * grad.numel() * channels * 9 / 1e9

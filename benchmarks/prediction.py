@@ -30,6 +30,7 @@ from benchmarks.prepare import cpu_s
 from holoslide.inference.predict import score_slide
 from holoslide.models.backbone import BackboneConfig
 from holoslide.models.classifier import InputConfig, LocalClassifier, ModelConfig
+from holoslide.models.memory import plan_for
 from holoslide.models.streamed import StreamConfig, StreamedClassifier
 from holoslide.slides.phantom import LABELS, PhantomConfig, draw_phantom
 from holoslide.slides.prepare import PrepareConfig, PrepareJob, prepare_slide
@@ -59,7 +60,7 @@ def by_holoslide(slide: Path, mpp: float) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
         seconds = cpu_s(lambda: _prepare(slide, mpp, Path(folder)))
         with Raster.open(Path(folder) / "one.tif") as raster:
-            network.follow(network.plan_for(raster, training=False))  # once for a cohort
+            network.follow(plan_for(network, raster, training=False))  # once for a cohort
             return {"prepare_s": seconds, "network_s": cpu_s(lambda: score_slide(network, raster))}
 
 

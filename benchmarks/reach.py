@@ -32,6 +32,7 @@ from benchmarks.slides import NoisePixels
 from benchmarks.streaming import resnet34
 from holoslide.models.classifier import LocalClassifier
 from holoslide.models.heads import Head
+from holoslide.models.memory import plan_for
 from holoslide.models.streamed import StreamConfig, StreamedClassifier, head_map
 from holoslide.streaming.cost import PeakBytes
 from holoslide.streaming.plan import parameter_bytes
@@ -109,7 +110,7 @@ def _weights(model: LocalClassifier) -> int:
 def planned(modules: int, side_px: int) -> tuple[int, int]:
     """Peak bytes, and bytes in a file, of training on a slide under the budget."""
     network = StreamedClassifier(resnet34(modules), StreamConfig(memory_gib=BUDGET_GIB))
-    plan = network.plan_for(NoisePixels(side_px, tissue=TISSUE), training=True)
+    plan = plan_for(network, NoisePixels(side_px, tissue=TISSUE), training=True)
     assert plan is not None
     return plan.peak_bytes, plan.file_bytes
 

@@ -9,6 +9,7 @@ import torch
 
 from benchmarks.plain import plain_step, whole
 from holoslide.models.classifier import LocalClassifier
+from holoslide.models.memory import plan_for
 from holoslide.models.streamed import StreamedClassifier
 from holoslide.slides.pixels import Pixels
 from holoslide.streaming.plan import Plan
@@ -25,7 +26,7 @@ def draws() -> torch.Generator:
 
 def follow_plan(network: StreamedClassifier, slide: Pixels, *, kept: bool = True) -> Plan:
     """Plan training for the slide and follow that; unless `kept`, every graph is made anew in the backward pass."""
-    plan = network.plan_for(slide, training=True)
+    plan = plan_for(network, slide, training=True)
     assert plan is not None, "the configuration gives tiles, so there is nothing to plan"
     network.follow(plan if kept else without_graphs(plan))
     return plan

@@ -40,6 +40,7 @@ from benchmarks.slides import GLASS, NoisePixels
 from holoslide.geometry import Box
 from holoslide.models.backbone import BackboneConfig
 from holoslide.models.classifier import InputConfig, LocalClassifier, ModelConfig
+from holoslide.models.memory import plan_for
 from holoslide.models.streamed import StreamConfig, StreamedClassifier
 from holoslide.streaming.plan import Plan, parameter_bytes
 from holoslide.streaming.storage import StorageConfig
@@ -103,7 +104,7 @@ def plan_of(
     """The plan of a training step, and what of it is there before: weights, their folded twins, AdamW's moments."""
     model = resnet34(modules)
     network = StreamedClassifier(model, StreamConfig(memory_gib=memory_gib), mixed=mixed)
-    plan = network.plan_for(NoisePixels(side_px, tissue=tissue), training=True)
+    plan = plan_for(network, NoisePixels(side_px, tissue=tissue), training=True)
     assert plan is not None
     return plan, 3 * parameter_bytes(model) + parameter_bytes(model.parts)
 
@@ -111,7 +112,11 @@ def plan_of(
 def training_step(
     side_px: int, modules: int, plan: Plan, *, tissue: float, mixed: Mixed
 ) -> tuple[int, float]:
-    """A step by a plan, and the optimiser's, after one on a small slide: bytes held before it, and seconds."""
+    """A step by a plan, and the optimiser's, after one on a small slide: bytes held before it, and seconds.
+
+    A small slide comes before it in the same step, too: then all gradients are there, as in all steps of more than
+    one slide.
+    """
     model = resnet34(modules)
     network = StreamedClassifier(model, StreamConfig(), mixed=mixed)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)
@@ -120,8 +125,8 @@ def training_step(
     step = LocalStep(network)
 
     def train(slide: NoisePixels) -> None:
-        optimizer.zero_grad()
-        step(slide, 1, generator=_draws())
+        for one in (NoisePixels(256), slide):
+            step(one, 1, generator=_draws())
         optimizer.step()
 
     train(NoisePixels(256))
@@ -200,7 +205,7 @@ def time_ratio(
     if tissue == 1:
         config = dataclasses.replace(config, border="zeros", pool="all")
     network = StreamedClassifier(model, config, mixed=mixed)
-    plan = network.plan_for(slide, training=True)
+    plan = plan_for(network, slide, training=True)
     assert plan is not None
     network.follow(plan if kept else _without_graphs(plan))
     step, whole = LocalStep(network), _whole(NoisePixels(side_px))

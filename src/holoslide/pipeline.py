@@ -46,9 +46,11 @@ from holoslide.slides.facts import Mpp
 from holoslide.slides.prepare import STALL_S, PrepareConfig, PrepareJob, PrepareResult, prepare
 from holoslide.slides.raster import Raster
 from holoslide.streaming.plan import Plan
+from holoslide.training.averaging import Average
 from holoslide.training.history import resident_bytes
 from holoslide.training.loop import FitResult, Progress, Sample, fit
 from holoslide.training.parallel import mixed_dtype
+from holoslide.training.planning import plan_part
 from holoslide.training.samples import OpenPixels
 
 TABLES = {".csv", ".tsv", ".txt"}
@@ -285,10 +287,11 @@ def plan_cohort(prepared: Prepared, config: RunConfig) -> list[CohortPlan]:
     network = StreamedClassifier(
         model.to(device), config.stream, mixed=mixed_dtype(config.train.precision, device)
     )
+    average_bytes = Average(model, config.train.average).size_bytes
     plans = []
     with Raster.open(prepared.rasters[largest]) as raster:
         for purpose, training in (("training", True), ("validation", False)):
-            plan = network.plan_for(raster, training=training)
+            plan = plan_part(network, raster, training=training, held_bytes=average_bytes)
             if plan is None:
                 raise ConfigError("stream.tile_cells", "is set, so there is nothing to plan", "leave it out")
             plans.append(CohortPlan(purpose, largest, plan))

@@ -48,6 +48,7 @@ from holoslide.inference.predict import SlideScores, score_slide
 from holoslide.inference.show import PICTURE_PX, prediction_html
 from holoslide.models.classifier import LocalClassifier
 from holoslide.models.hub import model_folder
+from holoslide.models.memory import plan_for
 from holoslide.models.streamed import StreamedClassifier
 from holoslide.pipeline import Advance, Prepared, write_json, write_rows
 from holoslide.reporting import pictures_of, raster_picture, report_of
@@ -136,7 +137,7 @@ class Predictor:
                     f"is at {raster.mpp} um/px and the model at {self.model.mpp}",
                     f"prepare it with --mpp {self.model.mpp}",
                 )
-            self.network.follow(self.network.plan_for(raster, training=False))
+            self.network.follow(plan_for(self.network, raster, training=False))
             scores = score_slide(self.network, raster, explain=heads)
             maps = tuple(make_heatmap(scores.cells[k], raster, self.model.classes) for k in heads)
         return Prediction(row, raster_path, scores, maps)

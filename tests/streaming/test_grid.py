@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from holoslide.geometry import Box
+from holoslide.models.memory import plan_for
 from holoslide.streaming import plan as planning
 from holoslide.streaming.features import GridSpec, make_grid
 from holoslide.streaming.receptive import Receptive
@@ -39,6 +40,7 @@ def test_each_tile_holds_its_wanted_cells_and_little_else(
     reach = Box(-30, -30, 130, 130)
     covered = np.zeros(reach.shape, np.bool_)
     needed = tissue.seen_by(reach, field)
+    assert tissue.count(field) == needed.sum()
     if wanted is not None:
         needed &= tissue.seen_by(reach, wanted)
     for tile, box in grid.boxes.items():
@@ -66,7 +68,7 @@ def test_a_plan_is_the_same_when_all_sides_are_tried(
     plans = []
     for hopeless in (planning._HOPELESS, 1e9):
         monkeypatch.setattr(planning, "_HOPELESS", hopeless)
-        plan = _network(2, memory_gib=memory_gib).plan_for(_slide(1500), training=True)
+        plan = plan_for(_network(2, memory_gib=memory_gib), _slide(1500), training=True)
         assert plan is not None
         plans.append([(stage.tiling, stage.work_bytes) for stage in plan.stages])
     assert plans[0] == plans[1]

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from holoslide.models.memory import plan_for
 from holoslide.models.streamed import StreamConfig, StreamedClassifier
 from holoslide.streaming.storage import Storage, StorageConfig
 from holoslide.training.local import LocalStep, StepResult
@@ -60,7 +61,7 @@ def test_a_step_stays_within_its_plan() -> None:
     model = make_model("resnet18", 3, seed=2, truncate="layer3", side=8).float().cuda()
     network = StreamedClassifier(model, StreamConfig(memory_gib=1.0), mixed=torch.bfloat16)
     slide = make_slide(3000, 2800, 32, 0.9, seed=4)
-    plan = network.plan_for(slide, training=True)
+    plan = plan_for(network, slide, training=True)
     assert plan is not None
     network.follow(plan)
     torch.cuda.reset_peak_memory_stats()

@@ -8,10 +8,11 @@ import pytest
 import torch
 
 from holoslide.errors import MemoryPlanError
-from holoslide.models import streamed
+from holoslide.models import memory
 from holoslide.models.backbone import BackboneConfig
 from holoslide.models.classifier import LocalClassifier, ModelConfig
 from holoslide.models.heads import HeadConfig
+from holoslide.models.memory import plan_for
 from holoslide.models.reconstruction import ReconstructionConfig
 from holoslide.models.streamed import StreamConfig, StreamedClassifier
 from holoslide.slides.pixels import ArrayPixels
@@ -62,7 +63,7 @@ def _slide(side_px: int) -> ArrayPixels:
 @pytest.mark.parametrize("memory_gib", [0.28, 1.0])
 def test_a_step_takes_what_its_plan_says_and_no_more(modules, barrier_every, memory_gib):
     network, slide = _network(modules, barrier_every=barrier_every, memory_gib=memory_gib), _slide(900)
-    network.follow(plan := network.plan_for(slide, training=True))
+    network.follow(plan := plan_for(network, slide, training=True))
     step = LocalStep(network)
     with PeakBytes() as counted:
         step(slide, 0, generator=torch.Generator().manual_seed(0))
@@ -73,15 +74,33 @@ def test_a_step_takes_what_its_plan_says_and_no_more(modules, barrier_every, mem
     assert counted.peak >= 0.5 * planned
 
 
+def _largest_windows(network: StreamedClassifier, slide: ArrayPixels) -> list[int]:
+    """Input cells of the largest window of each map, from the stem's to the last."""
+    maps = [network.stem_map(slide)]
+    maps += [network.part_map(0, maps[0])]
+    return [max(window.area for batch in made.batches for window in batch.windows) for made in maps]
+
+
+def test_no_slide_with_less_tissue_gets_larger_windows_than_were_planned():
+    # Tiles are evened out over each slide: 1,100 px are two tiles of 69 cells and 1,024 px one of 128, if both may
+    # have 128.
+    network, largest = _network(1, memory_gib=0.22), _slide(1100)
+    network.follow(plan_for(network, largest, training=True))
+    planned = _largest_windows(network, largest)
+    for side_px in (1024, 896, 640):
+        taken = _largest_windows(network, _slide(side_px))
+        assert all(one <= most for one, most in zip(taken, planned, strict=True)), (side_px, taken, planned)
+
+
 def test_the_smallest_budget_that_is_named_does_and_less_does_not():
     slide = _slide(400)
     with pytest.raises(MemoryPlanError, match="at its smallest tiles") as refused:
-        _network(2, memory_gib=0.01).plan_for(slide, training=True)
+        plan_for(_network(2, memory_gib=0.01), slide, training=True)
     needed = float(re.search(r"needs ([\d.]+) GiB", str(refused.value)).group(1))
-    plan = _network(2, memory_gib=needed + 0.01).plan_for(slide, training=True)
+    plan = plan_for(_network(2, memory_gib=needed + 0.01), slide, training=True)
     assert plan.peak_bytes <= (needed + 0.01) * GIB
     with pytest.raises(MemoryPlanError):
-        _network(2, memory_gib=needed - 0.01).plan_for(slide, training=True)
+        plan_for(_network(2, memory_gib=needed - 0.01), slide, training=True)
 
 
 @pytest.mark.parametrize("modules", [1, 4])
@@ -89,7 +108,7 @@ def test_a_smaller_budget_changes_the_tiles_and_nothing_but_rounding(modules):
     slide, ends = _slide(600), []
     for memory_gib in (0.2, 2.0):
         network = _network(modules, dtype=torch.float64, memory_gib=memory_gib)
-        network.follow(plan := network.plan_for(slide, training=True))
+        network.follow(plan := plan_for(network, slide, training=True))
         LocalStep(network)(slide, 0, generator=torch.Generator().manual_seed(0))
         gradients = [p.grad for p in network.model.parameters() if p.grad is not None]
         ends.append(([s.tiles for s in plan.stages], gradients))
@@ -122,7 +141,7 @@ def test_a_resumed_run_keeps_its_plan_whatever_memory_is_free(tmp_path, monkeypa
     with pytest.raises(StopError):
         tiny.run(tmp_path / "killed", slides, config=tiny.config(epochs=3), progress=StopAfterOne())
     before = (tmp_path / "killed" / "plan.json").read_bytes()
-    monkeypatch.setattr(streamed, "free_bytes", lambda device: 2**25)
+    monkeypatch.setattr(memory, "free_bytes", lambda device: 2**25)
     tiny.run(tmp_path / "killed", slides, config=tiny.config(epochs=3), resume=True)
     assert (tmp_path / "killed" / "plan.json").read_bytes() == before
     _assert_same_end(tmp_path / "peace", tmp_path / "killed")

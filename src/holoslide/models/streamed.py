@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
@@ -19,20 +18,17 @@ from holoslide.errors import ConfigError
 from holoslide.geometry import Box
 from holoslide.models.classifier import LocalClassifier
 from holoslide.models.heads import Head
-from holoslide.models.readout import CHUNK_VALUES
 from holoslide.models.reconstruction import Decoder
 from holoslide.streaming.chain import Chain
-from holoslide.streaming.cost import Cost, Peak, PeakBytes, measure
+from holoslide.streaming.cost import Cost
 from holoslide.streaming.features import Batch, FeatureMap, GradientMap, Pixels, PixelSource
-from holoslide.streaming.host import free_bytes, hand_back_freed
-from holoslide.streaming.plan import HEAP_BYTES, SLACK, Plan, Stage, make_plan, parameter_bytes
+from holoslide.streaming.host import hand_back_at_once, hand_back_freed
+from holoslide.streaming.plan import Plan
 from holoslide.streaming.receptive import Receptive
 from holoslide.streaming.storage import Storage, StorageConfig
 from holoslide.streaming.tiled import Border, OutputGradient, Segment, Tiling, backward_readers
 
 Pool = Literal["tissue", "all"]
-_TRIAL_SIDES = (4, 12)  # of patches
-_TAKEN = 0.7  # of free memory, where no budget is given
 
 
 @dataclass(frozen=True)
@@ -90,7 +86,7 @@ class StreamedClassifier:
         self.decoders = cast("list[Decoder]", list(model.decoders))
         parts = cast("list[nn.Sequential]", list(model.parts))
         self.mixed = mixed
-        self._costs: dict[tuple[int, bool, bool], Cost] = {}
+        self.costs: dict[tuple[int, bool, bool], Cost] = {}  # what `memory.py` has measured
         self.stem = self._chain([model.stem])
         self.parts = [
             self._chain(_segments(part, config.segment_units), block=head_stride(head), last=True)
@@ -118,16 +114,16 @@ class StreamedClassifier:
 
     def stem_map(self, pixels: Pixels, *, training: bool = False) -> FeatureMap:
         """x_0: the frozen stem's output, where later maps read it."""
-        return self.stem.forward(self.source(pixels), wanted=self._wanted(-1, training=training))
+        return self.stem.forward(self.source(pixels), wanted=self.wanted(-1, training=training))
 
     def part_map(
         self, k: int, features: FeatureMap, *, training: bool = False, backward: bool | None = None
     ) -> FeatureMap:
         """Part k's output, where its head and later maps read it; `backward` (as `training`) says whether one
         follows."""
-        wanted = self._wanted(k, training=training)
+        wanted = self.wanted(k, training=training)
         follows = training if backward is None else backward
-        crossed = k > self._group(k)[0]
+        crossed = k > self.group(k)[0]
         return self.parts[k].forward(features, training=follows, input_grad=crossed, wanted=wanted)
 
     def backward(
@@ -155,11 +151,11 @@ class StreamedClassifier:
                 gradient.free()
             following = (into,) if into is not None else ()
 
-    def _group(self, k: int) -> range:
+    def group(self, k: int) -> range:
         """The parts that no gradient barrier parts from part k."""
         return next((group for group in self.groups if k in group), range(k, k + 1))
 
-    def _wanted(self, k: int, *, training: bool) -> list[Receptive | None]:
+    def wanted(self, k: int, *, training: bool) -> list[Receptive | None]:
         """For each segment of part k (the stem is part -1): the pixels around a cell whose heads read it.
 
         Reconstruction reads a map, in training, wherever a patch may fall: then all of it is wanted.
@@ -207,119 +203,17 @@ class StreamedClassifier:
     def _tiling(self) -> Tiling:
         return Tiling(side=self.config.tile_cells or 128, batch=self.config.batch, keep=self.config.keep)
 
-    def plan_for(
-        self, slide: Pixels, *, training: bool, share: float = 1.0, held_bytes: int = 0
-    ) -> Plan | None:
-        """Tiles and storage for a slide, and for all that have less tissue; None if the tiles were given.
-
-        `share` is this process's part of what memory is free, and `held_bytes` what the budget has to hold beside
-        weights, gradients and the optimiser's moments. Raises `MemoryPlanError` if that is too little.
-        """
-        if self.config.tile_cells is not None:
-            return None
-        source = self.source(slide)
-        given = self.config.memory_gib
-        budget = int(given * 2**30) if given else int(_TAKEN * share * free_bytes(self.device))
-        host = 0
-        if self.device.type != "cpu":
-            host = int(_TAKEN * share * free_bytes(torch.device("cpu")))
-        weights, twins = parameter_bytes(self.model), parameter_bytes(self.model.parts)
-        # Training holds gradients of both, and AdamW's two moments of the weights, too.
-        fixed_bytes = HEAP_BYTES + held_bytes + (4 * weights + 2 * twins if training else weights + twins)
-        return make_plan(
-            self._stages(source, training=training),
-            source.tissue,
-            source.frame,
-            budget_bytes=budget,
-            fixed_bytes=fixed_bytes,
-            host_bytes=host,
-            folder=self.config.folder,
-        )
-
     def follow(self, plan: Plan | None) -> None:
         """Run slides by a plan from now on; None leaves the tiles that were given."""
         if plan is None:
             return
+        if self.device.type == "cpu":
+            hand_back_at_once()  # the plan counts what tensors take, not what the heap would keep of them
         self.storage = Storage(plan.storage, self.device)
         planned = iter(plan.stages)
         for chain in (self.stem, *self.parts):
             chain.storage = self.storage
             chain.tilings = [next(planned).tiling for _ in chain.segments]
-
-    def _stages(self, source: PixelSource, *, training: bool) -> list[Stage]:
-        """Every segment in the order they run; the stem is part -1."""
-        parts = range(-1, len(self.parts))
-        return [stage for k in parts for stage in self._stages_of(k, source, training=training)]
-
-    def _stages_of(self, k: int, source: PixelSource, *, training: bool) -> Iterator[Stage]:
-        chain, trains = self.parts[k] if k >= 0 else self.stem, training and k >= 0
-        wanted, group = self._wanted(k, training=training), self._group(k)
-        # What the heads hold lasts until the backward pass of all parts up to the barrier.
-        held = sum(self._head_bytes(j, source, training=training) for j in (group if trains else [k]))
-        last = len(chain.segments) - 1
-        for i, segment in enumerate(chain.segments):
-            crossed = i > 0 or k > group[0]
-            yield Stage(
-                name=f"module {k + 1}" if k >= 0 else "stem",
-                segment=segment,
-                cost=self._cost(segment, trains=trains, input_grad=trains and crossed),
-                block=head_stride(self.heads[k]) if k >= 0 and i == last else 1,
-                everywhere=self.pool == "all" and k >= 0 and i == last,
-                wanted=wanted[i] if wanted else None,
-                trains=trains,
-                barrier=not training or (i == last and k == group[-1]),
-                head_bytes=held if trains or i == last else 0,
-                decoder_bytes=self._decoder_bytes(k, source) if trains and i == last else 0,
-            )
-
-    def _cost(self, segment: Segment, *, trains: bool, input_grad: bool) -> Cost:
-        key = (id(segment), trains, input_grad)
-        if key not in self._costs:
-            self._costs[key] = measure(segment, trains=trains, input_grad=input_grad)
-        return self._costs[key]
-
-    def _head_bytes(self, k: int, source: PixelSource, *, training: bool) -> int:
-        """What head k holds while windows are worked on: its cells, and dL/d(output) of the patches."""
-        if k < 0:
-            return 0
-        head, exact = self.heads[k], torch.promote_types(self.dtype, torch.float32).itemsize
-        cells = self._tissue_cells(k, source) / head_stride(head) ** 2 + 1
-        stored = self.parts[k].segments[-1].dtype.itemsize
-        values: float = cells * head.stem.out_channels * (2 * stored + exact if training else stored)
-        values += 10 * exact * (CHUNK_VALUES + cells)
-        if training and k < len(self.decoders):
-            patch_cells = self.model.config.reconstruction.patches * self._patch_side(k, source) ** 2
-            values += patch_cells * self.parts[k].segments[-1].out_channels * stored
-        return int(values)
-
-    def _decoder_bytes(self, k: int, source: PixelSource) -> int:
-        """What reconstructing module k's input takes, measured on small patches: it grows with their area."""
-        if k >= len(self.decoders):
-            return 0
-        decoder, stride = (
-            copy.deepcopy(self.decoders[k]),
-            self.model.strides[k],
-        )  # a trial leaves no gradients
-        first, last = self.parts[k].segments[0], self.parts[k].segments[-1]
-        count, areas, runs = self.model.config.reconstruction.patches, [], []
-        for side in _TRIAL_SIDES:
-            with PeakBytes() as counted, self.autocast():
-                seen = torch.rand(count, last.out_channels, side, side, device=self.device, dtype=last.dtype)
-                fine = side * stride
-                target = torch.rand(count, first.channels, fine, fine, device=self.device, dtype=first.dtype)
-                decoder.pull_back(seen, target, scale=stride, weight=0.0)
-            areas.append(side * side)
-            runs.append(counted)
-        return int(SLACK * Peak.through(areas, runs).at(self._patch_side(k, source) ** 2))
-
-    def _patch_side(self, k: int, source: PixelSource) -> int:
-        cells = self._tissue_cells(k, source)
-        return self.model.config.reconstruction.side_in(cells, largest=self.decoders[k].side)
-
-    def _tissue_cells(self, k: int, source: PixelSource) -> float:
-        """Tissue's area in cells of part k's map."""
-        unit = math.prod(s.field.stride for c in (self.stem, *self.parts[: k + 1]) for s in c.segments)
-        return source.tissue.area_px / unit**2
 
 
 def _segments(part: nn.Sequential, units: int) -> list[nn.Module]:

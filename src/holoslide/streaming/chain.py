@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
+
 from holoslide.streaming.features import FeatureMap, GradientMap, GridSpec, Source
 from holoslide.streaming.receptive import Receptive
 from holoslide.streaming.storage import Storage
@@ -55,9 +57,15 @@ class Chain:
                 wanted=wanted[i] if wanted else None,
             )
             used = tiling if training else Tiling(tiling.side, tiling.batch)
-            output = forward_tiles(
-                segment, source, tiling=used, spec=spec, storage=self.storage, input_grad=input_grad or i > 0
-            )
+            with torch.set_grad_enabled(training and torch.is_grad_enabled()):
+                output = forward_tiles(
+                    segment,
+                    source,
+                    tiling=used,
+                    spec=spec,
+                    storage=self.storage,
+                    input_grad=input_grad or i > 0,
+                )
             if training:
                 self._sources.append(source)
             elif i > 0 and isinstance(source, FeatureMap):

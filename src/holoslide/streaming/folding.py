@@ -48,16 +48,17 @@ class Folded(nn.Module):
 
     def refresh(self) -> None:
         """Give the twin the module's present values."""
-        self._values = _folded_values(self.module, self.twin, self._pairs)
+        values = _folded_values(self.module, self.twin, self._pairs)
         buffers = dict(self.module.named_buffers())
         with torch.no_grad():
             for name, buffer in self.twin.named_buffers():  # of norms that are not folded
                 buffer.copy_(buffers[name])
-            for parameter, value in self._values:
+            for parameter, value in values:
                 parameter.copy_(value)
                 parameter.requires_grad_(value.requires_grad)
                 parameter.grad = None
         self._fresh = torch.is_grad_enabled()
+        self._values = values if self._fresh else []  # else a copy of the weights, kept for nothing
 
     def check_fresh(self) -> None:
         """Raise `RuntimeError` where `pull_back` would have nothing to pull back to."""

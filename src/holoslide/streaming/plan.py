@@ -24,12 +24,12 @@ from holoslide.streaming.tiled import Segment, Tiling
 from holoslide.streaming.tissue import Tissue
 
 SLACK = 1.05
-HEAP_BYTES = 80 * 10**6
+HEAP_BYTES = 60 * 10**6
 _SIDES = (24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
 # What starting on a window costs, as the side of a square of input cells that takes as long.
 _START_CELLS = {"cpu": 40, "cuda": 400}
 _NEAR_BEST = 1.05
-_HOPELESS = 2.0  # so many times the work of the best: smaller tiles only take more
+_HOPELESS = 1.2  # so many times the work of the best: smaller tiles only take more
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,16 +155,18 @@ def _option(stage: Stage, tissue: Tissue, field: Receptive, frame: Box, *, side:
     before, after, stride = segment.field.margin_before, segment.field.margin_after, segment.field.stride
     spec = GridSpec(max(side, stage.block), stage.block, stage.everywhere, stage.wanted)
     grid = make_grid(spec, tissue, field, frame, clip=segment.border == "zeros")
-    areas: Counter[int] = Counter()
-    for shape, number in Counter(box.shape for box in grid.boxes.values()).items():
-        areas[math.prod((n + before + after) * stride for n in shape)] += number
-    area, count = max(areas, default=0), len(grid.index)
-    cells = sum(size * number for size, number in areas.items())
+    shapes, count = Counter(box.shape for box in grid.boxes.values()), len(grid.index)
+    cells = sum(
+        number * math.prod((n + before + after) * stride for n in shape) for shape, number in shapes.items()
+    )
+    # Another slide's tiles are evened out otherwise: none over the side that is told, but one may have all of it.
+    whole = max(grid.size) if count else spec.side
+    area = ((whole + before + after) * stride) ** 2
     work = cost.backward_bytes.at(area) if stage.trains else cost.forward_bytes.at(area)
     passes = [cost.forward_s, *([cost.backward_s] if stage.trains else [])]
     seconds = sum(count * line.fixed + line.per_cell * cells for line in passes)
     graph_bytes = int(cost.graph_bytes.at(area)) if stage.trains else 0
-    tiling = Tiling(spec.side, keep=count if stage.trains else 0, graph_bytes=graph_bytes)
+    tiling = Tiling(whole, keep=count if stage.trains else 0, graph_bytes=graph_bytes)
     tile_bytes = grid.size[0] * grid.size[1] * segment.out_channels * segment.dtype.itemsize
     # The next window is read meanwhile.
     ahead = area * segment.channels * segment.dtype.itemsize if count > 1 else 0

@@ -50,11 +50,22 @@ class Tissue:
 
     def seen_by(self, box_cell: Box, field: Receptive) -> NDArray[np.bool_]:
         """For each cell of a box, (h, w): is there tissue in its receptive field on pixels?"""
+        seen, rows, columns = self._seen(box_cell, field)
+        return seen.take(rows, axis=0).take(columns, axis=1)
+
+    def count(self, field: Receptive) -> int:
+        """How many cells see tissue, of all those that have this receptive field on pixels."""
+        seen, rows, columns = self._seen(self.extent(field), field)
+        return int(np.bincount(rows) @ seen @ np.bincount(columns)) if seen.size else 0
+
+    def _seen(
+        self, box_cell: Box, field: Receptive
+    ) -> tuple[NDArray[np.bool_], NDArray[np.int64], NDArray[np.int64]]:
+        """What `seen_by` says for each pair of distinct rows and columns, and which each cell's are."""
         top, bottom, rows = self._span(box_cell.top, box_cell.bottom, field, axis=0)
         left, right, columns = self._span(box_cell.left, box_cell.right, field, axis=1)
         sums = self._sums[bottom] - self._sums[top]
-        seen = np.take(sums, right, axis=1) > np.take(sums, left, axis=1)
-        return seen.take(rows, axis=0).take(columns, axis=1)
+        return np.take(sums, right, axis=1) > np.take(sums, left, axis=1), rows, columns
 
     def _span(
         self, start: int, stop: int, field: Receptive, *, axis: int

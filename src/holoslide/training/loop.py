@@ -134,7 +134,7 @@ class _Run:
         self.out.mkdir(parents=True, exist_ok=True)
         self.plan = plan_run(
             self.network, self.slides, self.fabric, self.out,
-            held_bytes=self.average.size_bytes, begun=self._steps() > 0,
+            nodes=self.config.nodes, held_bytes=self.average.size_bytes, begun=self._steps() > 0,
         )  # fmt: skip
         self.logger = TensorBoardLogger(self.out, "tensorboard", "", purge_step=self._steps())
         reports_to = progress if self.fabric.is_global_zero else Silent()
@@ -166,7 +166,6 @@ class _Run:
 
     def train_group(self, group: Sequence[int]) -> list[list[float]]:
         """One optimiser step: the mean gradient of a group of slides, shared out over ranks by tissue area."""
-        self.optimizer.zero_grad()
         losses = torch.zeros(len(group), 2 * self.modules, dtype=torch.float64)
         mine = share([self.slides.train_px[index] for index in group], self.fabric.world_size)
         for place in mine[self.fabric.global_rank]:
@@ -179,6 +178,7 @@ class _Run:
             if rates["name"] == "backbone":
                 rates["lr"] *= self._backbone_rate()
         self.optimizer.step()
+        self.optimizer.zero_grad()  # here and not before the next one: validation's plan has no room for them
         self.average.update(self._steps())
         self.reporter.others("train", [group[place] for place in others(mine, self.fabric.global_rank)])
         rows: list[list[float]] = sum_over_ranks(self.fabric, losses).tolist()

@@ -15,8 +15,10 @@ import pydantic
 from lightning_fabric import Fabric
 
 from holoslide.files import write_atomically
+from holoslide.models.memory import plan_for
 from holoslide.models.streamed import StreamConfig, StreamedClassifier
-from holoslide.streaming.plan import Plan
+from holoslide.streaming.features import Pixels
+from holoslide.streaming.plan import Plan, parameter_bytes
 from holoslide.training.samples import Slides
 
 PLAN = "plan.json"  # in the run's folder
@@ -37,8 +39,8 @@ class RunPlan:
 
 
 def plan_run(
-    network: StreamedClassifier, slides: Slides, fabric: Fabric, out: Path, *, held_bytes: int = 0,
-    begun: bool = False,
+    network: StreamedClassifier, slides: Slides, fabric: Fabric, out: Path, *, nodes: int = 1,
+    held_bytes: int = 0, begun: bool = False,
 ) -> RunPlan:  # fmt: skip
     """A new plan, which is written to `out`; for a run that has `begun` the one there, if its budget is the same.
 
@@ -49,24 +51,29 @@ def plan_run(
     if fabric.is_global_zero:
         plan = _read(out / PLAN) if begun else None
         if plan is None or plan.stream != network.config:
-            plan = _make(network, slides, share=_share(fabric), held_bytes=held_bytes)
+            processes = max(1, fabric.world_size // nodes)  # on this machine
+            plan = _make(network, slides, processes=processes, held_bytes=held_bytes)
             _write(plan, out / PLAN)
     plan = fabric.broadcast(plan)
     assert plan is not None
     return plan
 
 
-def _make(network: StreamedClassifier, slides: Slides, *, share: float, held_bytes: int) -> RunPlan:
+def _make(network: StreamedClassifier, slides: Slides, *, processes: int, held_bytes: int) -> RunPlan:
     with slides.open_largest("train") as pixels:
-        train = network.plan_for(pixels, training=True, share=share, held_bytes=held_bytes)
+        train = plan_part(network, pixels, training=True, processes=processes, held_bytes=held_bytes)
     with slides.open_largest("valid") as pixels:
-        valid = network.plan_for(pixels, training=False, share=share, held_bytes=held_bytes)
+        valid = plan_part(network, pixels, training=False, processes=processes, held_bytes=held_bytes)
     return RunPlan(network.config, train, valid)
 
 
-def _share(fabric: Fabric) -> float:
-    """A GPU is one process's own; the host's memory is shared by all processes of a node."""
-    return 1.0 if fabric.device.type == "cuda" else 1 / max(1, fabric.world_size)
+def plan_part(
+    network: StreamedClassifier, slide: Pixels, *, training: bool, processes: int = 1, held_bytes: int = 0
+) -> Plan | None:
+    """The plan of a run's training, or of its validation, for a slide; `held_bytes` as in `plan_run`."""
+    if not training:
+        held_bytes += 2 * parameter_bytes(network.model)  # AdamW's moments outlast the epoch
+    return plan_for(network, slide, training=training, processes=processes, held_bytes=held_bytes)
 
 
 def _write(plan: RunPlan, path: Path) -> None:
