@@ -1,10 +1,10 @@
 """The host's memory: how much is free, how the C library is to ask for it, and how it gives it back.
 
 Tensors of many sizes follow each other here, and glibc keeps the pieces of each size: a training step of 600 MB of
-tensors grew to 1 GB of resident memory, and a run of many slides to 1.4 times its plan. So where a plan is followed,
-or maps go to a file, blocks of `_APART_BYTES` and more are each asked of the system and handed back at once.
-That costs the zeroing of new pages; large pages, which
-`holoslide/__init__.py` asks PyTorch for, make it 8 % of a step instead of 20 to 40 %.
+tensors grew to 1 GB of resident memory, and a run of many slides to 1.4 times its plan. So where a plan is
+followed, or maps go to a file, blocks of `_APART_BYTES` and more are each asked of the system and handed back at
+once. That costs the zeroing of new pages; large pages, which `holoslide/__init__.py` asks PyTorch for, make it 8 %
+of a step instead of 20 to 40 %.
 """
 
 from __future__ import annotations
