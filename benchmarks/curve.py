@@ -59,6 +59,8 @@ def network(options: Options, side_px: int) -> LocalClassifier:
     config = ModelConfig(
         backbone=BackboneConfig(name=options.values["backbone"], weights="none"),
         modules=options.values["modules"],
+        border="zeros",
+        pool="all",
         heads=HeadConfig(kernel=3),
         reconstruction=ReconstructionConfig(patches=4, side=8),
     )
@@ -99,7 +101,7 @@ def plain_run(mixed: torch.dtype | None) -> Run:
 
 def streamed_run(model: LocalClassifier, tile_cells: int) -> Run:
     """Streamed execution of this very model in bf16, each slide in several tiles of every map."""
-    config = StreamConfig(border="zeros", pool="all", tile_cells=tile_cells)
+    config = StreamConfig(tile_cells=tile_cells)
     local = LocalStep(StreamedClassifier(model, config, mixed=torch.bfloat16))
 
     def run(_: LocalClassifier, slide: ArrayPixels, label: int, step: int) -> float:

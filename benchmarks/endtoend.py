@@ -40,7 +40,9 @@ RIVAL = "1.0.7"
 
 def network(backbone: str) -> LocalClassifier:
     """One module, with weights that are the same each time."""
-    config = ModelConfig(backbone=BackboneConfig(name=backbone, weights="none"), modules=1)
+    config = ModelConfig(
+        backbone=BackboneConfig(name=backbone, weights="none"), modules=1, border="zeros", pool="all"
+    )
     model = LocalClassifier.from_config(
         config,
         classes=("no", "yes"),
@@ -53,9 +55,7 @@ def network(backbone: str) -> LocalClassifier:
 def ours(options: Options, *, mixed: torch.dtype | None) -> StreamedClassifier:
     """Our side: a network ready to be streamed."""
     values = options.values
-    config = StreamConfig(
-        border="zeros", pool="all", memory_gib=values["memory"], segment_units=values["segment_units"]
-    )
+    config = StreamConfig(memory_gib=values["memory"], segment_units=values["segment_units"])
     return StreamedClassifier(network(values["backbone"]).to(options.device), config, mixed=mixed)
 
 

@@ -104,13 +104,13 @@ def network(weights: str, glass: tuple[int, int, int], stem: int) -> StreamedCla
     backbone = BackboneConfig(
         name="resnet18", weights=weights, truncate="layer3", stem_stride=None if stem == 2 else stem
     )
-    config = ModelConfig(backbone=backbone, modules=1)
+    config = ModelConfig(backbone=backbone, modules=1, pool="all")
     generator = torch.Generator().manual_seed(0)
     model = LocalClassifier.from_config(
         config, classes=CLASSES, inputs=InputConfig(glass=glass), generator=generator
     )
     mixed = mixed_dtype("auto", torch.device("cpu"))
-    return StreamedClassifier(model.eval(), StreamConfig(pool="all"), mixed=mixed)
+    return StreamedClassifier(model.eval(), StreamConfig(), mixed=mixed)
 
 
 @torch.no_grad()

@@ -30,11 +30,14 @@ def held_bytes(modules: int, side_px: int, device: torch.device, *, plain: bool)
     """The most that one step of ResNet-34 in K modules holds for backward, float32."""
     generator = torch.Generator(device).manual_seed(0)
     config = ModelConfig(
-        backbone=BackboneConfig(name="resnet34", weights="none", stem_stride=3), modules=modules
+        backbone=BackboneConfig(name="resnet34", weights="none", stem_stride=3),
+        modules=modules,
+        border="zeros",
+        pool="all",
     )
     model = LocalClassifier.from_config(config, classes=("no", "yes")).to(device)
     pixels_1CHW = torch.randint(256, (1, 3, side_px, side_px), generator=generator, device=device)
-    step = LocalStep(StreamedClassifier(model, StreamConfig(border="zeros", pool="all", tile_cells=side_px)))
+    step = LocalStep(StreamedClassifier(model, StreamConfig(tile_cells=side_px)))
     parameters = [t for m in (model, *_twins(step)) for t in (*m.parameters(), *m.buffers())]
     with HeldForBackward(parameters) as held:
         if plain:

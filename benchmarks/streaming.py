@@ -44,6 +44,7 @@ from holoslide.models.memory import plan_for
 from holoslide.models.streamed import StreamConfig, StreamedClassifier
 from holoslide.streaming.plan import Plan, parameter_bytes
 from holoslide.streaming.storage import StorageConfig
+from holoslide.streaming.tiled import Border
 from holoslide.training.local import LocalStep
 
 Mixed = torch.dtype | None
@@ -58,9 +59,16 @@ FLAT_GIB, FLAT_QUICK_GIB = (
 )  # budgets that bind on the smaller raster, too: else it takes less than it may
 
 
-def resnet34(modules: int, *, dtype: torch.dtype = torch.float32) -> LocalClassifier:
-    """ResNet-34 in K modules, with weights that are the same each time."""
-    config = ModelConfig(backbone=BackboneConfig(name="resnet34", weights="none"), modules=modules)
+def resnet34(
+    modules: int, *, dtype: torch.dtype = torch.float32, border: Border = "glass"
+) -> LocalClassifier:
+    """ResNet-34 in K modules, with weights that are the same each time; with a border of zeros all cells vote."""
+    config = ModelConfig(
+        backbone=BackboneConfig(name="resnet34", weights="none"),
+        modules=modules,
+        border=border,
+        pool="all" if border == "zeros" else "tissue",
+    )
     generator = torch.Generator().manual_seed(0)
     model = LocalClassifier.from_config(
         config, classes=("no", "yes"), inputs=InputConfig(glass=GLASS), generator=generator
@@ -77,11 +85,11 @@ def _draws() -> torch.Generator:
 
 def gradient_error(modules: int = 4, side_px: int = 352) -> float:
     """The largest absolute difference of any gradient over the largest gradient of that parameter, float64."""
-    slide, model = NoisePixels(side_px), resnet34(modules, dtype=torch.float64)
+    slide, model = NoisePixels(side_px), resnet34(modules, dtype=torch.float64, border="zeros")
     plain_step(model, _whole(slide).double(), 1, slide=slide, generator=_draws())
     plain = [p.grad.clone() for p in model.parameters() if p.grad is not None]
     model.zero_grad()
-    network = StreamedClassifier(model, StreamConfig(border="zeros", pool="all", tile_cells=18))
+    network = StreamedClassifier(model, StreamConfig(tile_cells=18))
     LocalStep(network)(slide, 1, generator=_draws())
     streamed = [p.grad for p in model.parameters() if p.grad is not None]
     # A bias before a norm has no gradient but rounding: small ones are held against the largest.
@@ -200,11 +208,9 @@ def time_ratio(
     side_px: int, modules: int, *, kept: bool, tissue: float = 1.0, rounds: int, mixed: Mixed
 ) -> Paired:
     """A plain local step and a streamed one, in turn."""
-    model, slide = resnet34(modules), NoisePixels(side_px, tissue=tissue)
-    config = StreamConfig(memory_gib=KEEPS_ALL_GIB)
-    if tissue == 1:
-        config = dataclasses.replace(config, border="zeros", pool="all")
-    network = StreamedClassifier(model, config, mixed=mixed)
+    model = resnet34(modules, border="zeros" if tissue == 1 else "glass")
+    slide = NoisePixels(side_px, tissue=tissue)
+    network = StreamedClassifier(model, StreamConfig(memory_gib=KEEPS_ALL_GIB), mixed=mixed)
     plan = plan_for(network, slide, training=True)
     assert plan is not None
     network.follow(plan if kept else _without_graphs(plan))

@@ -279,7 +279,7 @@ def test_plan_announces_memory(cohort: Path, holoslide: Command) -> None:
         ("train.epoch=3", "there is no setting train.epoch; did you mean train.epochs?"),
         ("train.epochs=many", "train.epochs"),
         ("epochs", "is not a setting; write --set part.key=value"),
-        ("stream.border=grass", "stream.border"),
+        ("model.border=grass", "model.border"),
         ("train.lr=.nan", "train.lr: is nan; give a finite number"),
         ("stream.memory_gib=0", "stream.memory_gib"),
         ("stream.memory_gib=inf", "stream.memory_gib: is inf; give a finite number"),

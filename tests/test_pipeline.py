@@ -1,16 +1,18 @@
 """How a run scales its pixels, and that it stays with the slides as it first saw them."""
 
 import csv
+import dataclasses
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from holoslide.config import PRESETS, RunConfig
 from holoslide.errors import CheckpointError, ConfigError, SlideError
 from holoslide.geometry import Box
-from holoslide.models.classifier import InputConfig
+from holoslide.models.classifier import InputConfig, LocalClassifier
 from holoslide.pipeline import Prepared, normalisation, prepare_cohort, train
 from holoslide.runs import repeats_of
 from holoslide.slides.cohort import Cohort
@@ -87,6 +89,27 @@ def test_slides_that_are_prepared_anew_are_not_mixed_into_a_run(finished_run: Pa
     with pytest.raises(CheckpointError, match=r"belongs to another run: slides\.train\.0 was .*, made as "):
         train(prepared(80), config, run, resume=True)
     assert (run / "run.json").read_bytes() == before
+
+
+def test_a_model_that_is_given_has_its_heads_measured_once(finished_run: Path, tmp_path: Path) -> None:
+    """Heads of norm "cohort" begin without statistics; a model that was trained already has its own."""
+    cohort = Cohort.from_csv(finished_run / "cohort.csv")
+    config = RunConfig.from_dict(SETTINGS)
+    prepared = prepare_cohort(cohort, finished_run.parent / "rasters", config.prepare, labels=True, workers=1)
+    heads = dataclasses.replace(config.model.heads, norm="cohort")
+    model = LocalClassifier.from_config(
+        dataclasses.replace(config.model, heads=heads), classes=cohort.classes
+    )
+    stems = [head.stem for head in model.heads]
+    assert not any(stem.is_measured for stem in stems)
+    train(prepared, config, tmp_path / "first", model=model)
+    measured = [(stem.mean.clone(), stem.scale.clone()) for stem in stems]
+    assert all(stem.is_measured for stem in stems)
+    again = dataclasses.replace(config, train=dataclasses.replace(config.train, seed=1))
+    train(prepared, again, tmp_path / "second", model=model)
+    for stem, (mean, scale) in zip(stems, measured, strict=True):
+        assert torch.equal(stem.mean, mean)
+        assert torch.equal(stem.scale, scale)
 
 
 def test_prepared_slides_below_the_slides_folder_are_not_taken_for_slides(

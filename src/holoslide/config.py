@@ -30,9 +30,10 @@ PRESETS: dict[str, dict[str, Any]] = {
         "model": {
             "backbone": {"name": "resnet34", "stem_stride": 3},
             "modules": 8,
+            "border": "zeros",
+            "pool": "all",
             "reconstruction": {"share": None},
         },
-        "stream": {"border": "zeros", "pool": "all"},
         "train": {"epochs": 55, "lr": 2e-5, "schedule": "step", "accumulate": 8, "average": 0},
     },
     # Where a lesion is a few hundredths of the tissue, the default stays at chance: docs/log.md, 2026-11-24.

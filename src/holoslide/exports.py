@@ -46,7 +46,7 @@ def export_model(predictor: Predictor, run: Path, out: Path, kinds: Sequence[str
         (folder / "README.md").write_text(card, encoding="utf-8")
         written.append(folder)
     if "onnx" in kinds:
-        written.append(export_onnx(predictor.model, predictor.config.stream, out, card=card))
+        written.append(export_onnx(predictor.model, out, card=card))
     return written
 
 

@@ -133,7 +133,8 @@ def train(
 ) -> FitResult:  # fmt: skip
     """Train on the train part, choose on the valid part; the test part is not looked at.
 
-    `model` is trained in place (default: built from the configuration).
+    `model` is trained in place (default: built from the configuration); heads of norm "cohort" are measured on the
+    training slides if they never were.
     """
     cohort = prepared.cohort
     Positive.of(cohort.classes, config.evaluate.positive)  # refused now, not after the training
@@ -141,15 +142,16 @@ def train(
         "train": samples(cohort.train, prepared.rasters),
         "valid": samples(cohort.valid, prepared.rasters),
     }
-    inputs = normalisation([s.raster for s in parts["train"]], config)
+    rasters = [sample.raster for sample in parts["train"]]
+    inputs, fresh = normalisation(rasters, config), model is None
     if model is None:
         generator = torch.Generator().manual_seed(config.train.seed)
         model = LocalClassifier.from_config(
             config.model, classes=cohort.classes, inputs=inputs, generator=generator
         )
-        if needs_statistics(model):
-            calibrate(model, _windows(model, [s.raster for s in parts["train"]], seed=config.train.seed))
     model.set_input(inputs)
+    if needs_statistics(model, fresh=fresh):
+        calibrate(model, _windows(model, rasters, seed=config.train.seed), fresh=fresh)
     facts = run_facts(prepared) | (_begun(out / FACTS) if resume else {})
     result = fit(
         model,
@@ -197,13 +199,14 @@ def _windows(model: LocalClassifier, rasters: Sequence[Path], *, seed: int) -> t
     """Windows around random places of tissue of the training slides, normalised, (B, 3, H, W)."""
     rng = np.random.default_rng(seed)
     side, windows = 256, []
+    mean, std = model.mean.cpu(), model.std.cpu()
     for path in [rasters[int(i)] for i in rng.integers(len(rasters), size=24)]:
         with Raster.open(path) as raster:
             cells = np.argwhere(raster.mask)
             y, x = cells[rng.integers(len(cells))] * raster.mask_cell_px - side // 2
             pixels = torch.from_numpy(raster.read(Box.at(int(y), int(x), side, side)))
-            windows.append(((pixels / 255 - model.mean) / model.std).permute(2, 0, 1))
-    return torch.stack(windows)
+            windows.append(((pixels / 255 - mean) / std).permute(2, 0, 1))
+    return torch.stack(windows).to(model.mean.device)
 
 
 def cohort_of(sources: Sequence[Path], *, slides: Path | None = None, mpp: float | None = None) -> Cohort:

@@ -21,9 +21,9 @@ GLASS = (243, 240, 241)
 CELL_PX = 8
 
 
-def model(name: str, truncate: str, **heads: object) -> LocalClassifier:
+def model(name: str, truncate: str, *, border: str, pool: str, **heads: object) -> LocalClassifier:
     backbone = BackboneConfig(name=name, weights="none", truncate=truncate)
-    config = ModelConfig(backbone=backbone, modules=2, heads=HeadConfig(**heads))
+    config = ModelConfig(backbone=backbone, modules=2, border=border, pool=pool, heads=HeadConfig(**heads))
     inputs = InputConfig(mpp=2.0, glass=GLASS)
     generator = torch.Generator().manual_seed(0)
     made = LocalClassifier.from_config(config, classes=("a", "b", "c"), inputs=inputs, generator=generator)
@@ -73,10 +73,10 @@ def test_onnx_answers_as_pytorch(
     said: str,
     tmp_path: Path,
 ) -> None:
-    trained, stream = model(*backbone, **heads), StreamConfig(border=border, pool=pool)
-    path = export_onnx(trained, stream, tmp_path, card="# A card\n")
+    trained = model(*backbone, border=border, pool=pool, **heads)
+    path = export_onnx(trained, tmp_path, card="# A card\n")
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    network = StreamedClassifier(trained, stream)
+    network = StreamedClassifier(trained, StreamConfig())
     answers = []
     for seed, (rows, columns, ragged) in enumerate(SIZES):
         raster = slide(rows, columns, ragged=ragged, seed=seed)

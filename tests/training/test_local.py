@@ -26,6 +26,7 @@ from tests.streaming.oracle import randomise, relative_error
 TOLERANCE = 1e-10
 pytestmark = pytest.mark.timeout(900)  # many networks are built; on two busy cores that takes a while
 GLASS = 240
+ZEROS = {"border": "zeros", "pool": "all"}  # the paper's own
 
 
 @dataclass
@@ -61,7 +62,7 @@ def make_slide(height: int, width: int, cell: int, share: float, seed: int) -> S
 def make_model(
     backbone: str, modules: int, *, seed: int, truncate: str | None = None, kernel: int | None = None,
     side: int | None = None, patch_share: float = 0.25, barrier_every: int = 1, stem_stride: int | None = 3,
-    pooling: Pooling = "gated", norm: Norm = "slide",
+    pooling: Pooling = "gated", norm: Norm = "slide", **around: str,
 ) -> LocalClassifier:  # fmt: skip
     config = ModelConfig(
         backbone=BackboneConfig(name=backbone, weights="none", stem_stride=stem_stride, truncate=truncate),
@@ -69,6 +70,7 @@ def make_model(
         barrier_every=barrier_every,
         heads=HeadConfig(kernel=kernel, pooling=pooling, norm=norm),
         reconstruction=ReconstructionConfig(patches=3, side=side, share=patch_share),
+        **around,
     )
     generator = torch.Generator().manual_seed(seed)
     inputs = InputConfig(mean=(0.6, 0.5, 0.7), std=(0.2, 0.3, 0.25), glass=(GLASS,) * 3)
@@ -197,10 +199,9 @@ def compare(
 @pytest.mark.parametrize("modules", [1, 2, 4, 8])
 def test_the_papers_step_on_resnet34(modules: int) -> None:
     """Zeros around the raster, every cell pooled: the paper's own setting, at its K, on a ragged raster."""
-    model = make_model("resnet34", modules, seed=modules, side=16)
+    model = make_model("resnet34", modules, seed=modules, side=16, **ZEROS)
     slide = make_slide(211, 187, 8, 0.6, seed=modules)
-    config = StreamConfig(border="zeros", pool="all", tile_cells=18)
-    compare(model, slide, config, glass_margin=None, seed=5)
+    compare(model, slide, StreamConfig(tile_cells=18), glass_margin=None, seed=5)
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,23 +237,22 @@ class Case:
     segment_units: int
     seed: int
 
-    def model(self) -> LocalClassifier:
+    def model(self, **around: str) -> LocalClassifier:
         return make_model(
             self.backbone.name, self.modules, seed=self.seed, truncate=self.backbone.truncate, kernel=2, side=16,
             patch_share=self.patch_share, barrier_every=self.barrier_every,
-            stem_stride=self.backbone.stem_stride, **self.head,
+            stem_stride=self.backbone.stem_stride, **self.head, **around,
         )  # fmt: skip
 
     def slide(self) -> Slide:
         return make_slide(self.height, self.width, 8, self.tissue, self.seed)
 
-    def stream(self, **more: str) -> StreamConfig:
+    def stream(self) -> StreamConfig:
         return StreamConfig(
             tile_cells=self.tile_cells,
             batch=self.batch,
             keep=self.keep,
             segment_units=self.segment_units,
-            **more,
         )
 
 
@@ -280,8 +280,7 @@ light = settings(max_examples=4, deadline=None, suppress_health_check=list(Healt
 @light
 @given(cases)
 def test_any_network_with_a_border_of_zeros(case: Case) -> None:
-    config = case.stream(border="zeros", pool="all")
-    compare(case.model(), case.slide(), config, glass_margin=None, seed=case.seed)
+    compare(case.model(**ZEROS), case.slide(), case.stream(), glass_margin=None, seed=case.seed)
 
 
 @light
@@ -291,16 +290,15 @@ def test_any_network_on_endless_glass(case: Case) -> None:
 
 
 @pytest.mark.parametrize("barrier_every", [2, 3])
-@pytest.mark.parametrize(
-    "config", [StreamConfig(tile_cells=6, keep=2), StreamConfig(border="zeros", pool="all")]
-)
-def test_fewer_barriers(barrier_every: int, config: StreamConfig) -> None:
+@pytest.mark.parametrize("around", [{}, ZEROS])
+def test_fewer_barriers(barrier_every: int, around: dict[str, str]) -> None:
     """Gradients cross from module to module, and each module's own loss adds to them."""
     model = make_model(
-        "resnet18", 3, seed=1, truncate="layer3", kernel=2, side=7, barrier_every=barrier_every
+        "resnet18", 3, seed=1, truncate="layer3", kernel=2, side=7, barrier_every=barrier_every, **around
     )
     slide = make_slide(110, 140, 8, 0.1, seed=2)
-    compare(model, slide, config, glass_margin=192 if config.border == "glass" else None, seed=3)
+    config = StreamConfig(tile_cells=6, keep=2)
+    compare(model, slide, config, glass_margin=None if around else 192, seed=3)
 
 
 @pytest.mark.parametrize("tile", [5, 100])
@@ -314,14 +312,14 @@ def test_patches_reach_past_all_that_sees_tissue(tile: int) -> None:
 
 
 @pytest.mark.parametrize("modules", [1, 3])
-@pytest.mark.parametrize("config", [StreamConfig(tile_cells=6), StreamConfig(border="zeros", pool="all")])
-def test_heads_alone_get_what_they_get_beside_the_backbone(modules: int, config: StreamConfig) -> None:
-    model = make_model("resnet18", modules, seed=1, truncate="layer3", kernel=2, side=7)
+@pytest.mark.parametrize("around", [{}, ZEROS])
+def test_heads_alone_get_what_they_get_beside_the_backbone(modules: int, around: dict[str, str]) -> None:
+    model = make_model("resnet18", modules, seed=1, truncate="layer3", kernel=2, side=7, **around)
     slide = make_slide(110, 140, 8, 0.4, seed=2)
 
     def grads(*, backbone: bool) -> dict[str, Tensor | None]:
         model.zero_grad()
-        step = LocalStep(StreamedClassifier(model, config))
+        step = LocalStep(StreamedClassifier(model, StreamConfig(tile_cells=6)))
         step(slide, 1, generator=torch.Generator().manual_seed(3), heads_alone=not backbone)
         return {name: p.grad for name, p in model.named_parameters()}
 

@@ -5,6 +5,7 @@ The faults of the paper's published code (method.md, part 1), as far as they are
 
 import csv
 import math
+import re
 from collections import Counter
 from contextlib import contextmanager
 
@@ -177,27 +178,56 @@ def test_learns(tmp_path, slides):
 # --- Faults of the published code ---------------------------------------------------------------------------------
 
 
+def test_what_is_frozen_stays_as_it_is(tmp_path, slides):
+    """Weight decay included, and though the head between is frozen, too."""
+    trained = tiny.model()
+    frozen = {"parts.0": trained.parts[0], "heads.1": trained.heads[1]}
+    for module in frozen.values():
+        module.requires_grad_(requires_grad=False)
+    before = {name: p.detach().clone() for name, p in trained.named_parameters()}
+    tiny.run(tmp_path, slides, trained=trained, config=tiny.config(weight_decay=0.5))
+    for name, parameter in trained.named_parameters():
+        stays = name.startswith((*frozen, "stem"))
+        assert torch.equal(parameter, before[name]) == stays, name
+
+
 @pytest.mark.parametrize("error", [RuntimeError, OSError, ValueError])
-def test_a_slide_that_fails_stops_the_run_by_its_name_and_is_not_tried_again(
-    tmp_path, slides, monkeypatch, error
+def test_a_slide_that_cannot_be_read_stops_the_run_by_its_name_and_is_not_tried_again(
+    tmp_path, slides, error
 ):
-    shapes, broken = [], slides[0][2]
-    step = LocalStep.__call__
+    tries, broken = [], slides[0][2]
+
+    class Broken(tiny.ArrayPixels):
+        def read(self, box_px):
+            tries.append(box_px)
+            message = "this slide breaks\nwith much to say"
+            raise error(message)
+
+    @contextmanager
+    def open_pixels(path):
+        with tiny.open_npz(path) as pixels:
+            yield Broken(pixels.rgb, pixels.mask) if path == broken.raster else pixels
+
+    told = Told()
+    with pytest.raises(SlideError, match=r"slide2: failed \(this slide breaks\); check .*npz"):
+        tiny.run(tmp_path, slides, open_pixels=open_pixels, progress=told)
+    assert len(tries) == 1
+    assert len(told.slides) < len(slides[0])
+    assert broken.raster.exists()
+
+
+@pytest.mark.parametrize("error", [RuntimeError, ValueError, KeyError])
+def test_what_fails_in_a_step_stays_what_it_is_and_names_the_slide(tmp_path, slides, monkeypatch, error):
+    """A fault of ours must not send the user to look for one in the slide."""
 
     def failing(self, slide, label, **more):
-        shapes.append(slide.shape_px)
-        if len(shapes) == 3:
-            message = "the third slide breaks\nwith much to say"
-            raise error(message)
-        return step(self, slide, label, **more)
+        message = "a matrix is not square"
+        raise error(message)
 
     monkeypatch.setattr(LocalStep, "__call__", failing)
-    told = Told()
-    with pytest.raises(SlideError, match=r"slide\d: failed \(the third slide breaks\); check .*npz"):
-        tiny.run(tmp_path, slides, progress=told)
-    assert len(shapes) == 3
-    assert len(told.slides) == 2
-    assert broken.raster.exists()
+    with pytest.raises(error, match="a matrix is not square") as stopped:
+        tiny.run(tmp_path, slides)
+    assert re.fullmatch(r"holoslide: slide slide\d was being run", *stopped.value.__notes__)
 
 
 def test_a_slide_that_cannot_be_opened_stops_the_run_before_it_starts(tmp_path, slides):
@@ -215,12 +245,19 @@ def test_a_slide_that_cannot_be_opened_stops_the_run_before_it_starts(tmp_path, 
     assert told.slides == []
 
 
-def test_too_little_memory_is_never_handled_by_changing_the_data(tmp_path, slides, monkeypatch):
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError(),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:127] . DefaultCPUAllocator: can't allocate memory: you"),
+    ],
+)
+def test_too_little_memory_is_never_handled_by_changing_the_data(tmp_path, slides, monkeypatch, error):
     def failing(self, slide, label, **more):
-        raise torch.OutOfMemoryError
+        raise error
 
     monkeypatch.setattr(LocalStep, "__call__", failing)
-    with pytest.raises(MemoryPlanError, match=r"slide\d: does not fit into the device's memory"):
+    with pytest.raises(MemoryPlanError, match=r"slide\d: does not fit into the memory that is free"):
         tiny.run(tmp_path, slides)
 
 

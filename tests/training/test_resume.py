@@ -59,11 +59,14 @@ def test_resume_refuses_another_configuration_stream_or_cohort(tmp_path):
     slides = tiny.cohort(tmp_path)
     tiny.run(tmp_path / "run", slides, config=tiny.config(epochs=1))
     other = (slides[0][:4], slides[1])
+    frozen = tiny.model()
+    frozen.parts[0].requires_grad_(requires_grad=False)
     for changes, message in (
         ({"config": tiny.config(epochs=2)}, "train.epochs was 1, now it is 2"),
         ({"config": tiny.config(epochs=1, precision="bf16")}, "train.precision was 32, now it is bf16"),
-        ({"stream": StreamConfig(border="zeros")}, "stream.border was glass, now it is zeros"),
+        ({"trained": tiny.model(border="zeros")}, "model.border was glass, now it is zeros"),
         ({"trained": tiny.model(modules=1)}, "model.modules was 2, now it is 1"),
+        ({"trained": frozen}, "frozen.0 was nothing, now it is parts.0.layer1_0.conv1.weight"),
     ):
         with pytest.raises(CheckpointError, match=f"belongs to another run: {message}"):
             tiny.run(tmp_path / "run", slides, **({"config": tiny.config(epochs=1)} | changes), resume=True)

@@ -79,13 +79,14 @@ def cohort(folder: Path, *, train: int = 5, valid: int = 4) -> tuple[list[Sample
     return samples[:train], samples[train:]
 
 
-def model(*, modules: int = 2, dtype: torch.dtype = torch.float32) -> LocalClassifier:
+def model(*, modules: int = 2, dtype: torch.dtype = torch.float32, **more: Any) -> LocalClassifier:
     """Two blocks of a ResNet-18, with weights that are the same each time."""
     settings = ModelConfig(
         backbone=BackboneConfig(name="resnet18", weights="none", truncate="layer1"),
         modules=modules,
         heads=HeadConfig(kernel=3),
         reconstruction=ReconstructionConfig(patches=2, side=4),
+        **more,
     )
     generator = torch.Generator().manual_seed(1)
     return LocalClassifier.from_config(settings, classes=("red", "green"), generator=generator).to(dtype)

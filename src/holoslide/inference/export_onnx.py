@@ -178,14 +178,14 @@ def onnx_inputs(raster: Pixels, *, pool: str = "tissue") -> dict[str, NDArray[np
     return {"pixels": raster.read(Box(0, 0, *tissue.shape)), "tissue": np.ascontiguousarray(tissue)}
 
 
-def export_onnx(model: LocalClassifier, stream: StreamConfig, folder: Path, *, card: str = "") -> Path:
+def export_onnx(model: LocalClassifier, folder: Path, *, card: str = "") -> Path:
     """Write `model.onnx`, and what goes in and comes out into `model-onnx.md`, below `card`; gives the file.
 
-    The model is copied to the processor and to float32; `stream` says its border and its pooling. Raises
-    `ModelError` where the libraries for it are not installed.
+    The model is copied to the processor and to float32. Raises `ModelError` where the libraries for it are not
+    installed.
     """
     onnx = _library()
-    network = StreamedClassifier(copy.deepcopy(model).cpu().float().eval(), stream)
+    network = StreamedClassifier(copy.deepcopy(model).cpu().float().eval(), StreamConfig())
     whole = WholeClassifier(network).eval()
     side = 4 * whole.frame.cell_px + 1  # of the example: any size will do, but no special one
     example = (torch.full((side, side + 8, 3), 200, dtype=torch.uint8), torch.ones(side, side + 8).byte())

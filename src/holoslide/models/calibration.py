@@ -16,17 +16,15 @@ from holoslide.models.classifier import LocalClassifier
 from holoslide.models.heads import Head, StandardConv
 
 
-def needs_statistics(model: LocalClassifier) -> bool:
-    """Whether something of a fresh model is to be measured."""
-    return model.config.backbone.weights == "none" or model.config.heads.norm == "cohort"
+def needs_statistics(model: LocalClassifier, *, fresh: bool) -> bool:
+    """Whether something is to be measured: of a model that is not `fresh`, heads that never were."""
+    return bool(_norms(model, fresh=fresh) or _stems(model))
 
 
 @torch.no_grad()
-def calibrate(model: LocalClassifier, windows_BCHW: Tensor) -> None:
+def calibrate(model: LocalClassifier, windows_BCHW: Tensor, *, fresh: bool = True) -> None:
     """Set what has no statistics to those of a batch of normalised windows, (B, 3, H, W)."""
-    norms = []
-    if model.config.backbone.weights == "none":
-        norms = [m for m in (*model.stem.modules(), *model.parts.modules()) if isinstance(m, _BatchNorm)]
+    norms, stems = _norms(model, fresh=fresh), _stems(model)
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
         norm.reset_running_stats()
@@ -35,8 +33,20 @@ def calibrate(model: LocalClassifier, windows_BCHW: Tensor) -> None:
     features_BCHW = model.stem(windows_BCHW)
     for part, head in zip(model.parts, cast("list[Head]", model.heads), strict=True):
         features_BCHW = part(features_BCHW)
-        if isinstance(head.stem, StandardConv):
+        if isinstance(head.stem, StandardConv) and head.stem in stems:
             head.stem.measure(features_BCHW)
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
     model.train(model.training)  # puts the backbone back into evaluation mode
+
+
+def _norms(model: LocalClassifier, *, fresh: bool) -> list[_BatchNorm]:
+    """Of a backbone that starts from nothing."""
+    if not fresh or model.config.backbone.weights != "none":
+        return []
+    return [m for m in (*model.stem.modules(), *model.parts.modules()) if isinstance(m, _BatchNorm)]
+
+
+def _stems(model: LocalClassifier) -> list[StandardConv]:
+    stems = [head.stem for head in cast("list[Head]", model.heads)]
+    return [stem for stem in stems if isinstance(stem, StandardConv) and not stem.is_measured]

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self, get_args
 
 import safetensors
 import safetensors.torch
@@ -23,7 +23,9 @@ from holoslide.models.heads import Head, HeadConfig
 from holoslide.models.hub import model_folder
 from holoslide.models.partition import Trunk, Unit, build_trunk, cut
 from holoslide.models.reconstruction import Decoder, ReconstructionConfig, side_for
+from holoslide.streaming.tiled import Border
 
+Pool = Literal["tissue", "all"]
 FORMAT = "holoslide model"
 VERSION = 1
 WEIGHTS_FILE = "model.safetensors"
@@ -41,6 +43,10 @@ class ModelConfig:
     barrier_every: int = 1
     """A gradient barrier follows every so many modules. 1 is the paper's local learning; with `modules` or more
     there is none: end-to-end training, which the auxiliary heads and reconstruction supervise on its way."""
+    border: Border = "glass"
+    """What lies around a slide: `glass` takes it to go on for ever as glass, `zeros` pads as the paper does."""
+    pool: Pool = "tissue"
+    """Heads pool over the cells whose own square of the raster holds tissue, or over `all`."""
     heads: HeadConfig = field(default_factory=HeadConfig)
     """All heads of a model."""
     reconstruction: ReconstructionConfig = field(default_factory=ReconstructionConfig)
@@ -51,6 +57,11 @@ class ModelConfig:
             raise ConfigError("model.modules", f"is {self.modules}", "give 1 or more")
         if self.barrier_every < 1:
             raise ConfigError("model.barrier_every", f"is {self.barrier_every}", "give 1 or more")
+        for name, choices in (("border", get_args(Border)), ("pool", get_args(Pool))):
+            if getattr(self, name) not in choices:
+                raise ConfigError(
+                    f"model.{name}", f"is {getattr(self, name)}", f"choose {' or '.join(choices)}"
+                )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,11 +196,14 @@ class LocalClassifier(nn.Module):
         return self.inputs.glass
 
     def parameter_groups(self, lr: float) -> list[dict[str, Any]]:
-        """For an optimiser: heads and decoders at `lr`, the backbone at half of it, the frozen stem nowhere."""
+        """For an optimiser: heads and decoders at `lr`, the backbone at half of it, what is frozen nowhere."""
         heads = [*self.heads.parameters(), *self.decoders.parameters()]
         return [
-            {"name": "heads", "params": heads, "lr": lr},
-            {"name": "backbone", "params": list(self.parts.parameters()), "lr": lr / 2},
+            {"name": name, "params": [p for p in parameters if p.requires_grad], "lr": rate}
+            for name, parameters, rate in (
+                ("heads", heads, lr),
+                ("backbone", self.parts.parameters(), lr / 2),
+            )
         ]
 
     def save(self, folder: Path) -> None:

@@ -87,6 +87,11 @@ class StandardConv(nn.Conv2d):
         self.register_buffer("mean", torch.zeros(in_channels, 1, 1))
         self.register_buffer("scale", torch.ones(in_channels, 1, 1))
 
+    @property
+    def is_measured(self) -> bool:
+        """Whether it has the statistics of a cohort."""
+        return bool(self.mean.any() or (self.scale != 1).any())
+
     def measure(self, features_BCHW: Tensor) -> None:
         """Take mean and standard deviation from features of the cohort."""
         variance_C, mean_C = torch.var_mean(features_BCHW, dim=(0, 2, 3))

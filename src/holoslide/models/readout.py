@@ -275,8 +275,14 @@ class _Each(torch.autograd.Function):
 Roots = Callable[[slice, Tensor], Iterable[tuple[Tensor, Tensor]]]
 
 
-def _chunk_grads(cells: _Cells, trained: tuple[Tensor, ...], roots: Roots) -> tuple[Tensor, list[Tensor]]:
-    """dL/d(cells) (N, C) and dL/d(trained); `roots` gives what is made of a chunk's values, and dL/d(it)."""
+def _chunk_grads(
+    cells: _Cells, trained: tuple[Tensor, ...], roots: Roots
+) -> tuple[Tensor, list[Tensor | None]]:
+    """dL/d(cells) (N, C) and dL/d(trained), None for what is frozen; `roots` gives what is made of a chunk's
+    values, and dL/d(it).
+    """
+    frozen = [not tensor.requires_grad for tensor in trained]
+    trained = tuple(tensor for tensor in trained if tensor.requires_grad)
     statistics = [cells.mean_C.clone().requires_grad_(), cells.variance_C.clone().requires_grad_()]
     sums = [torch.zeros_like(t) for t in (*statistics, *trained)]
     cells_grad_NC = torch.empty_like(cells.cells_NC, dtype=cells.dtype)
@@ -292,7 +298,8 @@ def _chunk_grads(cells: _Cells, trained: tuple[Tensor, ...], roots: Roots) -> tu
     mean_grad_C, variance_grad_C = (grad / len(cells.cells_NC) for grad in sums[:2])
     for rows, chunk_nC in cells.chunks():  # mean and variance are of all cells
         cells_grad_NC[rows] += mean_grad_C + 2 * variance_grad_C * (chunk_nC.to(cells.dtype) - cells.mean_C)
-    return cells_grad_NC.to(cells.cells_NC.dtype), sums[2:]
+    grads = iter(sums[2:])
+    return cells_grad_NC.to(cells.cells_NC.dtype), [None if off else next(grads) for off in frozen]
 
 
 def _refuse_none(cells_NC: Tensor) -> None:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Literal, cast, get_args
+from typing import cast
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from holoslide.errors import ConfigError
 from holoslide.geometry import Box
-from holoslide.models.classifier import LocalClassifier
+from holoslide.models.classifier import LocalClassifier, Pool
 from holoslide.models.heads import Head
 from holoslide.models.reconstruction import Decoder
 from holoslide.streaming.chain import Chain
@@ -26,19 +26,13 @@ from holoslide.streaming.host import hand_back_at_once, hand_back_freed
 from holoslide.streaming.plan import Plan
 from holoslide.streaming.receptive import Receptive
 from holoslide.streaming.storage import Storage, StorageConfig
-from holoslide.streaming.tiled import Border, OutputGradient, Segment, Tiling, backward_readers
-
-Pool = Literal["tissue", "all"]
+from holoslide.streaming.tiled import OutputGradient, Segment, Tiling, backward_readers
 
 
 @dataclass(frozen=True)
 class StreamConfig:
     """How a slide is streamed."""
 
-    border: Border = "glass"
-    """`glass` takes the slide to go on for ever as glass, `zeros` pads as the paper does."""
-    pool: Pool = "tissue"
-    """Heads pool over the cells whose own square of the raster holds tissue, or over `all`."""
     memory_gib: float | None = None
     """The budget that tiles are planned for; null takes most of what is free when a run starts. Past it,
     feature maps go to a file."""
@@ -54,10 +48,6 @@ class StreamConfig:
     """Units of the backbone that run as one segment inside a module; 0: all of the module's."""
 
     def __post_init__(self) -> None:
-        if self.border not in get_args(Border):
-            raise ConfigError("stream.border", f"is {self.border}", f"choose {' or '.join(get_args(Border))}")
-        if self.pool not in get_args(Pool):
-            raise ConfigError("stream.pool", f"is {self.pool}", f"choose {' or '.join(get_args(Pool))}")
         for name in ("memory_gib", "tile_cells", "batch"):
             value = getattr(self, name)
             if value is not None and value <= 0:
@@ -81,7 +71,7 @@ class StreamedClassifier:
         self.device, self.dtype = parameter.device, parameter.dtype
         self.storage = Storage(StorageConfig(folder=config.folder), self.device)
 
-        self.border, self.pool = config.border, config.pool
+        self.border, self.pool = model.config.border, model.config.pool
         self.heads = cast("list[Head]", list(model.heads))
         self.decoders = cast("list[Decoder]", list(model.decoders))
         parts = cast("list[nn.Sequential]", list(model.parts))
@@ -307,7 +297,6 @@ def _votes(box: Box, output: FeatureMap, stride: int, *, pool: Pool, clipped: bo
 __all__ = [
     "Batch",
     "HeadCells",
-    "Pool",
     "StreamConfig",
     "StreamedClassifier",
     "head_cells",

@@ -155,7 +155,7 @@ def _trial(segment: Segment, side: int, *, backward: bool, input_grad: bool) -> 
             with segment.autocast(), torch.set_grad_enabled(backward):
                 result = segment(windows)
             graph_bytes = counted.now
-            if backward:
+            if backward and result.requires_grad:  # not where all is frozen
                 torch.autograd.backward([result], [torch.ones_like(result)])
             if segment.device.type == "cuda":
                 torch.cuda.synchronize(segment.device)

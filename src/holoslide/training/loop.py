@@ -124,7 +124,7 @@ class _Run:
         self.rates = config.rates()
         self.steps_per_epoch = math.ceil(len(slides.train) / config.accumulate)
         self.position = Position()
-        self.identity = _identity(model, slides, config, stream, self.mixed)
+        self.identity = _identity(model, slides, config, self.mixed)
         self.saved_at = time.monotonic()
 
     # --- The course of a run ------------------------------------------------------------------------------------
@@ -358,7 +358,6 @@ def _identity(
     model: LocalClassifier,
     slides: Slides,
     config: TrainConfig,
-    stream: StreamConfig,
     mixed: torch.dtype | None,
 ) -> Identity:
     """What a checkpoint must agree with: all that changes the result by more than rounding."""
@@ -368,9 +367,11 @@ def _identity(
     return checkpoint.describe(
         {
             "train": settings | {"precision": "32" if mixed is None else "bf16"},
-            "stream": {"border": stream.border, "pool": stream.pool},
             "augment": slides.augment,
             "model": model.config,
+            "frozen": [
+                n for n, p in model.named_parameters() if not (p.requires_grad or n.startswith("stem."))
+            ],
             "inputs": model.inputs,
             "classes": model.classes,
             "slides.train": [_described(sample) for sample in slides.train],

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
-from holoslide.errors import CohortError, MemoryPlanError, SlideError
+from holoslide.errors import CohortError, HoloslideError, MemoryPlanError, SlideError
+from holoslide.geometry import Box
 from holoslide.slides.augment import AugmentConfig, Augmented, draw
 from holoslide.streaming.features import Pixels
 
@@ -66,14 +68,14 @@ class Slides:
 
     @contextmanager
     def open_train(self, epoch: int, index: int) -> Iterator[Pixels]:
-        """A training slide as this epoch sees it; whatever fails inside is the slide's, by name."""
+        """A training slide as this epoch sees it."""
         rng = np.random.default_rng([self.seed, epoch, index, _AUGMENT])
         with self._open(self.train[index]) as pixels:
             yield Augmented(pixels, draw(self.augment, pixels.shape_px, rng))
 
     @contextmanager
     def open_valid(self, index: int) -> Iterator[Pixels]:
-        """A validation slide as it is; whatever fails inside is the slide's, by name."""
+        """A validation slide as it is."""
         with self._open(self.valid[index]) as pixels:
             yield pixels
 
@@ -86,20 +88,23 @@ class Slides:
 
     @contextmanager
     def _open(self, sample: Sample) -> Iterator[Pixels]:
+        """A slide: what fails in reading it is its own fault, and whatever fails in running it gets its name."""
         try:
-            with self._open_pixels(sample.raster) as pixels:
-                yield pixels
-        except torch.OutOfMemoryError as error:
-            raise MemoryPlanError(
-                sample.slide_id, "does not fit into the device's memory", "give a smaller memory budget"
-            ) from error
-        except (OSError, RuntimeError, ValueError) as error:
-            line = next(iter(str(error).splitlines()), type(error).__name__)
-            raise SlideError(
-                sample.slide_id,
-                f"failed ({line})",
-                f"check {sample.raster}, or take the slide out of the table",
-            ) from error
+            with ExitStack() as stack:
+                with _blaming(sample):
+                    pixels = stack.enter_context(self._open_pixels(sample.raster))
+                yield _Blamed(pixels, sample)
+        except HoloslideError:
+            raise
+        except Exception as error:
+            if _is_out_of_memory(error):
+                raise MemoryPlanError(
+                    sample.slide_id,
+                    "does not fit into the memory that is free",
+                    "give a smaller memory budget",
+                ) from error
+            error.add_note(f"holoslide: slide {sample.slide_id} was being run")
+            raise
 
     def _tissue_px(self, sample: Sample) -> int:
         with self._open(sample) as pixels:
@@ -109,6 +114,60 @@ class Slides:
                     sample.slide_id, "has no tissue", "prepare it anew, or take the slide out of the table"
                 )
             return cells * pixels.mask_cell_px**2
+
+
+class _Blamed:
+    """A slide's pixels; where reading fails, a `SlideError` says so."""
+
+    def __init__(self, pixels: Pixels, sample: Sample) -> None:
+        self._pixels, self._sample = pixels, sample
+
+    @property
+    def shape_px(self) -> tuple[int, int]:
+        """As the slide's."""
+        return self._pixels.shape_px
+
+    @property
+    def mask(self) -> NDArray[np.bool_]:
+        """As the slide's."""
+        return self._pixels.mask
+
+    @property
+    def mask_cell_px(self) -> int:
+        """As the slide's."""
+        return self._pixels.mask_cell_px
+
+    @property
+    def glass(self) -> NDArray[np.uint8]:
+        """As the slide's."""
+        return self._pixels.glass
+
+    def read(self, box_px: Box) -> NDArray[np.uint8]:
+        """As the slide's."""
+        with _blaming(self._sample):
+            return self._pixels.read(box_px)
+
+
+@contextmanager
+def _blaming(sample: Sample) -> Iterator[None]:
+    """Whatever fails inside is the slide's."""
+    try:
+        yield
+    except (OSError, RuntimeError, ValueError) as error:
+        line = next(iter(str(error).splitlines()), type(error).__name__)
+        raise SlideError(
+            sample.slide_id,
+            f"failed ({line})",
+            f"check {sample.raster}, or take the slide out of the table",
+        ) from error
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """A GPU has an error of its own for it; on a CPU only the words tell."""
+    said = "can't allocate memory" in str(error)
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
+        isinstance(error, RuntimeError) and said
+    )
 
 
 def _refuse_split(train: Sequence[Sample], valid: Sequence[Sample]) -> None:
