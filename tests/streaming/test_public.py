@@ -118,6 +118,24 @@ def test_a_chain_takes_the_gradient_of_the_frame(module: nn.Module) -> None:
     assert_same_gradients(module, plain)
 
 
+@pytest.mark.parametrize(
+    "module",
+    [
+        nn.MaxPool2d(3, stride=2, padding=1),  # without weights, so without a precision of its own
+        nn.Sequential(
+            nn.Conv2d(3, 2, 61), nn.BatchNorm2d(2)
+        ).eval(),  # sees further than most, and pads nothing
+    ],
+    ids=["pooling", "large"],
+)
+def test_modules_of_another_kind_are_exact_too(module: nn.Module) -> None:
+    module, values_CHW = module.double(), normal(3, 96, 90, seed=9)
+    output = forward_tiles(Segment(module, border="zeros"), TensorSource(values_CHW), tiling=Tiling(side=7))
+    expected_CHW = module(values_CHW[None])[0]
+    assert output.whole().dtype == torch.float64
+    assert relative_error(output.whole(), expected_CHW) < TOLERANCE
+
+
 def test_frozen_layers_get_no_gradient_and_the_input_still_does(module: nn.Module) -> None:
     module.requires_grad_(requires_grad=False)
     values_CHW = normal(3, 20, 20, seed=7)

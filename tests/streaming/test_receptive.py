@@ -33,6 +33,23 @@ class Windows(nn.Module):
         return F.interpolate(F.avg_pool2d(x, 2), scale_factor=2)
 
 
+class Twice(nn.Module):
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return x, x
+
+
+@pytest.mark.parametrize(
+    ("kernel", "stride", "low", "high"),
+    [((3, 1), 2, -1, 1), ((1, 5), 2, -2, 2), ((1, 5), 1, -2, 2), ((5, 2), 3, -2, 2), ((1, 1), 2, 0, 0)],
+)
+def test_kernels_longer_one_way_than_the_other_reach_as_far_as_the_longer(
+    kernel: tuple[int, int], stride: int, low: int, high: int
+) -> None:
+    """A strided one skips rows, or columns, altogether."""
+    padding = (kernel[0] // 2, kernel[1] // 2)
+    assert probe(nn.Conv2d(3, 4, kernel, stride, padding)) == Receptive(stride, low, high)
+
+
 def test_layers_of_one_text_and_another_reach_are_told_apart() -> None:
     fields = [probe(Dilated(reach), 2) for reach in (1, 3, 1)]
     assert str(Dilated(1)) == str(Dilated(3))
@@ -62,7 +79,8 @@ def test_a_class_made_anew_under_its_old_name_is_probed_anew() -> None:
             nn.Sequential(nn.Conv2d(3, 4, 1), nn.AdaptiveAvgPool2d(1)),
             r"1 \(AdaptiveAvgPool2d\): sees the whole",
         ),
-        (nn.Sequential(nn.Conv2d(3, 4, 1), nn.Flatten()), r"1 \(Flatten\): does not give a feature map"),
+        (nn.Sequential(nn.Conv2d(3, 4, 1), nn.Flatten()), r"1 \(Flatten\): does not give one feature map"),
+        (nn.Sequential(nn.ReLU(), Twice()), r"1 \(Twice\): does not give one feature map"),
         (nn.Sequential(nn.Conv2d(3, 4, 3), nn.Dropout()), r"1(\..*)?: draws random numbers of its own"),
         (nn.Conv2d(3, 4, 3, stride=(1, 2), padding=1), "another stride down than across; give both the same"),
         (

@@ -200,6 +200,8 @@ def make_grid(spec: GridSpec, tissue: Tissue, field: Receptive, frame: Box, *, c
     for row in range(rows):
         if spec.everywhere or clip:
             parts = {column: grid.place((row, column)) for column in range(columns)}
+            if clip:
+                parts = {column: box.intersect(frame) for column, box in parts.items()}
         else:
             parts = _wanted_parts(spec, tissue, field, grid, row, columns)
         for column, box in parts.items():

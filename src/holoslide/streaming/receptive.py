@@ -9,6 +9,7 @@ depends on where it stands, such as coordinates or attention in fixed windows.
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -138,8 +139,8 @@ def _probe_atom(module: nn.Module, channels: int, name: str) -> Receptive:
             raise NotLocal(where, "pads one edge of the map with the other", "give it another padding_mode")
     stride = _stride(module, channels, name)
     twin = copy.deepcopy(module).double().cpu()
-    side = 32 * stride
-    while 8 * channels * side * side * stride <= _FIELD_BYTES or side == 32 * stride:
+    side = least = _least_side(twin, channels, 32 * stride)
+    while 8 * channels * side * side * stride <= _FIELD_BYTES or side == least:
         low, high, reaches_edge = _reach(twin, channels, side, stride)
         if not reaches_edge:
             field = Receptive(stride, low, high)
@@ -149,26 +150,41 @@ def _probe_atom(module: nn.Module, channels: int, name: str) -> Receptive:
     raise _not_local(twin, channels, 64 * stride, name)
 
 
+def _least_side(module: nn.Module, channels: int, side: int) -> int:
+    """`side`, or twice it and so on: a kernel that pads nothing takes no map that is smaller than itself."""
+    while side < _DIVISIBLE:  # which `_stride` has tried
+        try:
+            output_shape(module, channels, (side, side))
+        except RuntimeError:
+            side *= 2
+        else:
+            break
+    return side
+
+
 def _reach(module: nn.Module, channels: int, side: int, stride: int) -> tuple[int, int, bool]:
-    """(low, high, whether the NaN reached the field's edge), from one NaN at `stride` neighbouring places."""
+    """(low, high, whether the NaN reached the field's edge), from one NaN at `stride` neighbouring places.
+
+    A strided layer may skip a place altogether, down or across: then a NaN all along the row, and all along the
+    column, goes the other way.
+    """
     middle = side // 2
-    field = torch.full((stride, channels, side, side), 0.5, dtype=torch.float64)
-    for i in range(stride):
-        field[i, :, middle + i, middle + i] = torch.nan
-    with torch.no_grad():
-        reached = module(field).isnan().any(dim=1)
-    low, high, at_edge = 0, 0, False
     offsets: list[int] = []
-    for i in range(stride):
-        for cells in (reached[i].any(dim=0), reached[i].any(dim=1)):
-            hit = cells.nonzero().flatten()
-            if len(hit) == 0:
-                continue  # a strided layer may skip this row altogether
+    at_edge = False
+    for lines in ((False, True), (True, False)) if stride > 1 else ((False, False),):
+        field = torch.full((stride, channels, side, side), 0.5, dtype=torch.float64)
+        for i in range(stride):
+            rows, columns = (slice(None) if all_along else middle + i for all_along in lines)
+            field[i, :, rows, columns] = torch.nan
+        with torch.no_grad():
+            reached = module(field).isnan().any(dim=1)
+        for i, (axis, all_along) in itertools.product(range(stride), enumerate(lines)):
+            hit = reached[i].any(dim=1 - axis).nonzero().flatten()
+            if all_along or len(hit) == 0:
+                continue
             offsets += [middle + i - stride * int(hit[0]), middle + i - stride * int(hit[-1])]
-            at_edge = at_edge or int(hit[0]) == 0 or int(hit[-1]) == len(cells) - 1
-    if offsets:
-        low, high = min(offsets), max(offsets)
-    return low, high, at_edge
+            at_edge = at_edge or int(hit[0]) == 0 or int(hit[-1]) == reached.shape[1 + axis] - 1
+    return (min(offsets), max(offsets), at_edge) if offsets else (0, 0, False)
 
 
 def output_shape(module: nn.Module, channels: int, shape: tuple[int, int]) -> tuple[int, ...]:
@@ -177,15 +193,17 @@ def output_shape(module: nn.Module, channels: int, shape: tuple[int, int]) -> tu
     weights = {id(p): nn.Parameter(p.detach().to("meta"), requires_grad=False) for p in module.parameters()}
     twin = copy.deepcopy(module, weights | {id(b): b.to("meta") for b in module.buffers()}).float()
     with torch.no_grad():
-        output: Tensor = twin(torch.empty(2, channels, *shape, device="meta", dtype=torch.float32))
-    return tuple(output.shape)
+        output = twin(torch.empty(2, channels, *shape, device="meta", dtype=torch.float32))
+    return tuple(output.shape) if isinstance(output, Tensor) else ()
 
 
 def _stride(module: nn.Module, channels: int, name: str) -> int:
     shapes = [output_shape(module, channels, (n * _DIVISIBLE, n * _DIVISIBLE)) for n in (1, 2)]
     if any(len(shape) != 4 for shape in shapes):
         raise NotLocal(
-            _label(module, name), "does not give a feature map", "stream only layers before pooling"
+            _label(module, name),
+            "does not give one feature map",
+            "stream only layers before pooling, that give one",
         )
     steps = shapes[1][2] - shapes[0][2]
     if steps <= 0:

@@ -36,6 +36,7 @@ from holoslide.streaming.receptive import Receptive, input_channels, output_shap
 from holoslide.streaming.storage import Storage, StorageConfig
 
 Border = Literal["glass", "zeros"]
+_SIDE = 48  # of the map that folding is tried on, if the module does not see further
 Pull = Callable[[Batch, Tensor], list[tuple[Tensor, Tensor]]]
 """From a batch of tiles and its output (B, C, H, W) with its graph: the tensors to pull back, and dL/d each."""
 
@@ -91,12 +92,19 @@ class Segment:
         self.channels = input_channels(module)
         self.field = probe(module, self.channels)
         self.out_channels = output_shape(module, self.channels, (512, 512))[1]
-        self.folded = Folded(module)
+        before, after = self.field.margin_before, self.field.margin_after
+        self.folded = Folded(module, side=max(_SIDE, (before + 1 + after) * self.field.stride))
         self.border: Border = border
         self.mixed = mixed
-        tensor = next(chain(module.parameters(), module.buffers()), torch.empty(0))  # pooling has neither
-        self.device = tensor.device
-        self.dtype = mixed or tensor.dtype
+        tensor = next(chain(module.parameters(), module.buffers()), None)
+        self._has_tensors = tensor is not None
+        self.device = torch.device("cpu") if tensor is None else tensor.device
+        self.dtype = mixed or (torch.float32 if tensor is None else tensor.dtype)
+
+    def adopt(self, source: Source) -> None:
+        """Take the source's device and precision, where the module has none of its own: pooling, for one."""
+        if not self._has_tensors:
+            self.device, self.dtype = source.device, self.mixed or source.glass.dtype
 
     def autocast(self, *, enabled: bool = True) -> AbstractContextManager[object]:
         """Mixed precision as configured; casts of the weights are remembered while the outermost lasts."""
@@ -138,6 +146,7 @@ def forward_tiles(
     rounding. Call `free` on the map to have its room back at once.
     """
     tiling = tiling or Tiling()
+    segment.adopt(source)
     segment.folded.refresh()
     with torch.no_grad(), segment.autocast():
         glass = segment.glass(source.glass.to(segment.dtype))
@@ -146,7 +155,7 @@ def forward_tiles(
     grid = make_grid(spec or GridSpec(tiling.side), source.tissue, field, frame, clip=clip)
     storage = storage or Storage(StorageConfig(), segment.device)
     output = FeatureMap(grid, storage, like=source, field=field, frame=frame, glass=glass)
-    output.batches = list(_batches(grid, segment, source.frame, frame, tiling.batch))
+    output.batches = list(_batches(grid, segment, source.frame, tiling.batch))
     kept = storage.afford(tiling.graph_bytes, min(tiling.keep, len(output.batches)))
     output.kept_bytes = kept * tiling.graph_bytes
     numbers = range(len(output.batches))
@@ -279,12 +288,12 @@ def _crop(output_BCHW: Tensor, crop: Box) -> Tensor:
     return output_BCHW[:, :, rows, columns]
 
 
-def _batches(grid: Grid, segment: Segment, inputs: Box, outputs: Box, size: int) -> Iterator[Batch]:
+def _batches(grid: Grid, segment: Segment, inputs: Box, size: int) -> Iterator[Batch]:
     """Group tiles, in order, whose windows have the same shape and crop."""
     groups: dict[tuple[tuple[int, int], Box], list[tuple[tuple[int, int], Box, Box]]] = {}
     clip = segment.border == "zeros"
     for tile in grid.index:
-        box = grid.box(tile).intersect(outputs) if clip else grid.box(tile)
+        box = grid.box(tile)
         rows = _window(box.top, box.bottom, inputs.height, segment.field, clip=clip)
         columns = _window(box.left, box.right, inputs.width, segment.field, clip=clip)
         window = Box(rows[0], columns[0], rows[1], columns[1])
