@@ -176,12 +176,26 @@ def test_onnx_of_a_run_gives_its_predictions_from_its_rasters(
     assert len(sizes) == 3  # rasters of other sizes, one file
 
 
-def test_another_kind_is_one_line(
-    finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (
+            ("--to", "geojson,png"),
+            "--to geojson,png: png is no export; choose among geojson, ome-tiff, h5, csv, onnx, model",
+        ),
+        (("--share", "7"), "hot regions: a share of 7.0 cannot be; give a number above 0, up to 1"),
+    ],
+)
+def test_what_cannot_be_exported_is_one_line_before_any_slide_is_scored(
+    options: tuple[str, str],
+    said: str,
+    finished_run: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    assert holoslide(monkeypatch, "export", finished_run, "--to", "geojson,png", "-o", tmp_path) == 1
-    line = "holoslide: --to geojson,png: png is no export; choose among geojson, ome-tiff, h5, csv, onnx, model\n"
-    assert capsys.readouterr().err == line
+    assert holoslide(monkeypatch, "export", finished_run, *options, "-o", tmp_path) == 1
+    assert capsys.readouterr().err == f"holoslide: {said}\n"
     assert list(tmp_path.iterdir()) == []
 
 

@@ -46,11 +46,12 @@ def export(
     """Write files for QuPath (geojson, ome-tiff), CLAM (h5, csv) and others (onnx, model)."""
     from holoslide.console import Bar
     from holoslide.exports import OF_MODEL, OF_SLIDES, checked_kinds, export_model, export_slides
+    from holoslide.inference.export import checked_share
     from holoslide.pipeline import cohort_of, default_rasters, prepare_cohort
     from holoslide.results import Predictor
     from holoslide.runs import rasters_of
 
-    kinds = checked_kinds(to)
+    kinds, share = checked_kinds(to), checked_share(share)
     predictor = Predictor(run)
     if set(kinds) & set(OF_MODEL):
         for path in export_model(predictor, run, out, kinds):

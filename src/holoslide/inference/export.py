@@ -76,11 +76,17 @@ def write_geojson(path: Path, slide: Exported, *, share: float = 0.5) -> None:
 
     Hot are the strongest cells that together hold `share` of all evidence that speaks for the prediction.
     """
-    if not 0 < share <= 1:
-        raise ConfigError("hot regions", f"a share of {share} cannot be", "give a number above 0, up to 1")
+    checked_share(share)
     features = [*_regions(slide, share), *_cells(slide)]
     text = json.dumps({"type": "FeatureCollection", "features": features}, allow_nan=False)
     write_atomically(path, lambda file: file.write(text.encode()))
+
+
+def checked_share(share: float) -> float:
+    """A share of the evidence. Raises `ConfigError`."""
+    if not 0 < share <= 1:
+        raise ConfigError("hot regions", f"a share of {share} cannot be", "give a number above 0, up to 1")
+    return share
 
 
 def hot_cells(evidence_HW: NDArray[np.float64], share: float) -> NDArray[np.bool_]:

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from holoslide.models.readout import Explanation
 from holoslide.models.streamed import HeadCells, StreamedClassifier, head_stride
 from holoslide.streaming.features import FeatureMap, Pixels
 from holoslide.streaming.receptive import Receptive
@@ -57,12 +58,17 @@ def score_slide(network: StreamedClassifier, slide: Pixels, *, explain: Sequence
     return SlideScores(np.stack(logits), cells)
 
 
-def _cell_scores(gathered: HeadCells, explanation: object, output: FeatureMap, stride: int) -> CellScores:
+def _cell_scores(
+    gathered: HeadCells, explanation: Explanation, output: FeatureMap, stride: int
+) -> CellScores:
     field = output.field.then(Receptive(stride, 0, stride - 1))
     # A cell is drawn where it looks: around the middle of its receptive field, which padding moves by a little.
     shift = (field.low + field.high) / 2 - (field.stride - 1) / 2
-    values = {
-        name: getattr(explanation, name).float().cpu().numpy()
-        for name in ("attention_N", "evidence_NL", "bias_L")
-    }
-    return CellScores(gathered.places, side_px=field.stride, shift_px=shift, **values)
+    return CellScores(
+        gathered.places,
+        attention_N=explanation.attention_N.float().cpu().numpy(),
+        evidence_NL=explanation.evidence_NL.float().cpu().numpy(),
+        bias_L=explanation.bias_L.float().cpu().numpy(),
+        side_px=field.stride,
+        shift_px=shift,
+    )
