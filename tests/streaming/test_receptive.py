@@ -56,6 +56,28 @@ def test_layers_of_one_text_and_another_reach_are_told_apart() -> None:
     assert fields == [Receptive(1, -1, 1), Receptive(1, -3, 3), Receptive(1, -1, 1)]
 
 
+class Own(nn.Module):
+    """A convolution whose size only its weights tell, and something that drops, but not now."""
+
+    runs = 0
+
+    def __init__(self, side: int, drop: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(2, 2, side, side))
+        self.drop = nn.Dropout(drop).eval()
+
+    def forward(self, x: Tensor) -> Tensor:
+        Own.runs += 1
+        return self.drop(F.conv2d(x, self.weight, padding=self.weight.shape[2] // 2))
+
+
+def test_modules_that_do_the_same_need_one_probe_and_others_their_own() -> None:
+    assert [probe(Own(side, 0.1).eval(), 2).high for side in (3, 5)] == [1, 2]
+    runs = Own.runs
+    assert probe(Own(3, 0.2).eval(), 2).high == 1
+    assert Own.runs == runs
+
+
 def test_a_class_made_anew_under_its_old_name_is_probed_anew() -> None:
     def make(reach: int) -> nn.Module:
         class Block(nn.Module):

@@ -21,6 +21,7 @@ from holoslide.geometry import Box, ceil_div
 
 _DIVISIBLE = 40_320  # a field side that every stride up to 10, and the usual larger ones, divide
 _FIELD_BYTES = 2**27
+_DROPS = ("Dropout", "Dropout2d", "StochasticDepth", "DropPath")  # PyTorch's, torchvision's, timm's
 _TOLERANCE = 1e-9  # of float64 values of about 1
 
 
@@ -106,16 +107,23 @@ def probe(module: nn.Module, channels: int | None = None, *, name: str = "") -> 
             total = total.then(probe(child, channels, name=f"{name}.{child_name}".lstrip(".")))
             channels = output_shape(child, channels, (512, 512))[1]
         return total
-    key = (str(module), tuple((type(m), _settings(m)) for m in module.modules()), channels)
+    key = (
+        tuple((n, type(m), _settings(m)) for n, m in module.named_modules()),
+        tuple((n, t.shape) for n, t in itertools.chain(module.named_parameters(), module.named_buffers())),
+        channels,
+    )
     if key not in _known:
         _known[key] = _probe_atom(module, channels, name)
     return _known[key]
 
 
 def _settings(layer: nn.Module) -> tuple[tuple[str, str], ...]:
-    """What a layer was made with, also where its text does not say. Weights do not matter: equal layers need one
-    probe.
+    """What a layer was made with, also where its text does not say.
+
+    Equal layers need one probe: weights do not matter, nor does how much is dropped, as long as nothing is.
     """
+    if not layer.training and type(layer).__name__ in _DROPS:
+        return ()
     return tuple((name, repr(value)) for name, value in vars(layer).items() if name not in _OF_TORCH)
 
 
