@@ -211,7 +211,7 @@ def test_a_slide_that_memory_does_not_do_for_is_listed(
     copy = tmp_path / "run"
     shutil.copytree(run, copy, ignore=shutil.ignore_patterns("last.ckpt", "tensorboard", "heatmaps"))
     settings = copy / "config.yaml"
-    settings.write_text(settings.read_text().replace("memory_gib: null", "memory_gib: 0.07"))
+    settings.write_text(settings.read_text().replace("memory_gib: null", "memory_gib: 0.05"))
     table = cohort / "slides.csv"
     given = ("predict", copy, table, "--rasters", cohort / "rasters", "-o", tmp_path / "p.csv")
     assert holoslide(*given, "--workers", 1) == 1
