@@ -178,6 +178,16 @@ def test_learns(tmp_path, slides):
 # --- Faults of the published code ---------------------------------------------------------------------------------
 
 
+def test_gradients_that_a_model_brings_are_not_taken_for_the_runs(tmp_path, slides):
+    clean, used = tiny.model(), tiny.model()
+    for parameter in used.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    for name, trained in (("clean", clean), ("used", used)):
+        tiny.run(tmp_path / name, slides, trained=trained, config=tiny.config(epochs=1))
+    for one, other in zip(clean.parameters(), used.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
 def test_what_is_frozen_stays_as_it_is(tmp_path, slides):
     """Weight decay included, and though the head between is frozen, too."""
     trained = tiny.model()

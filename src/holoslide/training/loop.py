@@ -132,6 +132,7 @@ class _Run:
     def to_the_end(self, progress: Progress) -> FitResult:
         """All epochs that are left; an early stop is a function of the history alone."""
         self.out.mkdir(parents=True, exist_ok=True)
+        self.optimizer.zero_grad()  # of a model that was given
         self.plan = plan_run(
             self.network, self.slides, self.fabric, self.out,
             nodes=self.config.nodes, held_bytes=self.average.size_bytes, begun=self._steps() > 0,
