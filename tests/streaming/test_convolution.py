@@ -10,6 +10,7 @@ from torch.nn.utils.parametrizations import weight_norm
 
 from holoslide.streaming import convolution
 from holoslide.streaming.convolution import StripConv2d, strip_weight_grad, with_strips
+from holoslide.streaming.cost import PeakBytes
 
 PAIRS = st.tuples(st.integers(1, 3), st.integers(1, 3))
 
@@ -58,6 +59,18 @@ def test_a_network_of_them_has_the_same_values_and_gradients(monkeypatch: pytest
     ours(x).square().sum().backward()
     for found, wanted in zip([x.grad, *(p.grad for p in ours.parameters())], expected, strict=True):
         torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_windows_of_all_sizes_take_the_same_operations(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The plan compares two trials moment by moment: one window is a single strip here, the other many."""
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
+    monkeypatch.setattr(convolution, "STRIP_VALUES", 512)
+    conv, moments = with_strips(nn.Conv2d(3, 4, 3, padding=1)), []
+    for side in (8, 64):
+        with PeakBytes() as counted:
+            conv(torch.rand(1, 3, side, side)).sum().backward()
+        moments.append(len(counted.moments))
+    assert moments[0] == moments[1] > 0
 
 
 def test_elsewhere_it_is_torchs_own(monkeypatch: pytest.MonkeyPatch) -> None:

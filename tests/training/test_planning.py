@@ -127,6 +127,25 @@ def test_training_says_what_it_will_take(tmp_path):
     assert 0 < told.facts[0].peak_bytes <= 0.5 * GIB
 
 
+def test_validation_holds_no_gradients_as_its_plan_says(tmp_path):
+    trained, held = tiny.model(), []
+
+    class Watching(Told):
+        def slide_done(self, slide):
+            if slide.phase == "valid":
+                held.extend(p.grad for p in trained.parameters() if p.grad is not None)
+
+    tiny.run(tmp_path, tiny.cohort(tmp_path), trained=trained, progress=Watching())
+    assert held == []
+
+
+def test_processes_of_a_machine_share_its_memory(monkeypatch):
+    monkeypatch.setattr(memory, "free_bytes", lambda device: 2**32)
+    budgets = [plan_for(_network(1), _slide(300), training=True, processes=n).budget_bytes for n in (1, 2, 4)]
+    assert budgets[0] == pytest.approx(0.7 * 2**32, rel=1e-6)
+    assert budgets == pytest.approx([budgets[0] / n for n in (1, 2, 4)], rel=1e-6)
+
+
 def test_a_resumed_run_keeps_its_plan_whatever_memory_is_free(tmp_path, monkeypatch):
     slides = tiny.cohort(tmp_path)
     tiny.run(tmp_path / "peace", slides, config=tiny.config(epochs=3))

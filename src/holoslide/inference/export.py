@@ -83,7 +83,7 @@ def write_geojson(path: Path, slide: Exported, *, share: float = 0.5) -> None:
 
 
 def checked_share(share: float) -> float:
-    """A share of the evidence. Raises `ConfigError`."""
+    """The share, which must be above 0 and at most 1. Raises `ConfigError`."""
     if not 0 < share <= 1:
         raise ConfigError("hot regions", f"a share of {share} cannot be", "give a number above 0, up to 1")
     return share

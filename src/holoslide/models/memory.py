@@ -117,10 +117,8 @@ class _Needs:
         network = self.network
         if k >= len(network.decoders):
             return 0
-        decoder, stride = (
-            copy.deepcopy(network.decoders[k]),
-            network.model.strides[k],
-        )  # a trial leaves no gradients
+        decoder = copy.deepcopy(network.decoders[k])  # a trial leaves no gradients
+        stride = network.model.strides[k]
         first, last = network.parts[k].segments[0], network.parts[k].segments[-1]
         count, areas, runs = network.model.config.reconstruction.patches, [], []
         for side in _TRIAL_SIDES:

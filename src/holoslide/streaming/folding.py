@@ -21,6 +21,7 @@ from holoslide.streaming.convolution import with_strips
 from holoslide.streaming.receptive import input_channels
 
 _TOLERANCE = 1e-9
+_TRIAL_SIDE = 48
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,11 +39,11 @@ class Folded(nn.Module):
     `pull_back` once after the last backward pass: it adds to the module's own `.grad`.
     """
 
-    def __init__(self, module: nn.Module, *, side: int = 48) -> None:
-        """`side` is that of a map which the module can be tried on."""
+    def __init__(self, module: nn.Module, *, sees: int = 1) -> None:
+        """`sees`: the side of the smallest map, in cells, that the module takes."""
         super().__init__()
         self.module = module
-        self._pairs = find_pairs(module, side=side)
+        self._pairs = find_pairs(module, sees=sees)
         self.twin = _make_twin(module, self._pairs)
         self._values: list[tuple[nn.Parameter, Tensor]] = []
         self._fresh = False
@@ -97,7 +98,7 @@ def fold(conv: nn.Conv2d, norm: _BatchNorm) -> tuple[Tensor, Tensor]:
     return conv.weight * scale[:, None, None, None], bias
 
 
-def find_pairs(module: nn.Module, *, side: int = 48) -> list[Pair]:
+def find_pairs(module: nn.Module, *, sees: int = 1) -> list[Pair]:
     """Convolutions whose output goes straight into a frozen BatchNorm, found in a run, checked by value."""
     trial = copy.deepcopy(module).cpu().double().eval()
     generator = torch.Generator().manual_seed(0)
@@ -107,6 +108,7 @@ def find_pairs(module: nn.Module, *, side: int = 48) -> list[Pair]:
         ):
             if tensor.is_floating_point():  # fresh statistics of 0 and 1 would hide a wrong pair
                 tensor.copy_(torch.rand(tensor.shape, generator=generator, dtype=torch.float64) + 0.5)
+        side = max(_TRIAL_SIDE, sees)
         sample = torch.rand(1, input_channels(module), side, side, dtype=torch.float64, generator=generator)
         pairs = [pair for pair in _watch_pairs(trial, sample) if _frozen(module, pair.norm)]
         twin = _make_twin(trial, pairs)

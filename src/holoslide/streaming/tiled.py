@@ -36,7 +36,6 @@ from holoslide.streaming.receptive import Receptive, input_channels, output_shap
 from holoslide.streaming.storage import Storage, StorageConfig
 
 Border = Literal["glass", "zeros"]
-_SIDE = 48  # of the map that folding is tried on, if the module does not see further
 Pull = Callable[[Batch, Tensor], list[tuple[Tensor, Tensor]]]
 """From a batch of tiles and its output (B, C, H, W) with its graph: the tensors to pull back, and dL/d each."""
 
@@ -93,7 +92,7 @@ class Segment:
         self.field = probe(module, self.channels)
         self.out_channels = output_shape(module, self.channels, (512, 512))[1]
         before, after = self.field.margin_before, self.field.margin_after
-        self.folded = Folded(module, side=max(_SIDE, (before + 1 + after) * self.field.stride))
+        self.folded = Folded(module, sees=(before + 1 + after) * self.field.stride)
         self.border: Border = border
         self.mixed = mixed
         tensor = next(chain(module.parameters(), module.buffers()), None)

@@ -96,7 +96,7 @@ class Slides:
                 yield _Blamed(pixels, sample)
         except HoloslideError:
             raise
-        except Exception as error:
+        except Exception as error:  # whatever it is: it goes on as it came, and says which slide it was
             if _is_out_of_memory(error):
                 raise MemoryPlanError(
                     sample.slide_id,
