@@ -30,7 +30,7 @@ from holoslide.models.classifier import LocalClassifier, ModelConfig
 from holoslide.models.heads import HeadConfig
 from holoslide.models.reconstruction import ReconstructionConfig
 from holoslide.models.streamed import StreamConfig, StreamedClassifier
-from holoslide.slides.pixels import ArrayPixels
+from holoslide.pixels import ArrayPixels
 from holoslide.training.local import LocalStep
 
 BF16_HALF_STEP = 2.0**-9

@@ -19,7 +19,7 @@ from benchmarks.plain import plain_step
 from holoslide.models.backbone import BackboneConfig
 from holoslide.models.classifier import LocalClassifier, ModelConfig
 from holoslide.models.streamed import StreamConfig, StreamedClassifier
-from holoslide.slides.pixels import ArrayPixels
+from holoslide.pixels import ArrayPixels
 from holoslide.training.local import LocalStep
 
 MODULES = (1, 2, 4, 8)

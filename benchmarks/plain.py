@@ -22,7 +22,7 @@ from holoslide.models.classifier import LocalClassifier
 from holoslide.models.heads import Head
 from holoslide.models.reconstruction import Decoder, draw_patches
 from holoslide.models.streamed import head_map
-from holoslide.slides.pixels import Pixels
+from holoslide.pixels import Pixels
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from benchmarks.plain import plain_step, whole
 from holoslide.models.classifier import LocalClassifier
 from holoslide.models.memory import plan_for
 from holoslide.models.streamed import StreamedClassifier
-from holoslide.slides.pixels import Pixels
+from holoslide.pixels import Pixels
 from holoslide.streaming.plan import Plan
 from holoslide.training.local import LocalStep
 

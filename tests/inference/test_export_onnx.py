@@ -13,7 +13,7 @@ from holoslide.models.backbone import BackboneConfig
 from holoslide.models.classifier import InputConfig, LocalClassifier, ModelConfig
 from holoslide.models.heads import HeadConfig
 from holoslide.models.streamed import StreamConfig, StreamedClassifier
-from holoslide.slides.pixels import ArrayPixels
+from holoslide.pixels import ArrayPixels
 
 onnx = pytest.importorskip("onnx", reason="the extra `onnx` is not installed")
 onnxruntime = pytest.importorskip("onnxruntime", reason="the extra `onnx` is not installed")

@@ -9,7 +9,7 @@ from holoslide.models.backbone import BackboneConfig
 from holoslide.models.classifier import InputConfig, LocalClassifier, ModelConfig
 from holoslide.models.heads import HeadConfig
 from holoslide.models.streamed import StreamConfig, StreamedClassifier
-from holoslide.slides.pixels import ArrayPixels
+from holoslide.pixels import ArrayPixels
 
 GLASS = (243, 243, 243)
 CELL_PX = 8

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from holoslide.errors import ConfigError, SlideError
 from holoslide.geometry import Box
+from holoslide.pixels import ArrayPixels
 from holoslide.slides.augment import AugmentConfig, Augmented, Draw, draw
-from holoslide.slides.pixels import ArrayPixels
 
 GLASS = (243, 240, 244)
 STRONG = AugmentConfig(crop=0.8, crop_least_small=0.3, brightness=0.4, contrast=0.4, saturation=0.6, hue=0.1)

@@ -15,7 +15,7 @@ from holoslide.models.heads import HeadConfig
 from holoslide.models.memory import plan_for
 from holoslide.models.reconstruction import ReconstructionConfig
 from holoslide.models.streamed import StreamConfig, StreamedClassifier
-from holoslide.slides.pixels import ArrayPixels
+from holoslide.pixels import ArrayPixels
 from holoslide.streaming.cost import PeakBytes
 from holoslide.streaming.plan import parameter_bytes
 from holoslide.training.local import LocalStep

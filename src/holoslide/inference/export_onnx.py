@@ -31,7 +31,7 @@ from holoslide.inference.card import ATTENTION
 from holoslide.models.classifier import LocalClassifier
 from holoslide.models.readout import Readout
 from holoslide.models.streamed import StreamConfig, StreamedClassifier, head_stride
-from holoslide.slides.pixels import Pixels
+from holoslide.pixels import Pixels
 from holoslide.streaming.receptive import Receptive
 
 OPSET = 18

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from holoslide.models.readout import Explanation
 from holoslide.models.streamed import HeadCells, StreamedClassifier, head_stride
-from holoslide.streaming.features import FeatureMap, Pixels
+from holoslide.pixels import Pixels
+from holoslide.streaming.features import FeatureMap
 from holoslide.streaming.receptive import Receptive
 
 

@@ -11,8 +11,9 @@ import torch
 from holoslide.geometry import ceil_div
 from holoslide.models.readout import CHUNK_VALUES
 from holoslide.models.streamed import StreamedClassifier, head_stride
+from holoslide.pixels import Pixels
 from holoslide.streaming.cost import Cost, Peak, PeakBytes, measure
-from holoslide.streaming.features import Pixels, PixelSource
+from holoslide.streaming.features import PixelSource
 from holoslide.streaming.host import free_bytes
 from holoslide.streaming.plan import HEAP_BYTES, SLACK, Plan, Stage, make_plan, parameter_bytes
 from holoslide.streaming.receptive import Receptive

@@ -19,9 +19,10 @@ from holoslide.geometry import Box
 from holoslide.models.classifier import LocalClassifier, Pool
 from holoslide.models.heads import Head
 from holoslide.models.reconstruction import Decoder
+from holoslide.pixels import Pixels
 from holoslide.streaming.chain import Chain
 from holoslide.streaming.cost import Cost
-from holoslide.streaming.features import Batch, FeatureMap, GradientMap, Pixels, PixelSource
+from holoslide.streaming.features import Batch, FeatureMap, GradientMap, PixelSource
 from holoslide.streaming.host import hand_back_at_once, hand_back_freed
 from holoslide.streaming.plan import Plan
 from holoslide.streaming.receptive import Receptive

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from holoslide.errors import ConfigError
 from holoslide.geometry import Box
-from holoslide.slides.pixels import ArrayPixels, Pixels
+from holoslide.pixels import ArrayPixels, Pixels
 from holoslide.slides.stain import dye_change, through_density
 
 __all__ = ["ArrayPixels", "AugmentConfig", "Augmented", "Draw", "Pixels", "draw"]

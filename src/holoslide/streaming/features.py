@@ -17,6 +17,7 @@ from torch import Tensor
 
 from holoslide.errors import ConfigError
 from holoslide.geometry import Box, ceil_div
+from holoslide.pixels import Pixels
 from holoslide.streaming.host import hand_back_freed
 from holoslide.streaming.receptive import Receptive
 from holoslide.streaming.storage import Storage
@@ -40,24 +41,6 @@ class Source(Protocol):
     def windows(self, boxes: Sequence[Box]) -> Tensor:
         """The cells of boxes of one shape, (B, C, H, W) in channels_last; glass where nothing is stored."""
         ...
-
-
-class Pixels(Protocol):
-    """A slide as the network is fed from it: RGB pixels, glass outside the tissue mask."""
-
-    @property
-    def shape_px(self) -> tuple[int, int]: ...
-
-    @property
-    def mask(self) -> NDArray[np.bool_]: ...
-
-    @property
-    def mask_cell_px(self) -> int: ...
-
-    @property
-    def glass(self) -> NDArray[np.uint8]: ...
-
-    def read(self, box_px: Box) -> NDArray[np.uint8]: ...
 
 
 class PixelSource:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from holoslide.models.streamed import StreamedClassifier
-from holoslide.streaming.features import Pixels
+from holoslide.pixels import Pixels
 from holoslide.streaming.tiled import OutputGradient
 from holoslide.training.objective import Loss, Objective
 

@@ -23,9 +23,9 @@ from torch.nn import functional as F
 from holoslide.errors import CheckpointError, CohortError, SlideError
 from holoslide.models.classifier import LocalClassifier
 from holoslide.models.streamed import StreamConfig, StreamedClassifier
+from holoslide.pixels import Pixels
 from holoslide.slides.augment import AugmentConfig
 from holoslide.slides.raster import Raster
-from holoslide.streaming.features import Pixels
 from holoslide.streaming.host import hand_back_freed
 from holoslide.training import checkpoint
 from holoslide.training.averaging import Average

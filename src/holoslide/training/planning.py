@@ -17,7 +17,7 @@ from lightning_fabric import Fabric
 from holoslide.files import write_atomically
 from holoslide.models.memory import plan_for
 from holoslide.models.streamed import StreamConfig, StreamedClassifier
-from holoslide.streaming.features import Pixels
+from holoslide.pixels import Pixels
 from holoslide.streaming.plan import Plan, parameter_bytes
 from holoslide.training.samples import Slides
 

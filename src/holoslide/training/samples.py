@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from holoslide.errors import CohortError, HoloslideError, MemoryPlanError, SlideError
 from holoslide.geometry import Box
+from holoslide.pixels import Pixels
 from holoslide.slides.augment import AugmentConfig, Augmented, draw
-from holoslide.streaming.features import Pixels
 
 OpenPixels = Callable[[Path], AbstractContextManager[Pixels]]
 
