@@ -2,11 +2,11 @@
 
     python -m benchmarks.mil slides.csv NAME --weights resnet18.pth --rasters rasters --full
 
-ResNet-18 with ImageNet weights up to layer3, averaged over each patch of 64 or of 128 px that is at least half
-tissue; mean and max pooling, ABMIL, CLAM-SB, DSMIL, TransMIL and DTFD on top (`benchmarks.mil_models`). AdamW, one
-slide a step, augmentation none, as is usual with features. Patch size, learning rate and epoch are chosen for each
-method on the validation slides (AUROC, then loss); then `--seeds` trainings with what was chosen, and the test
-slides once. `_auroc` is the mean of the seeds, `_interval` of their averaged probabilities, over patients.
+ResNet-18 with ImageNet weights up to layer3, averaged over each patch of 64 or of 128 px (`--patch-px`) that is at
+least half tissue; mean and max pooling, ABMIL, CLAM-SB, DSMIL, TransMIL and DTFD on top (`benchmarks.mil_models`).
+AdamW, one slide a step, no augmentation, as is usual with features. Patch size, learning rate and epoch are chosen
+for each method on the validation slides (AUROC, then loss); then `--seeds` trainings with what was chosen, and the
+test slides once. `_auroc` is the mean of the seeds, `_interval` of their averaged probabilities, over patients.
 
 `features_s` is what reading and features took for all slides, `slide_s` for one, `training_s` all trainings of all
 methods. Without a cohort, on a few drawn slides: to see that it runs.
@@ -44,7 +44,7 @@ from holoslide.slides.prepare import PrepareConfig
 from holoslide.slides.raster import Raster
 from holoslide.training.parallel import mixed_dtype
 
-PATCH_PX, RATES = (64, 128), (1e-3, 3e-4, 1e-4)
+RATES = (1e-3, 3e-4, 1e-4)
 PARTS = ("train", "valid", "test")
 
 
@@ -171,7 +171,8 @@ def measure(options: Options) -> Result:
     with tempfile.TemporaryDirectory() as folder:
         prepared = prepared_slides(values, Path(folder))
         started = time.perf_counter()
-        bags = _bags(prepared, network(values["weights"]))
+        sides = tuple(int(side) for side in values["patch_px"].split(","))
+        bags = _bags(prepared, network(values["weights"]), sides)
         features_s = time.perf_counter() - started
     torch.set_num_threads(1)  # bags are small
     started, figures = time.perf_counter(), dict[str, Figure]()
@@ -180,16 +181,16 @@ def measure(options: Options) -> Result:
         figures |= best_of(name, bags, epochs=epochs, seeds=values["seeds"])
     names = [key.removesuffix("_valid_auroc") for key in figures if key.endswith("_valid_auroc")]
     best = max(names, key=lambda name: float(figures[f"{name}_valid_auroc"] or 0))
-    slides = sum(len(part) for part in bags[PATCH_PX[0]].values())
+    slides = sum(len(part) for part in bags[sides[0]].values())
     figures |= {
         "best_by_validation": best,
         "best_auroc": figures[f"{best}_auroc"],
         "features_s": round(features_s, 1),
-        "slide_s": round(features_s / slides / len(PATCH_PX), 3),
+        "slide_s": round(features_s / slides / len(sides), 3),
         "training_s": round(time.perf_counter() - started, 1),
     }
-    sizes = {part: len(bags[PATCH_PX[0]][part]) for part in PARTS}
-    configuration = {"slides": sizes, "patch_px": PATCH_PX, "rates": RATES, "epochs": epochs} | {
+    sizes = {part: len(bags[sides[0]][part]) for part in PARTS}
+    configuration = {"slides": sizes, "patch_px": sides, "mpp": values["mpp"], "rates": RATES, "epochs": epochs} | {
         "seeds": values["seeds"], "network": "resnet18 to layer3, frozen"
     }  # fmt: skip
     return Result(figures=figures, configuration=configuration, variant=values["name"] or "drawn")
@@ -206,10 +207,12 @@ def prepared_slides(values: Mapping[str, Any], folder: Path) -> Prepared:
     return prepared
 
 
-def _bags(prepared: Prepared, model: LocalClassifier) -> dict[int, dict[str, list[Bag]]]:
+def _bags(
+    prepared: Prepared, model: LocalClassifier, sides: Sequence[int]
+) -> dict[int, dict[str, list[Bag]]]:
     cohort = prepared.cohort
     bags: dict[int, dict[str, list[Bag]]] = {}
-    for side in PATCH_PX:
+    for side in sides:
         bags[side] = {}
         for part in PARTS:
             bags[side][part] = []
@@ -225,6 +228,9 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("name", nargs="?", help="goes into the name of the result file")
     parser.add_argument("--rasters", metavar="DIR", help="where the prepared slides are, or go")
     parser.add_argument("--mpp", type=float, default=4.0, help="um per pixel to prepare at (4)")
+    parser.add_argument(
+        "--patch-px", default="64,128", metavar="SIDES", help="sides of a patch that are tried (64,128)"
+    )
     parser.add_argument("--weights", default="none", help="ImageNet weights of ResNet-18, a file")
     parser.add_argument("--only", metavar="METHODS", help=f"some of {','.join(MODELS)}")
     parser.add_argument("--epochs", type=int, metavar="N", help="at most (3, --full 50)")
