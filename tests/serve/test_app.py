@@ -43,13 +43,22 @@ def test_the_list_has_every_slide_with_what_was_predicted(viewer: Served, finish
         assert slide["prediction"] == row["prediction"]
         assert slide["label"] == row["label"]
         assert slide["p"] == [float(row["p_benign"]), float(row["p_lesion"])]
-        assert slide["review"] is None
+        assert slide["reviews"] == []
 
 
 def test_every_part_of_the_page_is_there(viewer: Served) -> None:
     page = viewer.ask("/").body.decode()
     assert "<script>" not in page
-    for name in ("app.js", "deepzoom.js", "pane.js", "list.js", "review.js", "style.css", "icon.svg"):
+    for name in (
+        "app.js",
+        "ask.js",
+        "deepzoom.js",
+        "pane.js",
+        "list.js",
+        "review.js",
+        "style.css",
+        "icon.svg",
+    ):
         part = viewer.ask(f"/static/{name}")
         assert (part.status, bool(part.body)) == (200, True)
         assert b"http://" not in part.body.replace(b"http://www.w3.org/2000/svg", b"")
@@ -126,6 +135,30 @@ def test_odd_names_and_missing_files_are_shown_as_what_they_are(nasty_run: Path)
         assert lost["picture"] is None
         assert gone in lost["error"]
         assert served.ask(f"/api/slides/{gone}/tiles/0/0/0.jpg").status == 404
+
+
+def test_a_damaged_heatmap_hides_itself_alone(run_copy: Path) -> None:
+    (run_copy / "heatmaps" / "focus-001.module-1.npz").write_bytes(b"PK not a heatmap")
+    with serving(run_copy) as served:
+        facts = served.ask("/api/slides/focus-001")
+        assert facts.status == 200
+        assert facts.json["picture"]["levels"] >= 1
+        assert {layer["module"] for layer in facts.json["layers"]} == {2}
+        (fault,) = facts.json["faults"]
+        assert fault.startswith("focus-001.module-1.npz: is not a heatmap (")
+        assert served.ask("/api/slides/focus-001/layers/attention-2.png").status == 200
+        assert served.ask("/api/slides/focus-001/layers/attention-1.png").status == 404
+
+
+def test_slides_that_training_left_out_are_listed_with_the_reason(run_copy: Path) -> None:
+    (run_copy / "left_out.csv").write_text(
+        "slide_id,reason\nlost,its file is missing; mend its path\n,no slide of a row\nfocus-001,used after all\n"
+    )
+    with serving(run_copy) as served:
+        run = served.ask("/api/run").json
+        assert run["left_out"] == [{"id": "lost", "reason": "its file is missing; mend its path"}]
+        assert len(run["slides"]) == 8
+        assert served.ask("/api/slides/lost").status == 404
 
 
 BOUNDS = Box(

@@ -114,19 +114,48 @@ def test_an_address_that_others_reach_needs_the_token(finished_run: Path) -> Non
     with serving(finished_run, host="0.0.0.0") as served:
         token = urlsplit(served.url).query.removeprefix("token=")
         assert len(token) >= 32
+        assert urlsplit(served.url).hostname == socket.gethostname().lower()  # not 0.0.0.0, which is nowhere
+        name = f"holoslide_token_{served.port}"
         assert served.ask("/").status == 401
-        assert served.ask("/api/run", headers={"Cookie": "holoslide_token=wrong"}).status == 401
+        assert served.ask("/api/run", headers={"Cookie": f"{name}=wrong"}).status == 401
         assert served.ask("/?token=wrong").status == 401
         assert served.ask("/?token=%ff%fe").status == 401
         entered = served.ask(f"/?token={token}")
         assert (entered.status, entered.headers["location"]) == (303, "/")
         cookie = entered.headers["set-cookie"]
         assert "HttpOnly" in cookie
-        assert "SameSite=Strict" in cookie
-        assert served.ask("/api/run", headers={"Cookie": cookie.partition(";")[0]}).status == 200
+        assert "SameSite=Lax" in cookie
+        pair = cookie.partition(";")[0]
+        assert pair == f"{name}={token}"
+        for given in (pair, f"odd[1]=a b; {pair}", f'x="; {name}=old; {pair}; y={{"a": 1}}'):
+            assert served.ask("/api/run", headers={"Cookie": given}).status == 200, given
         assert served.ask("/api/run", headers={"Authorization": f"Bearer {token}"}).status == 200
         foreign = {"Authorization": f"Bearer {token}", "Host": "evil.example"}
         assert served.ask("/api/run", headers=foreign).status == 421
+
+
+def test_two_viewers_of_one_host_do_not_log_each_other_out(finished_run: Path) -> None:
+    with serving(finished_run, host="0.0.0.0") as one, serving(finished_run, host="0.0.0.0") as other:
+        entered = [each.ask(f"/?{urlsplit(each.url).query}").headers["set-cookie"] for each in (one, other)]
+        jar = dict(cookie.partition(";")[0].split("=") for cookie in entered)  # as a browser keeps them
+        cookies = "; ".join(f"{name}={value}" for name, value in jar.items())
+        assert [each.ask("/api/run", headers={"Cookie": cookies}).status for each in (one, other)] == [
+            200,
+            200,
+        ]
+
+
+def test_a_browser_without_the_token_is_told_what_to_do(finished_run: Path) -> None:
+    with serving(finished_run, host="0.0.0.0") as served:
+        page = served.ask("/", headers={"Accept": "text/html,*/*;q=0.8"})
+        assert (page.status, page.headers["content-type"]) == (401, "text/html; charset=utf-8")
+        assert b"<p>This viewer asks for a token: open the whole address that" in page.body
+        assert "asks for a token" in served.ask("/api/run").json["error"]
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1:99999", "127.0.0.1:x"])
+def test_a_host_whose_port_is_none_is_refused(viewer: Served, host: str) -> None:
+    assert viewer.ask("/api/run", headers={"Host": host}).status == 421
 
 
 def test_loopback_needs_no_token(viewer: Served) -> None:

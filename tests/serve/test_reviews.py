@@ -24,7 +24,8 @@ def test_a_review_is_written_with_who_and_when(run_copy: Path) -> None:
         assert answer.status == 201
         assert served.write("focus-001", {"reviewer": "B", "label": "", "note": "no"}).status == 201
         shown = served.ask("/api/slides/focus-001").json["reviews"]
-        assert served.ask("/api/run").json["slides"][0]["review"]["reviewer"] == "B"
+        last = served.ask("/api/run").json["slides"][0]["reviews"]
+        assert [(each["reviewer"], each["label"]) for each in last] == [("Dr. A", "lesion"), ("B", "")]
     first, second = rows(run_copy)
     assert first | {"time": ""} == {
         "time": "", "reviewer": "Dr. A", "slide_id": "focus-001", "label": "lesion", "note": note
@@ -110,6 +111,56 @@ def test_another_file_of_that_name_is_not_written_over(tmp_path: Path) -> None:
     with pytest.raises(SlideError, match="has not the columns"):
         Reviews(tmp_path)
     assert (tmp_path / "reviews.csv").read_text() == "mine\n1\n"
+
+
+def test_of_each_reviewer_the_last_word_holds(run_copy: Path) -> None:
+    """A note of another takes no correction back."""
+    with serving(run_copy) as served:
+        for reviewer, label in [("A", "lesion"), ("B", ""), ("A", ""), ("C", "lesion"), ("B", "benign")]:
+            written = {"reviewer": reviewer, "label": label, "note": f"{reviewer} {label}"}
+            assert served.write("focus-001", written).status == 201
+        last = served.ask("/api/run").json["slides"][0]["reviews"]
+    assert [(each["reviewer"], each["label"]) for each in last] == [
+        ("A", ""),
+        ("C", "lesion"),
+        ("B", "benign"),
+    ]
+
+
+def test_what_excel_has_saved_is_read(run_copy: Path) -> None:
+    with serving(run_copy) as served:
+        assert served.write("focus-001", {"reviewer": "Ä", "label": "", "note": "first"}).status == 201
+    path = run_copy / "reviews.csv"
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b'"', b"").replace(b"\n", b"\r\n"))
+    with serving(run_copy) as served:
+        assert served.write("focus-001", {"reviewer": "B", "label": "", "note": "second"}).status == 201
+        shown = served.ask("/api/slides/focus-001").json["reviews"]
+    assert [(each["reviewer"], each["note"]) for each in shown] == [("Ä", "first"), ("B", "second")]
+
+
+@pytest.mark.parametrize(("cells", "count"), [("t,A,s,,note,more", 6), ("t,A,s", 3)])
+def test_a_row_of_other_columns_is_refused_and_not_thrown_away(
+    tmp_path: Path, cells: str, count: int
+) -> None:
+    text = f"time,reviewer,slide_id,label,note\nt,A,s,,fine\n{cells}\n"
+    (tmp_path / "reviews.csv").write_text(text)
+    with pytest.raises(SlideError, match=f"has {count} cells in line 3, not 5; put that line right"):
+        Reviews(tmp_path)
+    assert (tmp_path / "reviews.csv").read_text() == text
+
+
+@pytest.mark.parametrize(
+    "text", ["=1+1", "+1", "-2 foci", "@A", "\t=1", "'=1", "''-", "'quoted'", "＝1", "a=b"]
+)
+def test_no_note_or_name_is_a_formula_to_a_spreadsheet(tmp_path: Path, text: str) -> None:
+    """And comes back as it was written, however often the file is."""
+    for _ in range(3):
+        Reviews(tmp_path).add("s", reviewer=text, label="", note=text)
+    found = Reviews(tmp_path).of("s")
+    assert {(review.reviewer, review.note) for review in found} == {(text, text)}
+    for row in rows(tmp_path):
+        for cell in (row["reviewer"], row["note"]):
+            assert cell[0] not in "=+-@\t＝"
 
 
 def test_a_note_of_any_line_ends_comes_back_and_breaks_no_table(run_copy: Path) -> None:

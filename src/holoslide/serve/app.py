@@ -3,44 +3,52 @@
 | address | answer |
 | --- | --- |
 | `/`, `/static/<name>` | the page and its parts, from a fixed list |
-| `/api/run` | the run, its classes and modules, all slides with their last review |
+| `/api/run` | the run, its classes and modules, all slides with each reviewer's last word, those left out |
 | `/api/slides/<id>` | size, um per pixel, layers, probabilities by module, reviews |
 | `/api/slides/<id>/tiles/<z>/<y>/<x>.jpg` | the slide itself |
 | `/api/slides/<id>/layers/<name>.png`, `.f32` | a layer's colours, and its raw scores |
 | `/api/slides/<id>/outline` | the tissue |
 | `POST /api/slides/<id>/reviews` | a note and a corrected label |
+
+A run may be evaluated again, and another be served at the same address, while a page is open. So each request of
+the page names the state of the run that it shows, as `?run=`, and is refused when that is another; and what the
+browser keeps, it asks about before it shows it again.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 import unicodedata
+from collections.abc import Callable, Hashable
 from dataclasses import asdict
-from importlib import resources
+from importlib import metadata, resources
 from typing import Annotated, Any
 
-from fastapi import FastAPI, HTTPException, Request, Response
+from fastapi import Depends, FastAPI, HTTPException, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import AfterValidator, BaseModel, ConfigDict, StringConstraints
 from pydantic_core import PydanticCustomError
 
-from holoslide.errors import HoloslideError
+from holoslide.errors import HoloslideError, SlideError
 from holoslide.inference.layers import Layer
-from holoslide.serve.reviews import Review, Reviews
-from holoslide.serve.run import RunView
-from holoslide.serve.tiles import TILE_PX, Tile, TileStore
+from holoslide.serve.reviews import Reviews, latest
+from holoslide.serve.run import LiveRun, RunView
+from holoslide.serve.tiles import TILE_PX, Source, Tile, TileStore
 
 STATIC = {
     "index.html": "text/html; charset=utf-8",
     "style.css": "text/css; charset=utf-8",
     "app.js": "text/javascript; charset=utf-8",
+    "ask.js": "text/javascript; charset=utf-8",
     "deepzoom.js": "text/javascript; charset=utf-8",
     "pane.js": "text/javascript; charset=utf-8",
     "list.js": "text/javascript; charset=utf-8",
     "review.js": "text/javascript; charset=utf-8",
     "icon.svg": "image/svg+xml",
 }
-_KEEP = {"cache-control": "private, max-age=3600"}  # tiles do not change while a run is looked at
+_VERSION = metadata.version("holoslide")  # another may draw otherwise
 _FRESH = {"cache-control": "no-store"}
 
 
@@ -78,11 +86,15 @@ class ReviewIn(BaseModel):
     note: Annotated[str, StringConstraints(max_length=10_000), AfterValidator(_lines)] = ""
 
 
-def make_app(run: RunView) -> FastAPI:
+def make_app(run: LiveRun) -> FastAPI:
     """The viewer of a run, without the gate before it: see `guard.py`. SlideError for unreadable reviews."""
-    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
-    files = {row.slide_id: (row.path, row.mpp) for row in run.rows.values() if row.path is not None}
-    tiles, reviews = TileStore(files), Reviews(run.folder)
+
+    def same_run(asked: Annotated[str, Query(alias="run")] = "") -> None:
+        if asked and asked != run.now().state:
+            raise HTTPException(409, "the run has changed since this page was opened: reload the page")
+
+    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, dependencies=[Depends(same_run)])
+    tiles, reviews = TileStore(), Reviews(run.folder)
     _serve_page(app)
     _serve_facts(app, run, tiles, reviews)
     _serve_tiles(app, run, tiles)
@@ -106,84 +118,97 @@ def _serve_page(app: FastAPI) -> None:
         return Response(pages[name], media_type=STATIC[name], headers=_FRESH)
 
 
-def _serve_facts(app: FastAPI, run: RunView, tiles: TileStore, reviews: Reviews) -> None:
+def _serve_facts(app: FastAPI, run: LiveRun, tiles: TileStore, reviews: Reviews) -> None:
     @app.get("/api/run")
     def overview() -> Response:
-        written = reviews.all()
-        slides = [{**line, "review": _last(written.get(line["id"], []))} for line in run.slides()]
+        view, written = run.now(), reviews.all()
+        lines = view.slides()
+        for line in lines:
+            line["reviews"] = [asdict(review) for review in latest(written.get(line["id"], []))]
         facts = {
-            "name": run.folder.resolve().name,
-            "key": run.key,
-            "classes": run.classes,
-            "modules": run.modules,
-            "repeats": run.repeats and f"{len(run.trainings)} {run.repeats}",
+            "name": view.folder.resolve().name,
+            "key": view.key,
+            "state": view.state,
+            "classes": view.classes,
+            "modules": view.modules,
+            "repeats": view.repeats and f"{len(view.trainings)} {view.repeats}",
             "tile_px": TILE_PX,
-            "slides": slides,
+            "slides": lines,
+            "left_out": [{"id": slide_id, "reason": reason} for slide_id, reason in view.left_out.items()],
         }
         return JSONResponse(facts, headers=_FRESH)
 
     @app.get("/api/slides/{slide_id}")
     def slide(slide_id: str) -> Response:
-        _known(run, slide_id)
+        view = _with_slide(run, slide_id)
         facts: dict[str, Any] = {"id": slide_id, "error": None, "picture": None}
         try:
-            facts["picture"] = _picture(tiles, slide_id)
+            facts["picture"] = _picture(tiles, _source(view, slide_id))
         except HoloslideError as error:  # the page shows it in the picture's place
             facts["error"] = str(error)
-        except KeyError:
-            facts["error"] = (
-                f"{slide_id}: its file is not where it was; mend the path in the run's cohort.csv"
-            )
-        facts["layers"] = [layer.facts() for layer in run.layers(slide_id).values()]
-        facts["modules"] = run.probabilities(slide_id)
-        facts |= run.source(slide_id)
+        layers = view.layers(slide_id)
+        facts["layers"] = [layer.facts() for layer in layers.by_name.values()]
+        facts["faults"] = layers.faults
+        facts["modules"] = view.probabilities(slide_id)
+        facts |= view.source(slide_id)
         facts["reviews"] = [asdict(review) for review in reviews.of(slide_id)]
         return JSONResponse(facts, headers=_FRESH)
 
 
-def _serve_tiles(app: FastAPI, run: RunView, tiles: TileStore) -> None:
-    def jpeg(slide_id: str, wanted: Tile | None) -> Response:
+def _serve_tiles(app: FastAPI, run: LiveRun, tiles: TileStore) -> None:
+    def jpeg(request: Request, slide_id: str, wanted: Tile | None) -> Response:
         """Without a tile, the one that shows the whole slide."""
-        _known(run, slide_id)
-        if run.rows[slide_id].path is None:
-            raise HTTPException(404, "the slide's file is missing")
-        one = wanted or Tile(tiles.slide(slide_id).levels - 1, 0, 0)
-        return Response(tiles.jpeg(slide_id, one), media_type="image/jpeg", headers=_KEEP)
+        source = _source(_with_slide(run, slide_id), slide_id)
+
+        def make() -> bytes:
+            return tiles.jpeg(source, wanted or Tile(tiles.slide(source).levels - 1, 0, 0))
+
+        return _kept(request, source, make, "image/jpeg")
 
     @app.get("/api/slides/{slide_id}/tiles/{z}/{y}/{x}.jpg")
-    def tile(slide_id: str, z: int, y: int, x: int) -> Response:
-        return jpeg(slide_id, Tile(z, y, x))
+    def tile(request: Request, slide_id: str, z: int, y: int, x: int) -> Response:
+        return jpeg(request, slide_id, Tile(z, y, x))
 
     @app.get("/api/slides/{slide_id}/thumbnail.jpg")
-    def thumbnail(slide_id: str) -> Response:
-        return jpeg(slide_id, None)
+    def thumbnail(request: Request, slide_id: str) -> Response:
+        return jpeg(request, slide_id, None)
 
 
-def _serve_layers(app: FastAPI, run: RunView) -> None:
+def _serve_layers(app: FastAPI, run: LiveRun) -> None:
+    def of_layer(
+        request: Request, slide_id: str, name: str, make: Callable[[Layer], bytes], kind: str
+    ) -> Response:
+        view = _with_slide(run, slide_id)
+        layer = view.layers(slide_id).by_name.get(name)
+        if layer is None:
+            raise HTTPException(404, "this slide has no such layer")
+        stamp = view.key, view.layers_stamp(slide_id)
+        return _kept(request, stamp, lambda: make(layer), kind)
+
     @app.get("/api/slides/{slide_id}/legends/{name}.png")
-    def legend(slide_id: str, name: str) -> Response:
-        return Response(_layer(run, slide_id, name).legend_png(), media_type="image/png", headers=_KEEP)
+    def legend(request: Request, slide_id: str, name: str) -> Response:
+        return of_layer(request, slide_id, name, Layer.legend_png, "image/png")
 
     @app.get("/api/slides/{slide_id}/layers/{name}.png")
-    def layer_picture(slide_id: str, name: str) -> Response:
-        return Response(_layer(run, slide_id, name).png(), media_type="image/png", headers=_KEEP)
+    def layer_picture(request: Request, slide_id: str, name: str) -> Response:
+        return of_layer(request, slide_id, name, Layer.png, "image/png")
 
     @app.get("/api/slides/{slide_id}/layers/{name}.f32")
-    def layer_values(slide_id: str, name: str) -> Response:
-        content = _layer(run, slide_id, name).raw()
-        return Response(content, media_type="application/octet-stream", headers=_KEEP)
+    def layer_values(request: Request, slide_id: str, name: str) -> Response:
+        return of_layer(request, slide_id, name, Layer.raw, "application/octet-stream")
 
     @app.get("/api/slides/{slide_id}/outline")
-    def outline(slide_id: str) -> Response:
-        _known(run, slide_id)
-        return JSONResponse(run.outline(slide_id), headers=_KEEP)
+    def outline(request: Request, slide_id: str) -> Response:
+        view = _with_slide(run, slide_id)
+        stamp = str(view.rasters), view.outline_stamp(slide_id)
+        return _kept(request, stamp, lambda: json.dumps(view.outline(slide_id)).encode(), "application/json")
 
 
-def _take_reviews(app: FastAPI, run: RunView, reviews: Reviews) -> None:
+def _take_reviews(app: FastAPI, run: LiveRun, reviews: Reviews) -> None:
     @app.post("/api/slides/{slide_id}/reviews")
     def review(slide_id: str, sent: ReviewIn) -> Response:
-        _known(run, slide_id)
-        if sent.label and sent.label not in run.classes:
+        view = _with_slide(run, slide_id)
+        if sent.label and sent.label not in view.classes:
             raise HTTPException(422, "the label is no class of this run")
         try:
             added = reviews.add(slide_id, reviewer=sent.reviewer, label=sent.label, note=sent.note)
@@ -212,26 +237,34 @@ def _static(name: str) -> bytes:
     return resources.files("holoslide.serve").joinpath("static", name).read_bytes()
 
 
-def _known(run: RunView, slide_id: str) -> None:
-    if slide_id not in run.rows:
+def _with_slide(run: LiveRun, slide_id: str) -> RunView:
+    """The run as it is now, which must have the slide."""
+    view = run.now()
+    if slide_id not in view.rows:
         raise HTTPException(404, "this run has no such slide")
+    return view
 
 
-def _layer(run: RunView, slide_id: str, name: str) -> Layer:
-    _known(run, slide_id)
-    layers = run.layers(slide_id)
-    if name not in layers:
-        raise HTTPException(404, "this slide has no such layer")
-    return layers[name]
+def _source(view: RunView, slide_id: str) -> Source:
+    row = view.rows[slide_id]
+    source = None if row.path is None else Source.of(row.path, row.mpp)
+    if source is None:
+        raise SlideError(slide_id, "its file is not where it was", "mend the path in the run's cohort.csv")
+    return source
 
 
-def _last(written: list[Review]) -> dict[str, str] | None:
-    return asdict(written[-1]) if written else None
+def _kept(request: Request, stamp: Hashable, make: Callable[[], bytes], kind: str) -> Response:
+    """What the browser keeps, and asks about each time; `make` it where the browser's has another stamp."""
+    tag = f'"{hashlib.sha256(repr((_VERSION, request.url.path, stamp)).encode()).hexdigest()[:32]}"'
+    headers = {"cache-control": "private, no-cache", "etag": tag}
+    if request.headers.get("if-none-match") == tag:
+        return Response(status_code=304, headers=headers)
+    return Response(make(), media_type=kind, headers=headers)
 
 
-def _picture(tiles: TileStore, slide_id: str) -> dict[str, Any]:
+def _picture(tiles: TileStore, source: Source) -> dict[str, Any]:
     """What the page needs to draw the slide; its pixels are square, those of level 0 need not be."""
-    slide = tiles.slide(slide_id)
+    slide = tiles.slide(source)
     return {
         "height": slide.shape[0],
         "width": slide.shape[1],

@@ -8,17 +8,17 @@ may be read by our own page only, and who comes from another machine must show t
 from __future__ import annotations
 
 import hmac
+import html
 import ipaddress
 import json
 import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
-from http.cookies import CookieError, SimpleCookie
 from urllib.parse import parse_qs, urlsplit
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-COOKIE = "holoslide_token"
+COOKIE = "holoslide_token"  # and the port: browsers do not keep those of one host apart
 MAX_BODY_BYTES = 64 * 1024
 MAX_PATH_BYTES = 2048
 _LOOPBACK = {"127.0.0.1", "localhost", "::1"}
@@ -73,7 +73,8 @@ class Guard:
                 return
             body = await _body(receive, headers) if scope["method"] == "POST" else b""
         except Refusal as refusal:
-            await _answer(send, refusal.status, refusal.why)
+            as_page = "text/html" in headers.get("accept", "")
+            await (_show if as_page else _answer)(send, refusal.status, refusal.why)
             return
         await self.app(scope, _replay(body), _with_headers(send))
 
@@ -97,7 +98,8 @@ class Guard:
     def _is_ours(self, host: str) -> bool:
         """A name of ours; from other machines, who need the token, any plain address is, too."""
         try:
-            name = (urlsplit(f"//{host}").hostname or "").lower()
+            parts = urlsplit(f"//{host}")
+            name, _ = (parts.hostname or "").lower(), parts.port  # a port that is none is a ValueError, too
         except ValueError:
             return False
         if name in self.names:
@@ -112,27 +114,33 @@ class Guard:
         if self.token is None:
             return False
         given = parse_qs(scope["query_string"].decode("latin-1")).get("token", [""])[0]
+        name = _cookie_name(headers["host"])
         if given and _same(given, self.token):
-            cookie = f"{COOKIE}={self.token}; Path=/; HttpOnly; SameSite=Strict"
+            # Not Strict: a link in a mail or a chat could not be followed. Who writes is checked by `_check`.
+            cookie = f"{name}={self.token}; Path=/; HttpOnly; SameSite=Lax"
             extra = [(b"location", b"/"), (b"set-cookie", cookie.encode("latin-1"))]
             await _answer(send, 303, "come in", extra)
             return True
         bearer = headers.get("authorization", "").removeprefix("Bearer ")
-        if _same(bearer, self.token) or _same(_cookie(headers.get("cookie", "")), self.token):
+        if any(_same(each, self.token) for each in (bearer, *_cookies(headers.get("cookie", ""), name))):
             return False
-        raise Refusal(401, "open the address with the token that `holoslide serve` printed")
+        why = "this viewer asks for a token: open the whole address that `holoslide serve` printed when it started"
+        raise Refusal(401, f"{why}; if somebody else started it, ask them for that address")
 
 
 def _same(given: str, token: str) -> bool:
     return hmac.compare_digest(given.encode("utf-8", "replace"), token.encode())
 
 
-def _cookie(text: str) -> str:
-    try:
-        morsel = SimpleCookie(text).get(COOKIE)
-    except CookieError:
-        return ""
-    return morsel.value if morsel is not None else ""
+def _cookie_name(host: str) -> str:
+    """By the port that the browser sees, which a forwarded one is, too."""
+    return f"{COOKIE}_{urlsplit(f'//{host}').port or 80}"
+
+
+def _cookies(text: str, name: str) -> list[str]:
+    """The values of all cookies of that name, whatever other programs have put beside them."""
+    pairs = (each.partition("=") for each in text.split(";"))
+    return [value.strip() for key, _, value in pairs if key.strip() == name]
 
 
 async def _body(receive: Receive, headers: Mapping[str, str]) -> bytes:
@@ -178,7 +186,23 @@ def _with_headers(send: Send) -> Send:
 
 
 async def _answer(send: Send, status: int, why: str, extra: list[tuple[bytes, bytes]] | None = None) -> None:
-    headers = [(b"content-type", b"application/json"), (b"cache-control", b"no-store"), *(extra or [])]
+    await _send(send, status, "application/json", json.dumps({"error": why}), extra)
+
+
+async def _show(send: Send, status: int, why: str) -> None:
+    """A refusal for who has opened the address in a browser."""
+    page = (
+        '<!doctype html><html lang="en"><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1"><title>holoslide</title>'
+        f"<h1>holoslide</h1><p>{html.escape(why[0].upper() + why[1:])}.</p></html>"
+    )
+    await _send(send, status, "text/html; charset=utf-8", page)
+
+
+async def _send(
+    send: Send, status: int, kind: str, text: str, extra: list[tuple[bytes, bytes]] | None = None
+) -> None:
+    headers = [(b"content-type", kind.encode()), (b"cache-control", b"no-store"), *(extra or [])]
     guarded = _with_headers(send)
     await guarded({"type": "http.response.start", "status": status, "headers": headers})
-    await guarded({"type": "http.response.body", "body": json.dumps({"error": why}).encode()})
+    await guarded({"type": "http.response.body", "body": text.encode()})

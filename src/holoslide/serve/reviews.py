@@ -1,7 +1,10 @@
 """What reviewers write: a CSV in the run's folder to which rows are only ever added.
 
-`time,reviewer,slide_id,label,note`: the last row of a slide is what holds, the earlier ones are its history. An
-empty label means that the table's label was not corrected. All is quoted: a note may hold any sign.
+`time,reviewer,slide_id,label,note`: of each reviewer the last row on a slide is what holds, the earlier ones are
+its history. An empty label means that the table's label was not corrected. All is quoted: a note may hold any sign.
+
+Spreadsheets take a cell that begins with = + - or @ for a formula, so names and notes that do are written with an
+apostrophe before it, which is taken away when they are read.
 """
 
 from __future__ import annotations
@@ -9,6 +12,7 @@ from __future__ import annotations
 import csv
 import fcntl
 import io
+import re
 import threading
 from collections import defaultdict
 from collections.abc import Iterator
@@ -21,6 +25,8 @@ from holoslide.errors import SlideError
 from holoslide.files import write_atomically
 
 FILE = "reviews.csv"
+FREE = ("reviewer", "note")  # what reviewers type
+_FORMULA = re.compile(r"'*[=+\-@\t\r＝＋－＠]")  # and what would be one but for its apostrophes
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +70,7 @@ class Reviews:
             text = io.StringIO()
             writer = csv.DictWriter(text, COLUMNS, lineterminator="\n", quoting=csv.QUOTE_ALL)
             writer.writeheader()
-            writer.writerows(asdict(each) for each in [*self._read(), review])
+            writer.writerows(_cells(each) for each in [*self._read(), review])
             write_atomically(self._path, lambda file: file.write(text.getvalue().encode()))
         return review
 
@@ -73,13 +79,40 @@ class Reviews:
             return []
         remedy = "move it away: it holds what reviewers wrote, and is never written over"
         try:
-            with self._path.open(newline="", encoding="utf-8") as file:
-                rows = csv.DictReader(file)
-                if rows.fieldnames != COLUMNS:
+            with self._path.open(newline="", encoding="utf-8-sig") as file:  # Excel begins it with a mark
+                rows = csv.reader(file)
+                if next(rows, None) != COLUMNS:
                     raise SlideError(self._path, f"has not the columns {','.join(COLUMNS)}", remedy)
-                return [Review(**{name: row[name] or "" for name in COLUMNS}) for row in rows]
+                return [self._review(cells, rows.line_num) for cells in rows if cells]
         except (UnicodeDecodeError, csv.Error) as error:
             raise SlideError(self._path, f"cannot be read ({error})", remedy) from error
+
+    def _review(self, cells: list[str], line: int) -> Review:
+        if len(cells) != len(COLUMNS):
+            what = f"has {len(cells)} cells in line {line}, not {len(COLUMNS)}"
+            raise SlideError(self._path, what, "put that line right: nothing in it is thrown away")
+        return Review(
+            *(_read_free(cell) if name in FREE else cell for name, cell in zip(COLUMNS, cells, strict=True))
+        )
+
+
+def latest(written: list[Review]) -> list[Review]:
+    """What holds: each reviewer's last entry on a slide, the oldest first."""
+    last = {review.reviewer: number for number, review in enumerate(written)}
+    return [written[number] for number in sorted(last.values())]
+
+
+def _cells(review: Review) -> dict[str, str]:
+    """A row of the file."""
+    return {name: _write_free(cell) if name in FREE else cell for name, cell in asdict(review).items()}
+
+
+def _write_free(text: str) -> str:
+    return f"'{text}" if _FORMULA.match(text) else text
+
+
+def _read_free(cell: str) -> str:
+    return cell[1:] if cell.startswith("'") and _FORMULA.match(cell) else cell
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import math
+import threading
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -17,10 +18,21 @@ from typing import Any
 from holoslide.errors import CheckpointError, SlideError
 from holoslide.inference.heatmap import Heatmap, heatmap_paths
 from holoslide.inference.layers import Layer, layers_of
-from holoslide.runs import repeats_of
+from holoslide.runs import LEFT_OUT, repeats_of
+from holoslide.serve.stamps import Stamp, stamp_of
 from holoslide.slides.cohort import Cohort, SlideRow
 from holoslide.slides.polygons import mask_polygons
 from holoslide.slides.raster import Raster
+
+TABLES = ("cohort.csv", "predictions.csv", "predictions_modules.csv", "metrics.json", LEFT_OUT)
+
+
+@dataclass(frozen=True, slots=True)
+class Layers:
+    """What can be laid over a slide, by name, and in a line each why some of it cannot."""
+
+    by_name: dict[str, Layer]
+    faults: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,9 +61,10 @@ class Training:
 
 
 class RunView:
-    """The folder of a run, read when the viewer starts; `rasters` is where its prepared slides are."""
+    """The folder of a run as it is when this is made; `rasters` is where its prepared slides are."""
 
     def __init__(self, folder: Path, rasters: Path | None = None) -> None:
+        self.stamps = _stamps(folder)  # before they are read: what changes meanwhile is read again
         if not (folder / "cohort.csv").is_file():
             raise CheckpointError(
                 folder, "is not a run: it has no cohort.csv", "give the folder that train wrote"
@@ -67,13 +80,35 @@ class RunView:
         self.modules = max(training.modules for training in self.trainings)
         scored = next((row for one in self.trainings for row in one.predictions.values()), {})
         self.classes = tuple(key[2:] for key in scored if key.startswith("p_")) or cohort.classes
-        self.layers = lru_cache(maxsize=16)(self._layers)
-        self.outline = lru_cache(maxsize=64)(self._outline)
+        self.left_out = self._left_out()
+        self._layers_of = lru_cache(maxsize=16)(self._layers)
+        self._outline_of = lru_cache(maxsize=64)(self._outline)
 
     @property
     def key(self) -> str:
         """Tells this run from others of its name, and nothing else of where it lies."""
         return hashlib.sha256(str(self.folder.resolve()).encode()).hexdigest()[:16]
+
+    @property
+    def state(self) -> str:
+        """Tells this run, as its tables are, from others and from itself before it was evaluated again."""
+        return hashlib.sha256(repr((self.key, self.stamps)).encode()).hexdigest()[:16]
+
+    def layers_stamp(self, slide_id: str) -> tuple[Stamp | None, ...]:
+        """What changes with a slide's layers."""
+        return tuple(stamp_of(path) for path in self._paths(slide_id))
+
+    def layers(self, slide_id: str) -> Layers:
+        """A slide's layers as its heatmaps are now."""
+        return self._layers_of(slide_id, self.layers_stamp(slide_id))
+
+    def outline_stamp(self, slide_id: str) -> Stamp | None:
+        """What changes with a slide's tissue; None where it is not known."""
+        return None if self.rasters is None else stamp_of(self.rasters / f"{slide_id}.tif")
+
+    def outline(self, slide_id: str) -> list[list[list[tuple[float, float]]]]:
+        """The tissue as polygons, each an outline and its holes, of level-0 points (x, y)."""
+        return self._outline_of(slide_id, self.outline_stamp(slide_id))
 
     def slides(self) -> list[dict[str, Any]]:
         """A line for each slide of the run, in the table's order."""
@@ -132,23 +167,31 @@ class RunView:
     def _paths(self, slide_id: str) -> list[Path]:
         return heatmap_paths(self._training(slide_id).folder / "heatmaps", slide_id, self.modules)
 
-    def _layers(self, slide_id: str) -> dict[str, Layer]:
-        layers: dict[str, Layer] = {}
-        for module, path in enumerate(self._paths(slide_id), start=1):
-            if not path.is_file():
-                continue
-            heatmap = Heatmap.load(path)
-            layers |= {layer.name: layer for layer in layers_of(heatmap, module, last=module == self.modules)}
-        return layers
+    def _left_out(self) -> dict[str, str]:
+        """The slides that no training used, with the reason."""
+        folders = [self.folder, *(one.folder for one in self.trainings)]
+        rows = [row for folder in dict.fromkeys(folders) for row in _table(folder / LEFT_OUT)]
+        gone = {row["slide_id"]: row["reason"] for row in rows if row["slide_id"]}
+        return {slide_id: reason for slide_id, reason in gone.items() if slide_id not in self.rows}
 
-    def _outline(self, slide_id: str) -> list[list[list[tuple[float, float]]]]:
-        """The tissue as polygons, each an outline and its holes, of level-0 points (x, y)."""
-        if self.rasters is None:
+    def _layers(self, slide_id: str, stamps: tuple[Stamp | None, ...]) -> Layers:
+        layers: dict[str, Layer] = {}
+        faults: list[str] = []
+        for module, (path, stamp) in enumerate(zip(self._paths(slide_id), stamps, strict=True), start=1):
+            if stamp is None:
+                continue
+            try:
+                heatmap = Heatmap.load(path)
+            except SlideError as error:  # what else there is of the slide can be looked at
+                faults.append(f"{path.name}: {error.what}; {error.remedy}")
+                continue
+            layers |= {layer.name: layer for layer in layers_of(heatmap, module, last=module == self.modules)}
+        return Layers(layers, tuple(faults))
+
+    def _outline(self, slide_id: str, stamp: Stamp | None) -> list[list[list[tuple[float, float]]]]:
+        if self.rasters is None or stamp is None:
             return []
-        path = self.rasters / f"{slide_id}.tif"
-        if not path.is_file():
-            return []
-        with Raster.open(path) as raster:
+        with Raster.open(self.rasters / f"{slide_id}.tif") as raster:
             cell = raster.mask_cell_px
             per_y, per_x = raster.l0_per_px
             origin = float(raster.origin_l0[0]), float(raster.origin_l0[1])
@@ -157,6 +200,30 @@ class RunView:
             [[(round(x, 1), round(y, 1)) for x, y in ring.coords] for ring in (p.exterior, *p.interiors)]
             for p in pieces
         ]
+
+
+class LiveRun:
+    """A run that may be evaluated or trained again while it is looked at; safe between threads."""
+
+    def __init__(self, folder: Path, rasters: Path | None = None) -> None:
+        self._rasters = rasters
+        self._lock = threading.Lock()
+        self._view = RunView(folder, rasters)
+        self.folder = folder
+
+    def now(self) -> RunView:
+        """The run as its tables are now: they are read anew when one of them has changed."""
+        with self._lock:
+            if self._view.stamps != _stamps(self.folder):
+                self._view = RunView(self.folder, self._rasters)
+            return self._view
+
+
+def _stamps(folder: Path) -> dict[str, Stamp | None]:
+    """Of all tables that a run, or a folder of several, is read from."""
+    paths = [folder / name for name in TABLES]
+    paths += [each / name for each in sorted(folder.glob("*-*")) for name in TABLES]
+    return {path.relative_to(folder).as_posix(): stamp_of(path) for path in paths}
 
 
 def _predictions(folder: Path) -> dict[str, dict[str, str]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import ipaddress
 import os
 import secrets
 import socket
@@ -16,7 +17,7 @@ import uvicorn
 from holoslide.errors import ConfigError
 from holoslide.serve.app import make_app
 from holoslide.serve.guard import Guard, is_loopback
-from holoslide.serve.run import RunView
+from holoslide.serve.run import LiveRun
 
 MAX_CONNECTIONS = 256
 
@@ -56,16 +57,27 @@ def make_viewer(
     A host that other machines can reach gets a token, new at each start.
     """
     token = None if is_loopback(host) else secrets.token_urlsafe(24)
-    app = Guard(make_app(RunView(run, rasters)), host=host, token=token)
+    app = Guard(make_app(LiveRun(run, rasters)), host=host, token=token)
     listener = _listen(host, port)
     port = listener.getsockname()[1]
     config = uvicorn.Config(
         app, host=host, port=port, log_level="warning", access_log=False, server_header=False,
         limit_concurrency=MAX_CONNECTIONS, timeout_keep_alive=30,
     )  # fmt: skip
-    shown = f"[{host}]" if ":" in host else host
+    shown = _shown(host)
     url = f"http://{shown}:{port}/" + (f"?token={token}" if token else "")
     return Viewer(url, port, _Server(config), listener)
+
+
+def _shown(host: str) -> str:
+    """A host as it stands in an address; who listens everywhere is found by this machine's name."""
+    try:
+        everywhere = ipaddress.ip_address(host).is_unspecified
+    except ValueError:
+        everywhere = False
+    if everywhere:
+        return socket.gethostname()
+    return f"[{host}]" if ":" in host else host
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -1,6 +1,7 @@
 // The page: a list of slides, one or two panes, and what is laid over them. The address says it all (see `address`).
 
-import { Pane, add } from "./pane.js";
+import { ask } from "./ask.js";
+import { Pane, add, classOf } from "./pane.js";
 import { SlideList, probability } from "./list.js";
 import { ReviewForm } from "./review.js";
 
@@ -15,9 +16,7 @@ let writing = 0;
 let following = false; // an address is being followed: what moves meanwhile is not the reviewer's doing
 
 async function start() {
-  const answer = await fetch("/api/run");
-  run = await answer.json();
-  if (!answer.ok) throw new Error(run.error);
+  run = await (await ask("/api/run")).json();
   document.title = `${run.name}: holoslide`;
   byId("run-name").textContent = run.name;
   byId("run-facts").textContent = [`${run.slides.length} slides`, run.classes.join(" / "), run.repeats].filter(Boolean).join(", ");
@@ -30,8 +29,7 @@ async function start() {
   review.addEventListener("saved", (event) => saved(event.detail));
   newPane();
   activate(panes[0]);
-  await follow();
-  if (!active.slide) await choose((list.slides.find((slide) => slide.prediction !== null) ?? list.slides[0]).id, { best: true });
+  if (!(await follow())) await choose((list.slides.find((slide) => slide.prediction !== null) ?? list.slides[0]).id, { best: true });
   list.thumbnails();
   window.addEventListener("hashchange", () => location.hash.slice(1) !== told && follow());
 }
@@ -72,9 +70,9 @@ function moved(pane) {
 
 function along(pane, other) {
   const [before, now, there] = [pane.last ?? pane.place, pane.place, other.place];
-  const um = (each) => each.slide.picture.mpp * each.slide.picture.px_per_l0[1];
-  const factor = um(pane) / um(other);
-  return { x: there.x + (now.x - before.x) * factor, y: there.y + (now.y - before.y) * factor };
+  const um = (each) => each.slide.picture.px_per_l0.map((px) => each.slide.picture.mpp * px); // of a level-0 pixel
+  const [[fromY, fromX], [toY, toX]] = [um(pane), um(other)];
+  return { x: there.x + ((now.x - before.x) * fromX) / toX, y: there.y + ((now.y - before.y) * fromY) / toY };
 }
 
 async function compare(on) {
@@ -161,8 +159,9 @@ function layersInOrder(slide) {
 function showLayers(slide) {
   const box = byId("layers");
   box.replaceChildren();
+  for (const fault of slide.faults) add(box, "p", "wrong", fault);
   if (!slide.layers.length) {
-    add(box, "p", "quiet", `No heatmap of this slide: ${slide.advice}`);
+    if (!slide.faults.length) add(box, "p", "quiet", `No heatmap of this slide: ${slide.advice}`);
     return;
   }
   const none = add(box, "button", "layer", "None");
@@ -173,8 +172,7 @@ function showLayers(slide) {
       module = layer.module;
       add(box, "h4", "", `Module ${module}${slide.run ? ` of ${slide.run}` : ""}${module === run.modules ? ", the model's" : ""}`);
     }
-    const short = layer.name.startsWith("attention") ? "Attention" : run.classes[Number(layer.name.split("-").at(-1))];
-    const button = add(box, "button", "layer", short);
+    const button = add(box, "button", "layer", classOf(layer, run) ?? "Attention");
     button.dataset.layer = layer.name;
     button.title = number < 9 ? `${layer.title} (${number + 1})` : layer.title;
   });
@@ -252,7 +250,7 @@ function address() {
 
 // Not at every frame of a movement: browsers forbid that.
 function writeAddress() {
-  if (following) return;
+  if (following || !panes.some((pane) => pane.slide)) return; // a link that leads nowhere stays to be read
   clearTimeout(writing);
   writing = setTimeout(() => {
     told = address();
@@ -260,9 +258,10 @@ function writeAddress() {
   }, 150);
 }
 
+// Whether the address names a slide, which then is shown or said to be missing.
 async function follow() {
   const words = new URLSearchParams(location.hash.slice(1));
-  if (!words.get("slide")) return;
+  if (!words.get("slide")) return false;
   following = true;
   try {
     await showAddress(words);
@@ -271,6 +270,7 @@ async function follow() {
   }
   if (active.slide) showSlide();
   writeAddress();
+  return true;
 }
 
 async function showAddress(words) {
@@ -278,7 +278,7 @@ async function showAddress(words) {
   for (const [number, pane] of panes.entries()) {
     const get = (key) => words.get((number ? "b." : "") + key);
     if (!list.items.has(get("slide"))) {
-      pane.say(`This run has no slide ${get("slide")}.`);
+      pane.say("slide", `This run has no slide ${get("slide")}${leftOut(get("slide"))}. Choose one from the list.`);
       continue;
     }
     if (pane.slide?.id !== get("slide") && !(await pane.open(get("slide")))) continue;
@@ -289,6 +289,11 @@ async function showAddress(words) {
     pane.place = { x: Number(get("x") ?? NaN), y: Number(get("y") ?? NaN), mpp: Number(get("mpp") ?? NaN) };
     pane.last = pane.place;
   }
+}
+
+function leftOut(id) {
+  const gone = run.left_out.find((slide) => slide.id === id);
+  return gone ? `: it was left out (${gone.reason})` : "";
 }
 
 async function copyLink() {

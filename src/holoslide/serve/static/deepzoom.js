@@ -3,9 +3,12 @@
 // Frames: "picture" is pixels of the slide's finest level, "screen" is CSS pixels of the canvas. The view is the
 // picture point in the canvas's middle, and the scale, screen pixels per picture pixel.
 
+import { ask } from "./ask.js";
+
 const FETCHES = 8; // at once
 const KEPT_TILES = 400;
-const RETRY_MS = 4000;
+const RETRY_MS = 2000; // after a first failure; then twice as long each time
+const LONGEST_RETRY_MS = 60_000;
 const ZOOM_MS = 140;
 const MAX_SCALE = 4;
 const calm = window.matchMedia("(prefers-reduced-motion: reduce)");
@@ -20,7 +23,8 @@ export class DeepZoom extends EventTarget {
     this.overlays = []; // functions of (context, viewer), drawn over the picture
     this.tiles = new Map(); // "z/y/x" -> ImageBitmap, the least recently used first
     this.loading = new Map(); // "z/y/x" -> AbortController
-    this.failed = new Map(); // "z/y/x" -> when
+    this.failed = new Map(); // "z/y/x" -> { why, pause, until }
+    this.fault = ""; // why a tile in sight is not there
     this.wanted = [];
     this.pointers = new Map();
     this.zooming = null;
@@ -37,6 +41,7 @@ export class DeepZoom extends EventTarget {
     this.tiles.clear();
     this.loading.clear();
     this.failed.clear();
+    this.fault = "";
     this.zooming = null;
     this.picture = picture;
     this.urlOf = urlOf;
@@ -154,18 +159,27 @@ export class DeepZoom extends EventTarget {
     const rows = [Math.max(0, Math.floor(first.y / side)), Math.min(Math.ceil(this.picture.height / side), Math.ceil(last.y / side))];
     const columns = [Math.max(0, Math.floor(first.x / side)), Math.min(Math.ceil(this.picture.width / side), Math.ceil(last.x / side))];
     this.wanted = this.tiles.has(top) || this.isFailed(top) ? [] : [{ key: top, distance: -1 }];
+    let fault = this.failed.get(top)?.why ?? "";
     context.imageSmoothingEnabled = this.view.scale * ratio < 2;
     context.imageSmoothingQuality = "high";
     for (let y = rows[0]; y < rows[1]; y++) {
       for (let x = columns[0]; x < columns[1]; x++) {
         const key = `${z}/${y}/${x}`;
         this.drawTile(context, z, y, x, side);
+        fault ||= this.failed.get(key)?.why ?? "";
         if (this.tiles.has(key) || this.isFailed(key) || key === top) continue;
         const distance = Math.hypot((x + 0.5) * side - this.view.x, (y + 0.5) * side - this.view.y);
         this.wanted.push({ key, distance });
       }
     }
     this.wanted.sort((a, b) => a.distance - b.distance);
+    this.tellFault(fault);
+  }
+
+  tellFault(fault) {
+    if (fault === this.fault) return;
+    this.fault = fault;
+    this.dispatchEvent(new CustomEvent("fault", { detail: fault }));
   }
 
   // The tile, or as long as it is not there, its part of the nearest coarser one that is.
@@ -196,7 +210,7 @@ export class DeepZoom extends EventTarget {
   // --- Tiles -------------------------------------------------------------------------------------------------------
 
   isFailed(key) {
-    return performance.now() - (this.failed.get(key) ?? -Infinity) < RETRY_MS;
+    return performance.now() < (this.failed.get(key)?.until ?? -Infinity);
   }
 
   fetchWanted() {
@@ -212,21 +226,24 @@ export class DeepZoom extends EventTarget {
     const controller = new AbortController();
     this.loading.set(key, controller);
     try {
-      const answer = await fetch(this.urlOf(key), { signal: controller.signal });
-      if (!answer.ok) throw new Error((await answer.json()).error ?? answer.statusText);
+      const answer = await ask(this.urlOf(key), { signal: controller.signal });
       const bitmap = await createImageBitmap(await answer.blob());
       if (controller.signal.aborted) return bitmap.close();
       this.tiles.set(key, bitmap);
+      this.failed.delete(key);
       while (this.tiles.size > KEPT_TILES) this.forget();
     } catch (error) {
-      if (error.name !== "AbortError") {
-        this.failed.set(key, performance.now());
-        this.dispatchEvent(new CustomEvent("fault", { detail: error.message }));
-      }
+      if (!controller.signal.aborted) this.fail(key, error.message);
     } finally {
       if (this.loading.get(key) === controller) this.loading.delete(key);
       this.draw();
     }
+  }
+
+  fail(key, why) {
+    const pause = Math.min(LONGEST_RETRY_MS, 2 * (this.failed.get(key)?.pause ?? RETRY_MS / 2));
+    this.failed.set(key, { why, pause, until: performance.now() + pause });
+    setTimeout(() => this.draw(), pause + 1);
   }
 
   forget() {

@@ -1,6 +1,7 @@
 // The list of slides: found by text, narrowed by label, prediction, part and state, in any order.
 
 import { add } from "./pane.js";
+import { labelsOf, latest } from "./review.js";
 
 const byId = (id) => document.getElementById(id);
 
@@ -12,6 +13,7 @@ export class SlideList extends EventTarget {
     this.rising = true;
     this.current = null;
     this.items = new Map(this.slides.map((slide) => [slide.id, this.item(slide)]));
+    this.leftOut = run.left_out.map((slide) => ({ ...slide, item: leftOutItem(slide) }));
     choices(byId("by-label"), "any label", this.slides.map((slide) => slide.label));
     choices(byId("by-prediction"), "any prediction", this.slides.map((slide) => slide.prediction));
     choices(byId("by-split"), "any part", this.slides.map((slide) => slide.split));
@@ -57,7 +59,7 @@ export class SlideList extends EventTarget {
     this.seen ??= new IntersectionObserver((entries) => {
       for (const { isIntersecting, target } of entries) {
         if (!isIntersecting || target.src) continue;
-        target.src = `/api/slides/${encodeURIComponent(target.dataset.id)}/thumbnail.jpg`;
+        target.src = `/api/slides/${encodeURIComponent(target.dataset.id)}/thumbnail.jpg?run=${this.run.state}`;
         target.addEventListener("error", () => target.classList.add("missing"));
       }
     }, { root: byId("slides"), rootMargin: "100px" });
@@ -65,14 +67,16 @@ export class SlideList extends EventTarget {
   }
 
   mark(slide) {
-    const written = slide.review;
-    slide.mark.textContent = !written ? "" : written.label && written.label !== slide.label ? `✎ ${written.label}` : "✎";
-    slide.mark.title = written ? `${written.reviewer}: ${written.note}` : "";
+    const labels = labelsOf(slide.reviews);
+    const words = isDisputed(slide) || isCorrected(slide) ? ` ${labels.join(" / ")}` : "";
+    slide.mark.textContent = slide.reviews.length ? `${isDisputed(slide) ? "≠" : "✎"}${words}` : "";
+    slide.mark.classList.toggle("wrong", isDisputed(slide));
+    slide.mark.title = slide.reviews.map(({ reviewer, label, note }) => `${reviewer}: ${[label, note].filter(Boolean).join("; ")}`).join("\n");
   }
 
   reviewed(id, review) {
     const slide = this.slides.find((each) => each.id === id);
-    slide.review = review;
+    slide.reviews = latest([...slide.reviews, review]);
     this.mark(slide);
     this.draw();
   }
@@ -89,9 +93,12 @@ export class SlideList extends EventTarget {
       (!state || isIn(slide, state)));
     const key = byId("sort").value;
     this.shown.sort((a, b) => order(a, b, key, this.rising ? 1 : -1));
-    byId("slides").replaceChildren(...this.shown.map((slide) => this.items.get(slide.id)));
+    const narrowed = label || prediction || split || (state && state !== "left-out");
+    const gone = narrowed ? [] : this.leftOut.filter((slide) => !words || slide.id.toLowerCase().includes(words));
+    byId("slides").replaceChildren(...this.shown.map((slide) => this.items.get(slide.id)), ...gone.map((slide) => slide.item));
     this.items.get(this.current)?.scrollIntoView({ block: "nearest" });
-    byId("count").textContent = this.shown.length === this.slides.length ? `${this.slides.length} slides` : `${this.shown.length} of ${this.slides.length} slides`;
+    const count = this.shown.length === this.slides.length ? `${this.slides.length} slides` : `${this.shown.length} of ${this.slides.length} slides`;
+    byId("count").textContent = gone.length ? `${count}, ${gone.length} left out` : count;
   }
 
   select(id) {
@@ -111,11 +118,32 @@ function isWrong(slide) {
   return slide.prediction !== null && slide.label !== null && slide.prediction !== slide.label;
 }
 
+function isDisputed(slide) {
+  return labelsOf(slide.reviews).length > 1;
+}
+
+function isCorrected(slide) {
+  const labels = labelsOf(slide.reviews);
+  return labels.length === 1 && labels[0] !== slide.label;
+}
+
+// Greyed, and not to be opened: training had no use for it.
+function leftOutItem({ id, reason }) {
+  const item = document.createElement("li");
+  item.className = "left-out";
+  add(item, "b", "", id);
+  add(item, "span", "", `left out: ${reason}`);
+  return item;
+}
+
 function isIn(slide, state) {
+  if (state === "left-out") return false;
+  if (state === "corrected") return isCorrected(slide);
+  if (state === "disputed") return isDisputed(slide);
   if (state === "scored") return slide.prediction !== null;
   if (state === "wrong") return isWrong(slide);
   if (state === "right") return slide.prediction !== null && slide.label !== null && !isWrong(slide);
-  return (state === "reviewed") === Boolean(slide.review);
+  return (state === "reviewed") === slide.reviews.length > 0;
 }
 
 // What is not known comes last, whichever way the order goes.

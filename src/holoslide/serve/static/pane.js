@@ -1,8 +1,10 @@
 // One slide on the stage: the picture, the layer over it, the tissue's outline, scale bar and coordinates.
 
+import { ask } from "./ask.js";
 import { DeepZoom } from "./deepzoom.js";
 
 const BAR_PX = 140; // about the longest that a scale bar may get
+const UM_AT_ONE = 10; // per pixel at 1x, as scanners count: 0.25 is 40x
 
 export class Pane extends EventTarget {
   constructor(run) {
@@ -14,6 +16,7 @@ export class Pane extends EventTarget {
     this.hidden = false;
     this.outlined = false;
     this.rings = [];
+    this.told = {}; // what is wrong, by what it is about
     this.element = document.createElement("div");
     this.element.className = "pane";
     this.canvas = add(this.element, "canvas", "");
@@ -31,6 +34,7 @@ export class Pane extends EventTarget {
     this.readout = add(this.element, "div", "readout");
     const bar = add(this.element, "div", "scalebar");
     this.barLabel = add(bar, "span", "");
+    this.power = add(bar, "small", "");
     this.bar = add(bar, "i", "");
     this.zoom = new DeepZoom(this.canvas, run.tile_px);
     this.zoom.overlays.push((context) => this.drawLayer(context), (context) => this.drawOutline(context));
@@ -39,36 +43,40 @@ export class Pane extends EventTarget {
       this.dispatchEvent(new Event("view"));
     });
     this.zoom.addEventListener("point", (event) => this.showPoint(event.detail));
-    this.zoom.addEventListener("fault", (event) => this.say(event.detail));
+    this.zoom.addEventListener("fault", (event) => this.say("tiles", event.detail));
     this.element.addEventListener("pointerdown", () => this.dispatchEvent(new Event("chosen")), true);
   }
 
-  url(rest = "") {
-    return `/api/slides/${encodeURIComponent(this.slide.id)}${rest}`;
+  // The server refuses what is asked of another run than the one that it serves by now.
+  url(rest = "", id = this.slide.id) {
+    return `/api/slides/${encodeURIComponent(id)}${rest}?run=${this.run.state}`;
   }
 
   async open(id) {
     this.wantedSlide = id;
     this.canvas.dataset.ready = "no";
-    const answer = await fetch(`/api/slides/${encodeURIComponent(id)}`);
-    const slide = await answer.json();
-    if (this.wantedSlide !== id) return false; // another was chosen meanwhile
-    if (!answer.ok) {
-      this.say(slide.error);
+    let slide;
+    try {
+      slide = await (await ask(this.url("", id))).json();
+    } catch (error) {
+      if (this.wantedSlide === id) this.say("slide", error.message);
       return false;
     }
+    if (this.wantedSlide !== id) return false; // another was chosen meanwhile
     this.slide = slide;
     this.layer = null;
     this.rings = [];
-    this.say(slide.error ?? "");
+    this.told = {};
+    this.say("slide", slide.error);
     this.zoom.open(slide.picture, (key) => this.url(`/tiles/${key}.jpg`));
     this.drawBar();
     if (this.outlined) this.setOutline(true);
     return true;
   }
 
-  say(text) {
-    this.message.textContent = text;
+  say(about, text) {
+    this.told[about] = text;
+    this.message.textContent = Object.values(this.told).filter(Boolean).join("\n");
   }
 
   // --- The view, in level-0 pixels and um per screen pixel: the same for every screen -------------------------------
@@ -99,6 +107,7 @@ export class Pane extends EventTarget {
     const um = [5, 2, 1].map((n) => n * power).find((n) => n <= most) ?? power;
     this.bar.style.width = `${um / umPerPx}px`;
     this.barLabel.textContent = um >= 1000 ? `${um / 1000} mm` : `${um} µm`;
+    this.power.textContent = `${Number((UM_AT_ONE / umPerPx).toPrecision(2))}×`;
   }
 
   showPoint(point) {
@@ -110,7 +119,7 @@ export class Pane extends EventTarget {
     const at = { x: point.x / perX, y: point.y / perY };
     const um = (value) => `${(value * this.slide.picture.mpp / 1000).toFixed(3)}`;
     const value = this.valueAt(at);
-    const shown = value === null ? "" : `   ${value.toPrecision(3)}`;
+    const shown = value === null ? "" : `   ${inWords(value, this.layer, this.run)}`;
     this.readout.textContent = `x ${Math.floor(at.x)}  y ${Math.floor(at.y)} px   (${um(point.x)}, ${um(point.y)} mm)${shown}`;
   }
 
@@ -125,11 +134,19 @@ export class Pane extends EventTarget {
       this.dispatchEvent(new Event("layer"));
       return;
     }
-    const [picture, raw] = await Promise.all([
-      fetch(this.url(`/layers/${facts.name}.png`)).then((answer) => answer.blob()).then(createImageBitmap),
-      fetch(this.url(`/layers/${facts.name}.f32`)).then((answer) => answer.arrayBuffer()),
-    ]);
+    let got;
+    try {
+      got = await Promise.all([
+        ask(this.url(`/layers/${facts.name}.png`)).then((answer) => answer.blob()).then(createImageBitmap),
+        ask(this.url(`/layers/${facts.name}.f32`)).then((answer) => answer.arrayBuffer()),
+      ]);
+    } catch (error) {
+      if (this.wantedLayer === name) this.say("layer", error.message);
+      return;
+    }
     if (this.wantedLayer !== name || !this.slide.layers.includes(facts)) return;
+    this.say("layer", "");
+    const [picture, raw] = got;
     this.layer = { ...facts, picture, values: new Float32Array(raw) };
     this.hidden = false;
     this.zoom.draw();
@@ -172,10 +189,12 @@ export class Pane extends EventTarget {
     this.outlined = on;
     const { slide } = this;
     if (on && slide && !this.rings.length) {
-      const answer = await fetch(this.url("/outline"));
-      if (!answer.ok) return this.say((await answer.json()).error);
-      const pieces = await answer.json();
-      if (this.slide === slide) this.rings = pieces.flat();
+      try {
+        const pieces = await (await ask(this.url("/outline"))).json();
+        if (this.slide === slide) this.rings = pieces.flat();
+      } catch (error) {
+        if (this.slide === slide) this.say("outline", error.message);
+      }
     }
     this.zoom.draw();
   }
@@ -203,6 +222,17 @@ export class Pane extends EventTarget {
     const [perY, perX] = this.slide.picture.px_per_l0;
     return this.zoom.toScreen({ x: x * perX, y: y * perY });
   }
+}
+
+// The class that a layer speaks for; none of the attention.
+export function classOf(layer, run) {
+  return layer.name.startsWith("attention") ? null : run.classes[Number(layer.name.split("-").at(-1))];
+}
+
+function inWords(value, layer, run) {
+  const name = classOf(layer, run);
+  const number = value.toPrecision(3);
+  return name === null ? `attention ${number} × average` : `evidence for ${name} above others ${number}`;
 }
 
 export function add(parent, tag, className, text = "") {

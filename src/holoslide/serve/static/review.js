@@ -3,6 +3,7 @@
 // The form holds what the reviewer who is named in it typed or wrote last, never what another did: it would be saved
 // under the wrong name. A draft belongs to a run, a slide and a reviewer.
 
+import { ask } from "./ask.js";
 import { add } from "./pane.js";
 
 const byId = (id) => document.getElementById(id);
@@ -13,7 +14,7 @@ export class ReviewForm extends EventTarget {
     this.run = run;
     this.slide = null;
     const corrected = byId("corrected");
-    corrected.append(new Option("as in the table", ""));
+    corrected.append(new Option("not corrected", ""));
     for (const name of run.classes) corrected.append(new Option(name, name));
     this.reviewer = localStorage.getItem("holoslide reviewer") ?? "";
     byId("reviewer").value = this.reviewer;
@@ -82,24 +83,22 @@ export class ReviewForm extends EventTarget {
 
   async save() {
     const { slide } = this;
-    if (!slide) return;
+    if (!slide) {
+      byId("saved").textContent = "choose a slide first";
+      return;
+    }
     const [key, written] = [this.draftKey(), this.written()];
     byId("saved").textContent = "saving …";
-    let answer;
     let told;
     try {
-      answer = await fetch(`/api/slides/${encodeURIComponent(slide.id)}/reviews`, {
+      const answer = await ask(`/api/slides/${encodeURIComponent(slide.id)}/reviews?run=${this.run.state}`, {
         method: "POST",
         headers: { "content-type": "application/json" },
         body: JSON.stringify({ reviewer: this.reviewer, ...written }),
       });
       told = await answer.json();
-    } catch {
-      byId("saved").textContent = "not saved: the viewer does not answer; what you wrote is kept here";
-      return;
-    }
-    if (!answer.ok) {
-      byId("saved").textContent = `not saved: ${told.error}`;
+    } catch (error) {
+      byId("saved").textContent = `not saved: ${error.message}; what you wrote is kept here`;
       return;
     }
     if (localStorage.getItem(key) === JSON.stringify(written)) localStorage.removeItem(key);
@@ -110,6 +109,8 @@ export class ReviewForm extends EventTarget {
   }
 
   history(reviews) {
+    const labels = labelsOf(reviews);
+    byId("agreement").textContent = labels.length > 1 ? `Reviewers disagree: ${labels.join(" or ")}.` : "";
     byId("history").replaceChildren();
     for (const review of [...reviews].reverse()) {
       const item = add(byId("history"), "li", "");
@@ -118,6 +119,16 @@ export class ReviewForm extends EventTarget {
       if (review.note) add(item, "p", "", review.note);
     }
   }
+}
+
+// What holds is each reviewer's last word; who names no label says nothing of it, and corrects nobody.
+export function latest(reviews) {
+  return reviews.filter((review, number) => !reviews.slice(number + 1).some((later) => later.reviewer === review.reviewer));
+}
+
+// The labels that reviewers have given: none, one, or several where they disagree.
+export function labelsOf(reviews) {
+  return [...new Set(latest(reviews).map((review) => review.label).filter(Boolean))];
 }
 
 function shownTime(time) {
