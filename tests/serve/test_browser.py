@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,8 @@ def test_the_scale_bar_is_as_long_as_it_says(page: Any, viewer: Served) -> None:
         number, unit = page.locator(".scalebar span").text_content().split()
         um = float(number) * (1000 if unit == "mm" else 1)
         assert page.locator(".scalebar i").bounding_box()["width"] == pytest.approx(um / um_per_px, abs=1)
+        power = float(page.locator(".scalebar small").text_content().removesuffix("×"))
+        assert power == pytest.approx(10 / um_per_px, rel=0.06)  # 40x is 0.25 um per pixel
         page.locator("canvas").press("+")
 
 
@@ -210,7 +213,12 @@ def test_the_pointer_is_told_where_it_is_and_the_value_there(page: Any, viewer: 
     assert (words[0], words[2], words[4], words[7]) == ("x", "y", "px", "mm")
     assert (float(words[1]), float(words[3])) == pytest.approx((x, y), abs=1.5)
     assert (float(words[5]), float(words[6])) == pytest.approx((x * 0.002, y * 0.002), abs=0.003)
-    assert float(words[8]) == pytest.approx(float(value), rel=0.01)
+    assert words[8:13] == ["evidence", "for", "lesion", "above", "others"]
+    assert float(words[13]) == pytest.approx(float(value), rel=0.01)
+    page.keyboard.press("1")
+    page.wait_for_selector('canvas[data-layer="attention-2"]')
+    page.mouse.move(box["x"] + box["width"] / 2 + 61, box["y"] + box["height"] / 2 - 40)
+    expect(page.locator(".readout")).to_contain_text(re.compile(r"\) +attention [\d.]+ × average$"))
 
 
 def test_compares_side_by_side_and_links_to_it(page: Any, viewer: Served) -> None:

@@ -1,0 +1,166 @@
+"""What the page does when something is not there, or two disagree: it says so, and goes on."""
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+from playwright.sync_api import expect
+
+from tests.serve.looking import open_viewer, ready, shown, view
+from tests.serve.served import Served, serving
+from tests.serve.several import read_rows, write_table
+from tests.slides.drawn import write_slide
+
+pytestmark = pytest.mark.browser
+
+
+def test_a_link_to_a_slide_that_is_not_there_opens_no_other(page: Any, viewer: Served) -> None:
+    page.goto(f"{viewer.url}#slide=elsewhere&x=1&y=2&mpp=3")
+    message = page.locator(".pane-message")
+    expect(message).to_have_text("This run has no slide elsewhere. Choose one from the list.")
+    page.wait_for_timeout(500)
+    expect(page.locator("#slide-title")).to_have_text("No slide")
+    assert page.url.endswith("#slide=elsewhere&x=1&y=2&mpp=3")
+    page.locator("#slides button", has_text="focus-002").click()
+    expect(page.locator("#slide-title")).to_have_text("focus-002")
+    expect(message).to_have_text("")
+    assert "slide=focus-002" in page.evaluate("new Promise((r) => setTimeout(() => r(location.hash), 400))")
+
+
+def test_slides_left_out_are_listed_and_not_opened(page: Any, run_copy: Path) -> None:
+    (run_copy / "left_out.csv").write_text("slide_id,reason\nblurred,no tissue was found; look at it\n")
+    with serving(run_copy) as served:
+        open_viewer(page, served)
+        gone = page.locator("#slides .left-out")
+        expect(gone).to_have_text("blurredleft out: no tissue was found; look at it")
+        assert gone.locator("button").count() == 0
+        assert page.locator("#count").text_content() == "8 slides, 1 left out"
+        page.select_option("#by-state", "scored")
+        expect(gone).to_have_count(0)
+        page.select_option("#by-state", "left-out")
+        expect(gone).to_have_count(1)
+        assert shown(page) == []
+        page.goto(f"{served.url}#slide=blurred")
+        expect(page.locator(".pane-message")).to_contain_text(
+            "This run has no slide blurred: it was left out (no tissue was found; look at it)."
+        )
+
+
+def test_tiles_that_fail_are_asked_for_again_and_the_message_goes(page: Any, viewer: Served) -> None:
+    """Even if the answer is not the viewer's own: a server that is too busy answers in plain text."""
+    failing = True
+
+    def answer(route: Any) -> None:
+        if failing:
+            route.fulfill(status=503, content_type="text/plain", body="Service Unavailable")
+        else:
+            route.continue_()
+
+    page.route("**/tiles/**", answer)
+    page.goto(viewer.url)
+    expect(page.locator(".pane-message")).to_have_text("the viewer is busy")
+    failing = False
+    expect(page.locator(".pane-message")).to_have_text("")
+    ready(page)
+    assert page.evaluate(
+        "[...document.querySelector('canvas').getContext('2d').getImageData(300, 300, 9, 9).data].some(Boolean)"
+    )
+
+
+def test_a_slide_with_a_damaged_heatmap_is_shown(page: Any, run_copy: Path) -> None:
+    for path in (run_copy / "heatmaps").glob("focus-001*.npz"):
+        path.write_bytes(b"no heatmap")
+    with serving(run_copy) as served:
+        open_viewer(page, served)
+        expect(page.locator("#slide-title")).to_have_text("focus-001")
+        expect(page.locator(".pane-message")).to_have_text("")
+        expect(page.locator("#layers")).to_contain_text("focus-001.npz: is not a heatmap")
+
+
+def test_reviewers_that_disagree_are_said_to(page: Any, run_copy: Path) -> None:
+    table = {row["slide_id"]: row["label"] for row in read_rows(run_copy / "cohort.csv")}
+    other = {"benign": "lesion", "lesion": "benign"}[table["focus-002"]]
+    with serving(run_copy) as served:
+        for slide, reviewer, label in [
+            ("focus-002", "A", other), ("focus-002", "B", ""),  # a note takes no correction back
+            ("focus-003", "A", "benign"), ("focus-003", "B", "lesion"),
+            ("focus-004", "A", table["focus-004"]),
+        ]:  # fmt: skip
+            assert served.write(slide, {"reviewer": reviewer, "label": label, "note": "n"}).status == 201
+        open_viewer(page, served)
+        marks = page.locator("#slides .mark").all_text_contents()
+        assert marks[:4] == ["", f"✎ {other}", "≠ benign / lesion", "✎"]
+        page.select_option("#by-state", "corrected")
+        assert shown(page) == ["focus-002"]
+        page.select_option("#by-state", "disputed")
+        assert shown(page) == ["focus-003"]
+        page.locator("#slides button").click()
+        expect(page.locator("#agreement")).to_have_text("Reviewers disagree: benign or lesion.")
+        page.fill("#reviewer", "A")
+        page.select_option("#corrected", "lesion")
+        page.locator("#review button").click()
+        expect(page.locator("#agreement")).to_have_text("")
+        expect(page.locator("#slides .mark")).to_have_count(0)  # it is no longer among the disputed
+    assert [row["label"] for row in read_rows(run_copy / "reviews.csv")][-1] == "lesion"
+
+
+@pytest.fixture
+def oblong_run(run_copy: Path, tmp_path: Path) -> Path:
+    """A run whose second slide has pixels twice as high as they are wide."""
+    spots = np.random.default_rng(1).integers(0, 256, (40, 40, 3)).astype(np.uint8)
+    path = write_slide(tmp_path / "oblong.tiff", np.asarray(cv2.resize(spots, (900, 450))), 4.0, 2.0)
+    rows = read_rows(run_copy / "cohort.csv")
+    write_table(run_copy / "cohort.csv", [rows[0], rows[1] | {"path": str(path)}, *rows[2:]])
+    return run_copy
+
+
+def test_pictures_of_other_pixels_go_along_by_um(page: Any, oblong_run: Path) -> None:
+    with serving(oblong_run) as served:
+        open_viewer(
+            page, served, "#slide=focus-001&x=300&y=300&mpp=2&b.slide=focus-002&b.x=300&b.y=200&b.mpp=2"
+        )
+        page.wait_for_selector('#stage[data-panes="2"]')
+        ready(page)
+        before = view(page), view(page, "b.")
+        page.locator("canvas").first.focus()
+        page.keyboard.press("ArrowRight")
+        page.keyboard.press("ArrowUp")
+        after = view(page), view(page, "b.")
+        (x, y), (other_x, other_y) = (
+            [(b - a) * um for a, b, um in zip(old[:2], new[:2], mpp, strict=True)]
+            for old, new, mpp in zip(before, after, [(2.0, 2.0), (2.0, 4.0)], strict=True)
+        )
+        assert (abs(x), abs(y)) == pytest.approx((240, 240), abs=1)  # 120 screen pixels of 2 um
+        assert (other_x, other_y) == pytest.approx((x, y), abs=1)
+
+
+@pytest.fixture
+def shared(finished_run: Path) -> Iterator[Served]:
+    """A viewer that other machines reach, and so needs its token; here by this machine's own address."""
+    with serving(finished_run, host="0.0.0.0") as served:
+        query = served.url.partition("?")[2]
+        yield dataclasses.replace(served, url=f"http://127.0.0.1:{served.port}/?{query}")
+
+
+def test_links_in_a_mail_open_the_viewer_that_was_entered(page: Any, shared: Served) -> None:
+    """Both the address with the token, and a copied link later, followed from a page of another site."""
+    address = shared.url.partition("?")[0]
+
+    def mail(route: Any) -> None:
+        links = f'<a id="first" href="{shared.url}">a</a><a id="later" href="{address}#slide=focus-003">b</a>'
+        route.fulfill(content_type="text/html", body=links)
+
+    page.route("http://mail.example/**", mail)
+    page.goto("http://mail.example/")
+    page.click("#later")
+    expect(page.locator("p")).to_contain_text("This viewer asks for a token")
+    page.goto("http://mail.example/")
+    page.click("#first")
+    expect(page.locator("#slide-title")).to_have_text("focus-001")
+    page.goto("http://mail.example/")
+    page.click("#later")
+    expect(page.locator("#slide-title")).to_have_text("focus-003")
