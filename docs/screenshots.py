@@ -54,6 +54,17 @@ def viewer(page: Page, url: str, slide: str) -> None:
     page.screenshot(path=PICTURES / "viewer-compare.jpg", quality=85)
 
 
+def phone(page: Page, url: str, slide: str) -> None:
+    """The same slide and evidence on a phone."""
+    page.set_viewport_size({"width": 390, "height": 780})
+    page.goto("about:blank")  # else only the address's end would change
+    page.goto(f"{url}#slide={slide}")
+    _drawn(page)
+    page.keyboard.press("3")
+    _drawn(page)
+    page.screenshot(path=PICTURES / "viewer-phone.jpg", quality=85)
+
+
 def evidence(heatmaps: Path, slides: tuple[str, ...] = ("focus-017", "focus-051", "focus-061")) -> None:
     """The evidence maps of three slides, side by side."""
     beside = list[np.ndarray]()
@@ -100,6 +111,7 @@ def main() -> None:
         page = browser.new_page(reduced_motion="reduce")
         report(page, run / "report.html")
         viewer(page, url, surest(run))
+        phone(page, url, surest(run))
         evidence(run / "heatmaps")
         browser.close()
 

@@ -24,6 +24,7 @@ def test_a_link_to_a_slide_that_is_not_there_opens_no_other(page: Any, viewer: S
     expect(message).to_have_text("This run has no slide elsewhere. Choose one from the list.")
     page.wait_for_timeout(500)
     expect(page.locator("#slide-title")).to_have_text("No slide")
+    expect(page.locator(".scalebar")).to_be_hidden()
     assert page.url.endswith("#slide=elsewhere&x=1&y=2&mpp=3")
     page.locator("#slides button", has_text="focus-002").click()
     expect(page.locator("#slide-title")).to_have_text("focus-002")
@@ -64,7 +65,7 @@ def test_tiles_that_fail_are_asked_for_again_and_the_message_goes(page: Any, vie
     page.goto(viewer.url)
     expect(page.locator(".pane-message")).to_have_text("the viewer is busy")
     failing = False
-    expect(page.locator(".pane-message")).to_have_text("")
+    expect(page.locator(".pane-message")).to_have_text("", timeout=30_000)  # the pauses get longer
     ready(page)
     assert page.evaluate(
         "[...document.querySelector('canvas').getContext('2d').getImageData(300, 300, 9, 9).data].some(Boolean)"

@@ -36,6 +36,7 @@ export class Pane extends EventTarget {
     this.barLabel = add(bar, "span", "");
     this.power = add(bar, "small", "");
     this.bar = add(bar, "i", "");
+    bar.hidden = true; // until there is a picture
     this.zoom = new DeepZoom(this.canvas, run.tile_px);
     this.zoom.overlays.push((context) => this.drawLayer(context), (context) => this.drawOutline(context));
     this.zoom.addEventListener("view", () => {
@@ -231,7 +232,7 @@ export function classOf(layer, run) {
 
 function inWords(value, layer, run) {
   const name = classOf(layer, run);
-  const number = value.toPrecision(3);
+  const number = value.toPrecision(3).replace("-", "−");
   return name === null ? `attention ${number} × average` : `evidence for ${name} above others ${number}`;
 }
 
