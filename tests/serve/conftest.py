@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from playwright.sync_api import expect
 
 from tests.serve.looking import WIDE
 from tests.serve.served import Served, serving
@@ -38,6 +39,7 @@ def page(browser: Any) -> Iterator[Any]:
     """A page of 1440 x 900 that must meet no error of its own."""
     context = browser.new_context(viewport=WIDE, reduced_motion="reduce")
     context.set_default_timeout(60_000)
+    expect.set_options(timeout=60_000)  # the same, on a machine that does much else
     page = context.new_page()
     faults: list[str] = []
     page.on("pageerror", lambda error: faults.append(str(error)))
