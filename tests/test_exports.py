@@ -3,7 +3,9 @@
 import csv
 import json
 import sys
+import weakref
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -18,6 +20,7 @@ from holoslide.errors import CheckpointError
 from holoslide.inference.export_onnx import onnx_inputs
 from holoslide.inference.heatmap import Heatmap
 from holoslide.models.classifier import LocalClassifier
+from holoslide.results import Prediction, Predictor
 from holoslide.slides.raster import Raster
 from tests.slides.drawn import paint
 from tests.slides.mrxs import SIDE_PX, write_mrxs
@@ -60,6 +63,26 @@ def test_exports_every_slide_of_a_run(
     assert len(cells) == np.isfinite(heatmap.attention_HW).sum()
 
 
+def test_the_heatmaps_of_slides_that_are_written_are_let_go(
+    finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held: list[weakref.ref[NDArray[np.float32]]] = []
+    alive: list[int] = []
+    score = Predictor.score
+
+    def counted(*arguments: Any) -> Prediction:
+        alive.append(sum(each() is not None for each in held))
+        one = score(*arguments)
+        held.append(weakref.ref(one.heatmap.attention_HW))
+        return one
+
+    monkeypatch.setattr(Predictor, "score", counted)
+    asked = ("--to", "csv", "-o", tmp_path, "--workers", 1)
+    assert holoslide(monkeypatch, "export", finished_run, *asked) == 0
+    assert len(alive) == 8
+    assert max(alive) <= 1
+
+
 def test_exports_new_slides(finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     slide = finished_run.parent / "slides" / "focus-002.tiff"
     options = ("--to", "h5", "-o", tmp_path / "out", "--rasters", tmp_path / "rasters", "--workers", 1)
@@ -92,10 +115,9 @@ def exported(finished_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     (folder / "s.geojson").write_text(json.dumps(outline))
     given = ("--masks", folder, "--rasters", folder / "rasters", "--workers", 1)
     with pytest.MonkeyPatch.context() as patch:
-        whole = ("--to", "geojson,ome-tiff,h5", "-o", folder / "whole")
-        assert holoslide(patch, "export", finished_run, slide, *given, *whole) == 0
-        cropped = ("--to", "geojson", "--crop-to-bounds", "-o", folder / "cropped")
-        assert holoslide(patch, "export", finished_run, slide, *given, *cropped) == 0
+        for name, *how in (("whole", "--no-crop"), ("cropped",)):
+            asked = ("--to", "geojson,ome-tiff,h5", *how, "-o", folder / name)
+            assert holoslide(patch, "export", finished_run, slide, *given, *asked) == 0
     return folder
 
 
@@ -120,7 +142,7 @@ def test_cells_lie_at_level_0_where_the_tissue_is(exported: Path) -> None:
     assert len(boxes) == 12 * 20
 
 
-def test_cropped_to_bounds_is_counted_from_where_the_scan_begins(exported: Path) -> None:
+def test_cells_are_counted_from_where_the_scan_begins_as_qupath_counts(exported: Path) -> None:
     (whole, told), (cropped, same) = (
         detections(exported / name / "s.geojson") for name in ("whole", "cropped")
     )
@@ -129,23 +151,27 @@ def test_cropped_to_bounds_is_counted_from_where_the_scan_begins(exported: Path)
     assert told == same
 
 
-def test_clams_coordinates_are_the_cells_corners_in_whole_pixels(exported: Path) -> None:
+@pytest.mark.parametrize("name", ["whole", "cropped"])
+def test_clams_coordinates_are_the_cells_corners_on_the_whole_slide(exported: Path, name: str) -> None:
     boxes, told = detections(exported / "whole" / "s.geojson")
-    with h5py.File(exported / "whole" / "s.h5") as file:
+    with h5py.File(exported / name / "s.h5") as file:
         coords, attention = file["coords"][:], file["attention_scores"][:, 0]
         assert tuple(file["coords"].attrs["level_dim"]) == (8 * SIDE_PX, 6 * SIDE_PX)
     np.testing.assert_array_equal(coords, np.rint(boxes[:, :2]))
     np.testing.assert_allclose(attention, [each["attention"] for each in told], rtol=1e-6)
 
 
-def test_the_heatmap_says_its_um_per_pixel_and_lies_on_the_cells(exported: Path) -> None:
-    with tifffile.TiffFile(exported / "whole" / "s-heatmap.ome.tif") as tiff:
+@pytest.mark.parametrize(("name", "sides"), [("whole", (6, 8)), ("cropped", (5, 6))])
+def test_the_heatmap_says_its_um_per_pixel_and_lies_on_the_cells(
+    exported: Path, name: str, sides: tuple[int, int]
+) -> None:
+    with tifffile.TiffFile(exported / name / "s-heatmap.ome.tif") as tiff:
         pixels = tiff.series[0].asarray()
         image = tifffile.xml2dict(tiff.ome_metadata)["OME"]["Image"]["Pixels"]
     step = 16  # level-0 pixels: the largest power of two up to half a cell of 48 x 38.4
     assert (image["PhysicalSizeY"], image["PhysicalSizeX"]) == (MPP * step, MPP_X * step)
-    assert (image["SizeY"], image["SizeX"]) == (6 * SIDE_PX // step, 8 * SIDE_PX // step)
-    boxes, told = detections(exported / "whole" / "s.geojson")
+    assert (image["SizeY"], image["SizeX"]) == tuple(side * SIDE_PX // step for side in sides)
+    boxes, told = detections(exported / name / "s.geojson")
     x, y = ((boxes[:, :2] + boxes[:, 2:]) / 2 / step).astype(int).T
     evidence = [each["evidence for lesion (logits)"] for each in told]
     np.testing.assert_allclose(pixels[2, y, x], evidence, rtol=1e-5, atol=1e-7)

@@ -34,9 +34,11 @@ def export(
     crop: Annotated[
         bool,
         typer.Option(
-            "--crop-to-bounds", help="Count from the scanned part's corner, as QuPath does (geojson)."
+            "--crop/--no-crop",
+            help="Show the scanned part of a slide, or all of it, as QuPath does with its own --no-crop "
+            "(geojson, ome-tiff).",
         ),
-    ] = False,
+    ] = True,
     slides: SlidesOption = None,
     masks: MasksOption = None,
     rasters: RastersOption = None,
@@ -66,9 +68,7 @@ def export(
             cohort, folder, predictor.prepare_config(), workers=workers, progress=advance
         )
     with Bar("exporting") as advance:
-        count = export_slides(
-            predictor, prepared, out, kinds, share=share, crop_to_bounds=crop, progress=advance
-        )
+        count = export_slides(predictor, prepared, out, kinds, share=share, crop=crop, progress=advance)
     typer.echo(f"{count} slides exported: {out}")
     report_left_out(prepared)
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 from holoslide.errors import ConfigError, SlideError
@@ -57,30 +59,33 @@ def export_slides(
     kinds: Sequence[str],
     *,
     share: float = 0.5,
-    crop_to_bounds: bool = False,
+    crop: bool = True,
     progress: Advance | None = None,
 ) -> int:
     """Score slides and write the files of each; gives how many. A slide that fails is added to those left out.
 
-    `share` decides the hot regions, see `write_geojson`; `crop_to_bounds` counts GeoJSON's coordinates from the
-    corner of the part that was scanned.
+    `share` decides the hot regions, see `write_geojson`. What QuPath reads shows the part of a slide that was
+    scanned, as QuPath does, or with `crop` off the whole slide. Heatmaps are let go once their files are
+    written.
     """
     out.mkdir(parents=True, exist_ok=True)
-    scored = []
+    classes, model = predictor.model.classes, _weights_sha256(predictor)
+    table: list[dict[str, str]] = []
+    clams: list[dict[str, str]] = []
     for done, row in enumerate(prepared.cohort, start=1):
         try:
             one = predictor.score(row, prepared.rasters[row.slide_id])
-            _write_files(one, out, kinds, share=share, crop_to_bounds=crop_to_bounds)
-            scored.append(one)
+            _write_files(one, out, kinds, share=share, crop=crop, model=model)
+            table += [each.row(classes) for each in predictions_of([one])]
+            clams += clam_table([one], classes)
         except SlideError as error:
             prepared.left_out.append((row.slide_id, str(error)))
         if progress is not None:
             progress(done, len(prepared.cohort), row.slide_id)
     if "csv" in kinds:
-        classes = predictor.model.classes
-        write_rows([one.row(classes) for one in predictions_of(scored)], out / "predictions.csv")
-        write_rows(clam_table(scored, classes), out / "predictions-clam.csv")
-    return len(scored)
+        write_rows(table, out / "predictions.csv")
+        write_rows(clams, out / "predictions-clam.csv")
+    return len(table)
 
 
 def clam_table(scored: Sequence[Prediction], classes: Sequence[str]) -> list[dict[str, str]]:
@@ -100,15 +105,17 @@ def clam_table(scored: Sequence[Prediction], classes: Sequence[str]) -> list[dic
 
 
 def _write_files(
-    one: Prediction, out: Path, kinds: Sequence[str], *, share: float, crop_to_bounds: bool
+    one: Prediction, out: Path, kinds: Sequence[str], *, share: float, crop: bool, model: str
 ) -> None:
     with Raster.open(one.raster) as raster:
-        record = raster.record
-    slide_id = one.row.slide_id
+        slide = Exported.of(one.heatmap, raster.record, one.prediction, crop=crop, model=model)
+    writers = {**_WRITERS, "geojson": (".geojson", partial(write_geojson, share=share))}
     for kind in kinds:
-        if kind in _WRITERS:
-            suffix, write = _WRITERS[kind]
-            write(out / f"{slide_id}{suffix}", Exported.of(one.heatmap, record, one.prediction))
-    if "geojson" in kinds:
-        cropped = Exported.of(one.heatmap, record, one.prediction, crop_to_bounds=crop_to_bounds)
-        write_geojson(out / f"{slide_id}.geojson", cropped, share=share)
+        if kind in writers:
+            suffix, write = writers[kind]
+            write(out / f"{slide.slide_id}{suffix}", slide)
+
+
+def _weights_sha256(predictor: Predictor) -> str:
+    with (predictor.model_folder / "model.safetensors").open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,5 +1,6 @@
 """Exported heatmaps lie where the slide's cells are, and read as other programs read them."""
 
+import dataclasses
 import json
 import uuid
 from pathlib import Path
@@ -11,6 +12,7 @@ import shapely
 import tifffile
 
 from holoslide.errors import ConfigError
+from holoslide.geometry import Box
 from holoslide.inference.export import Exported, hot_cells, write_geojson, write_h5
 from holoslide.inference.export_tiff import step_for, write_ome_tiff
 from holoslide.inference.heatmap import Heatmap
@@ -31,7 +33,7 @@ def slide() -> Exported:
     evidence[:, 3, :] = np.nan
     attention /= np.nansum(attention)
     heatmap = Heatmap(attention, evidence, np.array([0.1, -0.1], np.float32), ORIGIN_L0, CELL_L0, ("a", "b"))
-    return Exported("s 1", heatmap, "b", SHAPE_L0, (0.25, 0.5))
+    return Exported("s 1", heatmap, "b", SHAPE_L0, (0.25, 0.5), Box(0, 0, *SHAPE_L0))
 
 
 def read_geojson(path: Path, kind: str) -> list[dict]:
@@ -75,8 +77,17 @@ def test_geojson_ids_are_unique_uuids_that_do_not_change(slide: Exported, tmp_pa
     assert len({uuid.UUID(each) for each in ids}) == len(ids)
 
 
+def test_geojson_of_two_models_can_lie_on_one_slide(slide: Exported, tmp_path: Path) -> None:
+    ids = []
+    for model in ("one", "other"):
+        write_geojson(tmp_path / "s.geojson", dataclasses.replace(slide, model=model))
+        features = json.loads((tmp_path / "s.geojson").read_text())["features"]
+        ids.append({feature["id"] for feature in features})
+    assert not ids[0] & ids[1]
+
+
 def test_geojson_counts_from_the_corner_that_qupath_crops_to(slide: Exported, tmp_path: Path) -> None:
-    cropped = Exported("s 1", slide.heatmap, "b", SHAPE_L0, slide.mpp, corner_l0=(1000, 200))
+    cropped = dataclasses.replace(slide, frame_l0=Box(1000, 200, *SHAPE_L0))
     write_geojson(tmp_path / "s.geojson", cropped)
     first = read_geojson(tmp_path / "s.geojson", "detection")[0]
     assert shapely.geometry.shape(first["geometry"]).bounds[:2] == (50.0, 3.5)
@@ -158,8 +169,8 @@ def test_ome_tiff_of_a_large_slide_is_a_pyramid_of_means(tmp_path: Path) -> None
     rng = np.random.default_rng(1)
     values = rng.random((60, 70)).astype(np.float32)
     heatmap = Heatmap(values, values[None], np.zeros(1, np.float32), (0.0, 0.0), (16.0, 16.0), ("a",))
-    path = tmp_path / "s.ome.tif"
-    write_ome_tiff(path, Exported("s", heatmap, "a", (6000, 7000), (0.5, 0.5)))
+    path, shape = tmp_path / "s.ome.tif", (6000, 7000)
+    write_ome_tiff(path, Exported("s", heatmap, "a", shape, (0.5, 0.5), Box(0, 0, *shape)))
     with tifffile.TiffFile(path) as tiff:
         levels = [level.asarray() for level in tiff.series[0].levels]
     assert [level.shape[1:] for level in levels] == [(750, 875), (375, 438), (188, 219)]

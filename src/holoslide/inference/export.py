@@ -2,9 +2,13 @@
 
 | file | read by | frame |
 | --- | --- | --- |
-| `.geojson` | QuPath, anything that reads GeoJSON | level-0 pixels, x first |
+| `.geojson` | QuPath, anything that reads GeoJSON | level-0 pixels from the frame's corner, x first |
 | `.h5` | CLAM's heatmap scripts and what follows them | level-0 pixel of a cell's corner, x first |
-| `.ome.tif` | QuPath, Fiji, napari: see `export_tiff.py` | a smaller image of the whole slide, in um |
+| `.ome.tif` | QuPath, Fiji, napari: see `export_tiff.py` | a smaller image of the frame, in um |
+
+The frame is what QuPath shows of a slide: the part that was scanned, where the slide says which (OpenSlide's
+bounds), else all of it. QuPath's OpenslideImageServer crops to it unless told `--no-crop`. CLAM reads by OpenSlide,
+whose level 0 is always the whole slide.
 """
 
 from __future__ import annotations
@@ -24,11 +28,12 @@ from numpy.typing import NDArray
 from holoslide.errors import ConfigError
 from holoslide.evaluation.scales import evidence_for, evidence_scale, relative_attention
 from holoslide.files import write_atomically
+from holoslide.geometry import Box
 from holoslide.inference.heatmap import Heatmap
 from holoslide.slides.polygons import mask_polygons
 from holoslide.slides.raster import RasterRecord
 
-_NAMESPACE = uuid.UUID("6f1f9a0c-5d0e-4c61-9a55-4d1c3f6a2b10")  # of ids: the same cell has one id for ever
+_NAMESPACE = uuid.UUID("6f1f9a0c-5d0e-4c61-9a55-4d1c3f6a2b10")  # of ids: a cell has one for ever, by model
 HOT_RGB = (214, 96, 30)
 
 
@@ -36,8 +41,8 @@ HOT_RGB = (214, 96, 30)
 class Exported:
     """One slide's heatmap with what its file must say: the slide's id, size and um per pixel (y, x) of level 0.
 
-    `prediction` is the class whose evidence is drawn, `corner_l0` the level-0 pixel (y, x) that coordinates are
-    counted from: (0, 0), or the scanned part's corner for a program that crops to it.
+    `prediction` is the class whose evidence is drawn. `frame_l0` is the part of level 0 that a viewer shows, and
+    counts from. `model` tells models apart: the hash of its weights.
     """
 
     slide_id: str
@@ -45,22 +50,23 @@ class Exported:
     prediction: str
     shape_l0: tuple[int, int]
     mpp: tuple[float, float]
-    corner_l0: tuple[int, int] = (0, 0)
+    frame_l0: Box
+    model: str = ""
 
     @classmethod
     def of(
-        cls, heatmap: Heatmap, record: RasterRecord, prediction: str, *, crop_to_bounds: bool = False
+        cls, heatmap: Heatmap, record: RasterRecord, prediction: str, *, crop: bool = True, model: str = ""
     ) -> Exported:
-        """With the slide's facts from its raster's record."""
-        corner = record.bounds_l0[:2] if crop_to_bounds else (0, 0)
-        recipe = record.recipe
-        return cls(recipe.slide_id, heatmap, prediction, record.shape_l0, recipe.slide_mpp, corner)
+        """With the slide's facts from its raster's record; `crop` frames the scanned part, else the whole slide."""
+        shape, recipe = record.shape_l0, record.recipe
+        frame = Box(*record.bounds_l0) if crop else Box(0, 0, *shape)
+        return cls(recipe.slide_id, heatmap, prediction, shape, recipe.slide_mpp, frame, model)
 
     @property
     def origin_l0(self) -> tuple[float, float]:
-        """The grid's first corner (y, x), counted from `corner_l0`."""
-        (y, x), (top, left) = self.heatmap.origin_l0, self.corner_l0
-        return y - top, x - left
+        """The grid's first corner (y, x), counted from the frame's."""
+        y, x = self.heatmap.origin_l0
+        return y - self.frame_l0.top, x - self.frame_l0.left
 
     @property
     def evidence(self) -> NDArray[np.float64]:
@@ -72,7 +78,7 @@ class Exported:
 
 
 def write_geojson(path: Path, slide: Exported, *, share: float = 0.5) -> None:
-    """Cells as detections with measurements, hot regions as annotations, in full-resolution pixels.
+    """Cells as detections with measurements, hot regions as annotations, in level-0 pixels of the frame.
 
     Hot are the strongest cells that together hold `share` of all evidence that speaks for the prediction.
     """
@@ -158,7 +164,7 @@ def _regions(slide: Exported, share: float) -> Iterator[dict[str, Any]]:
 
 
 def _feature(slide: Exported, what: str, geometry: Any, properties: dict[str, Any]) -> dict[str, Any]:
-    identity = uuid.uuid5(_NAMESPACE, f"{slide.slide_id}/{what}")
+    identity = uuid.uuid5(_NAMESPACE, f"{slide.model}/{slide.slide_id}/{what}")
     return {"type": "Feature", "id": str(identity), "geometry": geometry, "properties": properties}
 
 

@@ -1,7 +1,8 @@
 """A heatmap as a pyramidal OME-TIFF that lies on its slide by itself.
 
-Pixel (i, j) is the square of `step` x `step` level-0 pixels from (i, j) * step on, so that the image and the slide
-begin at one corner, and only their um per pixel differ: all that viewers need to lay one over the other.
+Pixel (i, j) is the square of `step` x `step` level-0 pixels from (i, j) * step on, counted from the corner of the
+slide's frame, so that the image and what a viewer shows of the slide begin at one corner, and only their um per
+pixel differ: all that viewers need to lay one over the other.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ def write_ome_tiff(path: Path, slide: Exported) -> None:
     import tifffile
 
     heatmap, step = slide.heatmap, step_for(slide.heatmap.cell_l0)
-    shape = ceil_div(slide.shape_l0[0], step), ceil_div(slide.shape_l0[1], step)
+    shape = ceil_div(slide.frame_l0.height, step), ceil_div(slide.frame_l0.width, step)
     names = ["attention, times the average", *(f"evidence for {name} (logits)" for name in heatmap.classes)]
     grids = [relative_attention(heatmap.attention_HW), *heatmap.evidence_LHW]
     levels = [np.stack([_on_slide(grid, slide, step, shape) for grid in grids])]
@@ -76,7 +77,7 @@ def write_ome_tiff(path: Path, slide: Exported) -> None:
 def _on_slide(
     grid_HW: NDArray[np.floating], slide: Exported, step: int, shape: tuple[int, int]
 ) -> NDArray[np.float32]:
-    (top, left), (side_y, side_x) = slide.heatmap.origin_l0, slide.heatmap.cell_l0
+    (top, left), (side_y, side_x) = slide.origin_l0, slide.heatmap.cell_l0
     placement = Placement((top / step, left / step), (side_y / step, side_x / step))
     mean, share = on_pixels(grid_HW, placement, shape)
     return np.where(share >= _COVERED, mean, np.nan).astype(np.float32)
