@@ -4,6 +4,7 @@ import csv
 import html
 import json
 import re
+import shutil
 import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -30,6 +31,8 @@ model:
   heads: {kernel: 3}
 train: {epochs: 1, accumulate: 2}
 """
+
+BENIGN = ("--set", "evaluate.positive=benign")
 
 
 def rows_of(path: Path) -> list[dict[str, str]]:
@@ -115,23 +118,37 @@ Train = Callable[..., Done]
 @pytest.fixture
 def train(table: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Train:
     def run(out: Path, *arguments: str) -> Done:
-        command = ["holoslide", "train", table, "--config", table.parent / "run.yaml", "-o", out]
-        monkeypatch.setattr("sys.argv", [*map(str, command), *arguments, "--workers", "1"])
-        with pytest.raises(SystemExit) as stop:
-            cli.main()
-        assert isinstance(stop.value.code, int)
-        return Done(stop.value.code, *capsys.readouterr())
+        code = trained(monkeypatch, table, out, *arguments)
+        return Done(code, *capsys.readouterr())
 
     return run
 
 
-def test_folds_give_one_report_and_go_on_where_they_were_stopped(
-    table: Path, train: Train, tmp_path: Path
-) -> None:
-    out = tmp_path / "folds"
-    positive = ("--set", "evaluate.positive=benign")
-    done = train(out, "--folds", "2", *positive)
-    assert done.code == 0, done.err
+def trained(patch: pytest.MonkeyPatch, table: Path, out: Path, *arguments: str) -> int:
+    command = ["holoslide", "train", table, "--config", table.parent / "run.yaml", "-o", out]
+    patch.setattr("sys.argv", [*map(str, command), *arguments, "--workers", "1"])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    assert isinstance(stop.value.code, int)
+    return stop.value.code
+
+
+@pytest.fixture(scope="module")
+def folded(table: Path) -> Path:
+    """Two folds, done; tests that write take a copy."""
+    out = table.parent / "folded"
+    with pytest.MonkeyPatch.context() as patch:
+        assert trained(patch, table, out, "--folds", "2", *BENIGN) == 0
+    return out
+
+
+@pytest.fixture
+def folded_copy(folded: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(folded, tmp_path / "folds")
+
+
+def test_folds_give_one_report(table: Path, folded: Path) -> None:
+    out = folded
     slides = {row["slide_id"] for row in rows_of(table)}
     together = rows_of(out / "predictions.csv")
     assert {row["slide_id"] for row in together} == slides
@@ -166,13 +183,50 @@ def test_folds_give_one_report_and_go_on_where_they_were_stopped(
         assert view.source(line["id"])["run"] == line["split"]
         assert view.outline(line["id"])
 
+
+def test_folds_go_on_where_they_were_stopped(train: Train, folded_copy: Path) -> None:
+    out, together = folded_copy, rows_of(folded_copy / "predictions.csv")
     before = (out / "fold-1" / "last.ckpt").stat().st_mtime_ns
     (out / "fold-2" / "metrics.json").unlink()
-    again = train(out, "--folds", "2", "--resume", *positive)
+    again = train(out, "--folds", "2", "--resume", *BENIGN)
     assert again.code == 0, again.err
     assert "fold-1: done before" in again.out
     assert (out / "fold-1" / "last.ckpt").stat().st_mtime_ns == before
     assert rows_of(out / "predictions.csv") == together
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ("--folds 2", "folds: holds a run already; resume it, or train into another folder"),
+        ("--folds 2 --resume --set train.lr=0.5", "fold-1: belongs to another run: train.lr was "),
+        ("--folds 2 --resume --set split.seed=9", "fold-1: belongs to another run: slides."),
+        ("--folds 3 --resume", "fold-1: belongs to another run: slides."),
+        ("--seeds 2 --resume", "folds: holds fold-1; train seeds into another folder"),
+    ],
+)
+def test_runs_that_are_there_are_not_written_over_nor_taken_for_others(
+    arguments: str, said: str, train: Train, folded_copy: Path
+) -> None:
+    before = {path: path.stat().st_mtime_ns for path in folded_copy.rglob("*")}
+    refused = train(folded_copy, *arguments.split(), *BENIGN)
+    assert refused.code == 1
+    assert said in refused.err.strip().splitlines()[-1]
+    assert {path: path.stat().st_mtime_ns for path in folded_copy.rglob("*")} == before
+
+
+def test_a_slide_that_a_fold_could_not_score_is_named_when_the_folds_go_on(
+    train: Train, folded_copy: Path
+) -> None:
+    path = folded_copy / "fold-1" / "predictions_modules.csv"
+    header, lost, *rest = path.read_text().splitlines()
+    path.write_text("\n".join([header, *rest]))
+    slide_id = lost.split(",")[1]
+    done = train(folded_copy, "--folds", "2", "--resume", *BENIGN)
+    line = f"{slide_id}: was not scored; fold-1/report.html says why"
+    assert done.code == 1
+    assert line in done.err
+    assert line.replace(":", "") in words_of(folded_copy / "report.html")
 
 
 def test_seeds_are_judged_by_their_mean(train: Train, tmp_path: Path) -> None:

@@ -18,7 +18,8 @@ from holoslide.slides.raster import Raster
 
 OF_SLIDES = ("geojson", "ome-tiff", "h5", "csv")
 OF_MODEL = ("onnx", "model")
-_WRITERS: dict[str, tuple[str, Callable[[Path, Exported], None]]] = {
+_Writer = tuple[str, Callable[[Path, Exported], None]]
+_WRITERS: dict[str, _Writer] = {
     "ome-tiff": ("-heatmap.ome.tif", write_ome_tiff),
     "h5": (".h5", write_h5),
 }
@@ -109,7 +110,7 @@ def _write_files(
 ) -> None:
     with Raster.open(one.raster) as raster:
         slide = Exported.of(one.heatmap, raster.record, one.prediction, crop=crop, model=model)
-    writers = {**_WRITERS, "geojson": (".geojson", partial(write_geojson, share=share))}
+    writers: dict[str, _Writer] = {**_WRITERS, "geojson": (".geojson", partial(write_geojson, share=share))}
     for kind in kinds:
         if kind in writers:
             suffix, write = writers[kind]

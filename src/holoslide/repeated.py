@@ -10,7 +10,7 @@ import csv
 import dataclasses
 import json
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from fractions import Fraction
@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from holoslide.config import RunConfig
-from holoslide.errors import ConfigError
+from holoslide.errors import CheckpointError, ConfigError
 from holoslide.evaluation.calibration import Temperature, fit_temperature
 from holoslide.evaluation.decision import Threshold, choose_threshold
 from holoslide.evaluation.metrics import Predictions, compute_metrics
@@ -30,12 +30,24 @@ from holoslide.evaluation.outcome import Outcome, assess, pool
 from holoslide.evaluation.report import write_report
 from holoslide.evaluation.report_data import CohortPart, PredictionRow, Repeats, RunReport, RunSummary
 from holoslide.inference.heatmap import Heatmap
-from holoslide.pipeline import Advance, Prepared, command_given, environment, train, write_json, write_rows
+from holoslide.pipeline import (
+    Advance,
+    Prepared,
+    command_given,
+    data_rows,
+    environment,
+    train,
+    write_json,
+    write_rows,
+)
 from holoslide.reporting import Run, command_again, flow_of, parts_of, pictures_of, resources_of_all
 from holoslide.results import VALIDATION, evaluate_run
+from holoslide.runs import DATA, repeats_of
 from holoslide.slides.cohort import Cohort, SlideRow
 from holoslide.slides.splits import SplitConfig, draw_split
 from holoslide.slides.tables import Split
+from holoslide.training.checkpoint import Identity, describe, refuse_other_run
+from holoslide.training.loop import LAST, decisive
 
 Announce = Callable[[str], None]
 
@@ -152,6 +164,7 @@ def _run_all(
     resume: bool, announce: Announce, progress: Any, advance: Advance | None,
 ) -> Repeated:  # fmt: skip
     Positive.of(prepared.cohort.classes, config.evaluate.positive)  # refused now, not after the first run
+    _refuse_other_runs(repeats, prepared, out, planned, resume=resume)
     out.mkdir(parents=True, exist_ok=True)
     (out / "config.yaml").write_text(config.to_yaml(), encoding="utf-8")
     prepared.cohort.to_csv(out / "cohort.csv")
@@ -176,17 +189,68 @@ def _run_all(
         {"together": outcome.to_dict(), "runs": {run.name: run.metrics.to_dict() for run in summaries}},
         out / "metrics.json",
     )
-    left_out = sorted({pair for one in planned for pair in one.prepared.left_out})
-    report = _report(repeats, prepared, out, outcome, summaries, predictions, left_out, planned)
+    prepared.left_out[:] = _left_out(planned, scores)
+    report = _report(repeats, prepared, out, outcome, summaries, predictions, planned)
     write_report(report, out / "report.html")
     return Repeated(outcome, summaries, out / "report.html")
 
 
+def _refuse_other_runs(
+    repeats: Repeats, prepared: Prepared, out: Path, planned: Sequence[_Planned], *, resume: bool
+) -> None:
+    """Raise `CheckpointError` before anything is written: for runs that are there already, or, where they are to go
+    on, for runs of other settings or slides, of which one that is done would be taken for one of these.
+    """
+    there = [folder for folder in repeats_of(out) if (folder / LAST).exists()]
+    if (out / LAST).exists():
+        raise CheckpointError(out, "holds a single run", f"train {repeats} into another folder")
+    if strangers := [folder.name for folder in there if not folder.name.startswith(repeats.rstrip("s"))]:
+        raise CheckpointError(out, f"holds {strangers[0]}", f"train {repeats} into another folder")
+    begun = [one for one in planned if (out / one.name / LAST).exists()]
+    if (there or begun) and not resume:
+        raise CheckpointError(out, "holds a run already", "resume it, or train into another folder")
+    data = {row.pop("slide_id"): row for row in data_rows(prepared)} if begun else {}
+    for one in begun:
+        refuse_other_run(out / one.name, _recorded(out / one.name), _identity(one, data))
+
+
+def _identity(one: _Planned, data: Mapping[str, Mapping[str, str]]) -> Identity:
+    """What a run is: the settings that its weights follow from, and every slide; `data` are the slides' files."""
+    slides = {}
+    for row in one.prepared.cohort:
+        known = {"patient": row.patient_id, "label": row.label or "", "split": row.split or ""}
+        slides[row.slide_id] = {**data.get(row.slide_id, {}), **known}
+    config = one.config
+    parts = {"prepare": config.prepare, "model": config.model, "augment": config.augment}
+    return describe({"train": decisive(config.train), **parts, "slides": slides})
+
+
+def _recorded(folder: Path) -> Identity:
+    """The same of a run that is there, by what it wrote of itself."""
+    cohort = Cohort.from_csv(folder / "cohort.csv")
+    with (folder / DATA).open(newline="", encoding="utf-8") as file:
+        data = {row.pop("slide_id"): row for row in csv.DictReader(file)}
+    then = Prepared(cohort, {}, [], [])
+    return _identity(_Planned(folder.name, then, RunConfig.load(folder / "config.yaml")), data)
+
+
+def _left_out(planned: Sequence[_Planned], scores: Sequence[_Scores]) -> list[tuple[str, str]]:
+    """Every slide that some run could not use; of a run that was done before, its own report has the reason."""
+    found = {pair for one in planned for pair in one.prepared.left_out}
+    known = {slide_id for slide_id, _ in found}
+    for one, its in zip(planned, scores, strict=True):
+        scored = {row.slide_id for row in its.rows}
+        lost = [row.slide_id for row in one.prepared.cohort.test if row.slide_id not in scored | known]
+        found |= {(slide_id, f"was not scored; {one.name}/report.html says why") for slide_id in lost}
+    return sorted(found)
+
+
 def _report(
     repeats: Repeats, prepared: Prepared, out: Path, outcome: Outcome, summaries: Sequence[RunSummary],
-    predictions: Sequence[PredictionRow], left_out: Sequence[tuple[str, str]], planned: Sequence[_Planned],
+    predictions: Sequence[PredictionRow], planned: Sequence[_Planned],
 ) -> RunReport:  # fmt: skip
-    cohort, found = prepared.cohort, [Run(out / one.name) for one in planned]
+    cohort, left_out = prepared.cohort, prepared.left_out
+    found = [Run(out / one.name) for one in planned]
     first = found[0]
     used = dataclasses.replace(
         cohort, rows=tuple(dataclasses.replace(r, split="test") for r in cohort if r.label)

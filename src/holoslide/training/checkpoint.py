@@ -87,13 +87,14 @@ def load(path: Path, *, identity: Identity) -> Checkpoint:
             f"has version {content['version']}, this holoslide reads {VERSION}",
             "resume with the holoslide that wrote it, or train anew",
         )
-    _refuse_other_run(path, content["identity"], identity)
+    refuse_other_run(path, content["identity"], identity)
     position = Position(**content["position"])
     states = (content["model"], content["average"], content["optimizer"])
     return Checkpoint(*states, position, content["identity"])
 
 
-def _refuse_other_run(path: Path, then: Identity, now: Identity) -> None:
+def refuse_other_run(path: Path, then: Identity, now: Identity) -> None:
+    """Raise `CheckpointError`, with the first difference, if what lies at `path` is not what is to go on."""
     for name in [*now, *then]:
         if name not in then or name not in now or then[name] != now[name]:
             was, is_now = then.get(name, "nothing"), now.get(name, "nothing")

@@ -355,6 +355,11 @@ def _trained(optimizer: torch.optim.Optimizer, *, backbone: bool) -> list[torch.
     return [parameter for group in groups for parameter in group["params"]]
 
 
+def decisive(config: TrainConfig) -> dict[str, object]:
+    """The settings that another result can come of."""
+    return {name: value for name, value in dataclasses.asdict(config).items() if name not in _CHANGES_NOTHING}
+
+
 def _identity(
     model: LocalClassifier,
     slides: Slides,
@@ -362,12 +367,9 @@ def _identity(
     mixed: torch.dtype | None,
 ) -> Identity:
     """What a checkpoint must agree with: all that changes the result by more than rounding."""
-    settings = {
-        name: value for name, value in dataclasses.asdict(config).items() if name not in _CHANGES_NOTHING
-    }
     return checkpoint.describe(
         {
-            "train": settings | {"precision": "32" if mixed is None else "bf16"},
+            "train": decisive(config) | {"precision": "32" if mixed is None else "bf16"},
             "augment": slides.augment,
             "model": model.config,
             "frozen": [
@@ -386,4 +388,6 @@ def _described(sample: Sample) -> str:
     return f"{sample.slide_id} of {sample.patient_id}, class {sample.target}{made}"
 
 
-__all__ = ["LAST", "FitResult", "Progress", "RunFacts", "Sample", "SlideDone", "TrainConfig", "fit"]
+__all__ = [
+    "LAST", "FitResult", "Progress", "RunFacts", "Sample", "SlideDone", "TrainConfig", "decisive", "fit",
+]  # fmt: skip
