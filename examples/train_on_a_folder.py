@@ -2,12 +2,12 @@
 
     python examples/train_on_a_folder.py slides/ --out runs/first
 
-A file is taken for a patient of its own. Where patients have several slides, write a table with their names
-instead: slides of one patient in both training and test make every number look better than it is.
+A file is taken for a patient of its own. Where patients have several slides, let `holoslide convert slides/` write
+the table, and mend its `patient_id`: slides of one patient in both training and test make every number look better
+than it is.
 """
 
 import argparse
-import csv
 from pathlib import Path
 
 from holoslide import Cohort, RunConfig, evaluate, fit
@@ -23,17 +23,10 @@ def main() -> None:
     parser.add_argument("--config", type=Path, help="settings, as of `holoslide train`")
     given = parser.parse_args()
 
-    given.out.mkdir(parents=True, exist_ok=True)
-    table = given.out / "slides.csv"
-    with table.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["slide_id", "patient_id", "label", "path"])
-        for path in sorted(given.slides.glob("*/*")):
-            writer.writerow([path.stem, path.stem, path.parent.name, path.resolve()])
-
-    run = fit(Cohort.from_csv(table), RunConfig.load(given.config), out=given.out)
-    measured = evaluate(run).metrics
-    print(f"AUROC {measured.auroc.value:.3f} on the test slides; see {run.folder / 'report.html'}")
+    run = fit(Cohort.from_folder(given.slides), RunConfig.load(given.config), out=given.out)
+    auroc = evaluate(run).metrics.auroc
+    shown = "not defined" if auroc.value is None else f"{auroc.value:.3f}"
+    print(f"AUROC {shown} on the test slides; see {run.folder / 'report.html'}")
     for slide_id, reason in run.left_out:
         print(f"left out: {slide_id}: {reason}")
 

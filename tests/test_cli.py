@@ -265,6 +265,25 @@ def test_convert_writes_over_no_table_that_it_reads(cohort: Path, tmp_path: Path
     assert table.read_bytes() == before
 
 
+def test_convert_makes_a_table_of_a_folder_for_each_class(tmp_path: Path, holoslide: Command) -> None:
+    for name in ("slides/ill/a.svs", "slides/well/b.svs"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).touch()
+    assert holoslide("convert", tmp_path / "slides", "-o", tmp_path) == 0
+    table = tmp_path / "slides.csv"
+    assert "each file is taken for a patient of its own; mend patient_id" in holoslide.err
+    assert table.read_text().splitlines()[1:] == [
+        "a,a,ill,,,slides/ill/a.svs",
+        "b,b,well,,,slides/well/b.svs",
+    ]
+    table.write_text(table.read_text().replace("a,a,ill", "a,P-001,ill"))
+    assert holoslide("convert", tmp_path / "slides", "-o", tmp_path) == 1
+    assert f"--out: is the folder of {table}, which may be written over" in holoslide.err
+    assert "P-001" in table.read_text()
+    assert holoslide("convert", tmp_path / "slides", "--label", "x") == 1
+    assert "leave --slides, --label and --clini out" in holoslide.err
+
+
 def test_plan_announces_memory(cohort: Path, holoslide: Command) -> None:
     command = ("plan", cohort / "slides.csv", "--config", cohort / "run.yaml", "--memory", 2, "--json")
     assert holoslide(*command) == 0

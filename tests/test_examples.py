@@ -51,6 +51,7 @@ def test_train_on_a_folder(
         target = tmp_path / "slides" / row["label"] / Path(row["path"]).name
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(row["path"], target)
+        (target.parent / ".DS_Store").touch()
     out = tmp_path / "run"
     printed = example("train_on_a_folder.py", tmp_path / "slides", "--out", out, "--config", config)
     assert printed.startswith("AUROC ")

@@ -105,7 +105,9 @@ def audit(
 
 
 def convert(
-    table: TableArgument,
+    table: Annotated[
+        Path, typer.Argument(help="A slide table (CSV), or a folder with a folder of slides for each class.")
+    ],
     to: Annotated[
         str, typer.Option("--to", help="holoslide, paper, clam, stamp, slideflow or trident.")
     ] = "holoslide",
@@ -120,15 +122,22 @@ def convert(
     ] = None,
     fold: Annotated[int, typer.Option("--fold", help="Which fold of --splits, counted from 0.")] = 0,
 ) -> None:
-    """Turn a slide table and splits of another tool into ours, or ours into another tool's."""
+    """Write a slide table: from another tool's table and splits, from a folder, or from ours for another tool."""
     from holoslide.slides.bridges import write_as
     from holoslide.slides.cohort import Cohort
     from holoslide.slides.folds import with_split_file
 
-    cohort = Cohort.from_csv(table, slides=slides, label=label, clini=clini)
+    if not table.is_dir():
+        cohort = Cohort.from_csv(table, slides=slides, label=label, clini=clini)
+    elif slides or label or clini:
+        raise ConfigError(
+            str(table), "has its files and labels by itself", "leave --slides, --label and --clini out"
+        )
+    else:
+        cohort = Cohort.from_folder(table)
     cohort = cohort if splits is None else with_split_file(cohort, splits, fold=fold)
-    for source in filter(None, (table, clini, splits)):
-        if source.resolve().parent == out.resolve():
+    for source in filter(None, (out / "slides.csv" if table.is_dir() else table, clini, splits)):
+        if source.exists() and source.resolve().parent == out.resolve():
             raise ConfigError(
                 "--out", f"is the folder of {source}, which may be written over", "give another"
             )

@@ -418,6 +418,53 @@ def test_files_by_themselves_are_a_cohort_without_labels(tmp_path, monkeypatch):
         Cohort.from_files(["a.ome.tif", "sub/a.svs"])
 
 
+def test_a_folder_for_each_class_is_a_cohort(tmp_path):
+    litter = (
+        "ill/.DS_Store",
+        "ill/Thumbs.db",
+        "ill/a/Slidedat.ini",
+        "ill/a/Data0000.dat",
+        "ill/._b.svs",
+        "notes.txt",
+    )
+    slides = touch(tmp_path, "ill/a.mrxs", "ill/more/b.svs", "ill/b-thumb.png", "well/c.ome.tif", *litter)
+    series = slides / "well" / "d"
+    series.mkdir()
+    for name in ("1.dcm", "2.dcm"):
+        (series / name).write_bytes(bytes(128) + b"DICM" + b"\x20\x00\x0e\x00UI\x06\x001.2.34")
+    cohort = Cohort.from_folder(slides)
+    assert columns(cohort, "slide_id", "patient_id", "label", "path") == [
+        ("a", "a", "ill", slides / "ill/a.mrxs"),
+        ("b", "b", "ill", slides / "ill/more/b.svs"),
+        ("c", "c", "well", slides / "well/c.ome.tif"),
+        ("d", "d", "well", series / "1.dcm"),
+    ]
+    passed_over, patients = cohort.notes
+    assert "b-thumb.png" in passed_over.what
+    assert patients.what == "each file is taken for a patient of its own"
+
+
+def test_pictures_are_slides_where_there_is_nothing_else(tmp_path):
+    cohort = Cohort.from_folder(touch(tmp_path, "ill/a.png", "well/b.jpg"))
+    assert columns(cohort, "slide_id", "label") == [("a", "ill"), ("b", "well")]
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        (("a.svs",), "a.svs: is in no folder of a class; put it into one, or elsewhere"),
+        (("ill/notes.txt",), "wsi: holds no slide; sort the slides into a folder for each class"),
+        (
+            ("ill/a.svs", "well/a.svs"),
+            "slide a is there already, as .*ill/a.svs, there with label ill",
+        ),
+    ],
+)
+def test_a_folder_that_says_no_class_is_refused(tmp_path, names, said):
+    with pytest.raises(CohortError, match=said):
+        Cohort.from_folder(touch(tmp_path, *names))
+
+
 def test_microns_per_pixel_for_slides_whose_table_has_none(tmp_path):
     cohort = read(tmp_path, "slide_id,mpp\na,0.2525\nb,\n")
     assert columns(cohort.with_mpp(0.5), "mpp", "fallback_mpp") == [(0.2525, 0.5), (None, 0.5)]

@@ -161,20 +161,30 @@ class Cohort:
 
         A file that is not there stays, with its reason, as from a table. CohortError for two with one id.
         """
-        files, rows = SlideFiles(Path(), None), []
-        for path in map(str, paths):
-            slide_id = file_id(path)
-            found = files.find(slide_id, name=None, path=path)
-            rows.append(
-                SlideRow(
-                    slide_id,
-                    slide_id,
-                    path=found if isinstance(found, Path) else None,
-                    fault=found if isinstance(found, Finding) else None,
-                )
-            )
+        files = SlideFiles(Path(), None)
+        rows = [_of_file(files, path) for path in map(str, paths)]
         cohort = cls.from_rows(rows, name="slide files")
         return cohort if mpp is None else cohort.with_mpp(mpp)
+
+    @classmethod
+    def from_folder(cls, folder: str | Path) -> Cohort:
+        """Slides sorted into a folder for each class, `folder/tumour/a.svs`, each a patient of its own.
+
+        CohortError for a slide that lies in no class's folder, for two with one id, and where there is none.
+        """
+        folder = Path(folder)
+        files, rows, name = SlideFiles(Path(), folder), [], shown(folder)
+        paths, notes = files.every()
+        for path in paths:
+            label, *below = path.relative_to(folder).parts
+            if not below:
+                raise CohortError(shown(path), "is in no folder of a class", "put it into one, or elsewhere")
+            rows.append(_of_file(files, str(path), label=label))
+        if not rows:
+            raise CohortError(name, "holds no slide", "sort the slides into a folder for each class")
+        what = "each file is taken for a patient of its own"
+        notes.append(Finding("warning", "no patient", name, what, "mend patient_id if a patient has several"))
+        return cls.from_rows(rows, name=name, notes=notes)
 
     def to_csv(self, path: str | Path) -> None:
         """Write it as a table of ours, which `from_csv` reads back the same: all classes that have a slide.
@@ -403,6 +413,13 @@ def _written(path: Path | None, folder: Path) -> str:
         return ""
     path = path.absolute()
     return path.relative_to(folder).as_posix() if path.is_relative_to(folder) else str(path)
+
+
+def _of_file(files: SlideFiles, path: str, *, label: str | None = None) -> SlideRow:
+    slide_id = file_id(path)
+    found = files.find(slide_id, name=None, path=path)
+    there, fault = (found, None) if isinstance(found, Path) else (None, found)
+    return SlideRow(slide_id, slide_id, label, path=there, fault=fault)
 
 
 # --- From tables ------------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ import os
 import unicodedata
 from bisect import bisect_left
 from collections import defaultdict
+from collections.abc import Iterable
 from pathlib import Path
 
 from holoslide.errors import CohortError
@@ -70,6 +71,23 @@ class SlideFiles:
             return None
         tries = [(folder / path.replace("\\", "/")).absolute() for folder in self._folders]
         return next((each for each in tries if each.is_file()), tries[0])
+
+    def every(self) -> tuple[list[Path], list[Finding]]:
+        """Every slide below the folder, in order, and what was passed over; a folder of DICOM files is one slide.
+
+        PNG and JPEG are slides where there is nothing else, else thumbnails; prepared slides are none.
+        """
+        apart = [each for folders in self._dicom.values() for each in folders if each.parent != self.slides]
+        found = [path for paths in self._by_name.values() for path in paths]
+        found = [path for path in found if path.parent not in apart or path.suffix.lower() != ".dcm"] + apart
+        pictures = sorted(path for path in found if is_picture(path.name))
+        notes = []
+        if len(found) > len(pictures) > 0:
+            what = f"PNG and JPEG are taken for thumbnails ({some([shown(path) for path in pictures])})"
+            where, remedy = shown(self.slides or Path()), "add a row for one that is a slide"
+            notes.append(Finding("warning", "file without a row", where, what, remedy))
+            found = [path for path in found if not is_picture(path.name)]
+        return [path for path in _one_each(found) if not (path.is_file() and is_raster(path))], notes
 
     def without_row(self, used: set[Path], ids: set[str], table: str) -> list[Finding]:
         """A warning where slide files lie in the folder that no row of the table has; pictures may be anything.
@@ -167,6 +185,15 @@ def _holds_dicom(folder: Path, names: list[str]) -> bool:
         )
     except OSError:
         return False
+
+
+def _one_each(paths: Iterable[Path]) -> list[Path]:
+    """The paths, of a DICOM series the first."""
+    first: dict[Path | bytes, Path] = {}
+    for path in sorted(paths):
+        series = dicom_series(path) if path.suffix.lower() == ".dcm" and path.is_file() else None
+        first.setdefault(series or path, path)
+    return list(first.values())
 
 
 def _dicom_names(names: list[str]) -> list[str]:
