@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from holoslide import cli
 from holoslide.errors import CheckpointError
+from holoslide.exports import judgement_of
 from holoslide.inference.export_onnx import onnx_inputs
 from holoslide.inference.heatmap import Heatmap
 from holoslide.models.classifier import LocalClassifier
@@ -200,6 +201,23 @@ def test_onnx_of_a_run_gives_its_predictions_from_its_rasters(
         total = heatmap.evidence_LHW[:, voting].sum(1)
         np.testing.assert_allclose(evidence.sum((1, 2)), total, atol=1e-3)
     assert len(sizes) == 3  # rasters of other sizes, one file
+    told = json.loads(session.get_modelmeta().custom_metadata_map["holoslide"])
+    decision = json.loads((finished_run / "metrics.json").read_text())["decision"]
+    assert told["classes"] == ["benign", "lesion"]
+    assert (told["positive"], told["sensitivity"]) == ("lesion", 0.95)
+    assert told["threshold"] == decision["threshold"]["value"]
+    line = f"called lesion where its raw probability is {told['threshold']!r} or more"
+    assert line in (tmp_path / "model-onnx.md").read_text()
+
+
+def test_a_model_takes_the_temperature_of_its_validation_slides_along(run_copy: Path) -> None:
+    path = run_copy / "metrics.json"
+    measured = json.loads(path.read_text())
+    measured["calibration"]["temperature"]["value"], measured["decision"] = 1.25, None
+    path.write_text(json.dumps(measured))
+    assert judgement_of(run_copy) == {"temperature": 1.25}
+    path.unlink()
+    assert judgement_of(run_copy) == {}
 
 
 @pytest.mark.parametrize(

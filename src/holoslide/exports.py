@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from holoslide.errors import ConfigError, SlideError
 from holoslide.inference.card import model_card
@@ -14,6 +15,7 @@ from holoslide.inference.export_onnx import export_onnx
 from holoslide.inference.export_tiff import write_ome_tiff
 from holoslide.pipeline import Advance, Prepared, write_rows
 from holoslide.results import Prediction, Predictor, predictions_of
+from holoslide.runs import read_json
 from holoslide.slides.raster import Raster
 
 OF_SLIDES = ("geojson", "ome-tiff", "h5", "csv")
@@ -40,7 +42,9 @@ def checked_kinds(to: str) -> list[str]:
 def export_model(predictor: Predictor, run: Path, out: Path, kinds: Sequence[str]) -> list[Path]:
     """The model as ONNX, or as a folder that a hub takes: weights, settings and a card."""
     out.mkdir(parents=True, exist_ok=True)
+    judged = judgement_of(run)
     card = model_card(predictor.model, title=run.resolve().name, run=run if run.is_dir() else None)
+    card += _judged(judged)
     written = []
     if "model" in kinds:
         folder = out / "model"
@@ -49,8 +53,38 @@ def export_model(predictor: Predictor, run: Path, out: Path, kinds: Sequence[str
         (folder / "README.md").write_text(card, encoding="utf-8")
         written.append(folder)
     if "onnx" in kinds:
-        written.append(export_onnx(predictor.model, out, card=card))
+        written.append(export_onnx(predictor.model, out, card=card, more=judged))
     return written
+
+
+def judgement_of(run: Path) -> dict[str, Any]:
+    """What a run's validation slides told of its model, as far as the run's last evaluation has it.
+
+    `temperature`; and, to decide between two classes, `positive`, `threshold` and `sensitivity`.
+    """
+    measured = read_json(run / "metrics.json")
+    temperature = ((measured.get("calibration") or {}).get("temperature") or {}).get("value")
+    judged = {} if temperature is None else {"temperature": temperature}
+    if decision := measured.get("decision"):
+        threshold = decision["threshold"]["value"]
+        judged |= {
+            "positive": decision["positive"],
+            "threshold": threshold,
+            "sensitivity": decision["wanted"],
+        }
+    return judged
+
+
+def _judged(judged: Mapping[str, Any]) -> str:
+    lines = []
+    if "threshold" in judged:
+        line = "A slide is called {positive} where its raw probability is {threshold!r} or more, which finds "
+        line += "{sensitivity:g} or more of such validation slides."
+        lines.append(line.format_map(judged))
+    if "temperature" in judged:
+        line = "Logits divided by {temperature!r} are calibrated on the validation slides."
+        lines.append(line.format_map(judged))
+    return "\n## Decision and temperature\n\n" + "\n".join(lines) + "\n" if lines else ""
 
 
 def export_slides(

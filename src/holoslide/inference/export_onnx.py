@@ -12,7 +12,7 @@ import copy
 import json
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -178,11 +178,13 @@ def onnx_inputs(raster: Pixels, *, pool: str = "tissue") -> dict[str, NDArray[np
     return {"pixels": raster.read(Box(0, 0, *tissue.shape)), "tissue": np.ascontiguousarray(tissue)}
 
 
-def export_onnx(model: LocalClassifier, folder: Path, *, card: str = "") -> Path:
+def export_onnx(
+    model: LocalClassifier, folder: Path, *, card: str = "", more: Mapping[str, Any] | None = None
+) -> Path:
     """Write `model.onnx`, and what goes in and comes out into `model-onnx.md`, below `card`; gives the file.
 
-    The model is copied to the processor and to float32. Raises `ModelError` where the libraries for it are not
-    installed.
+    `more`, plain values, goes into the file's property beside what the model says of itself. The model is copied to
+    the processor and to float32. Raises `ModelError` where the libraries for it are not installed.
     """
     onnx = _library()
     network = StreamedClassifier(copy.deepcopy(model).cpu().float().eval(), StreamConfig())
@@ -203,7 +205,7 @@ def export_onnx(model: LocalClassifier, folder: Path, *, card: str = "") -> Path
     for output in proto.graph.output[2:]:  # else they are named by the formula of their size
         for dimension, name in zip(output.type.tensor_type.shape.dim[-2:], ("rows", "columns"), strict=True):
             dimension.dim_param = name
-    onnx.helper.set_model_props(proto, {"holoslide": json.dumps(facts)})
+    onnx.helper.set_model_props(proto, {"holoslide": json.dumps({**facts, **(more or {})})})
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "model.onnx"
     write_atomically(path, lambda file: file.write(proto.SerializeToString()))
