@@ -1,9 +1,14 @@
 """What the C library keeps of freed memory goes back to the machine."""
 
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+import torch
+
+from holoslide.streaming import host
 
 # 300 MB in blocks below the size that is always handed back, each with something behind it that stays.
 FREED_IN_PIECES = """
@@ -31,3 +36,13 @@ def test_freed_memory_goes_back_after_a_slide_and_not_after_every_trifle():
     after_a_trifle, after_a_slide = map(int, found.stdout.split())
     assert after_a_trifle < 100e6
     assert after_a_slide > 250e6
+
+
+def test_free_memory_is_known_where_the_system_does_not_tell_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """As on macOS, which has no /proc and does not count free pages: half of all there is."""
+    ask, half = os.sysconf, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+    monkeypatch.setattr(host, "_MEMINFO", tmp_path / "none")
+    monkeypatch.setattr(os, "sysconf", lambda name: ask({"SC_AVPHYS_PAGES": "unknown"}.get(name, name)))
+    assert 0 < host.free_bytes(torch.device("cpu")) <= half
