@@ -251,7 +251,7 @@ def test_a_picture_comes_with_its_heatmaps_legends_and_scale_bar() -> None:
     assert "slide slide 0" in alts
     assert "Attention over slide slide 0" in alts
     assert "Evidence for tumour over slide slide 0" in alts
-    assert "evidence for tumour, in logits per cell" in page.words
+    assert "evidence for tumour above the others, in logits per cell" in page.words
     assert "the average cell's attention" in page.words
     assert "100 µm" in page.words  # of 640
 

@@ -5,14 +5,14 @@ import hashlib
 import re
 import statistics
 
+import numpy as np
 import pytest
 from tests.evaluation.reports import Page, full, measured, picture, several, svgs
 
 from holoslide.evaluation._report_view import number
-from holoslide.evaluation.report import (
-    PredictionRow,
-    render,
-)
+from holoslide.evaluation.calibration import Temperature
+from holoslide.evaluation.outcome import pool
+from holoslide.evaluation.report import PredictionRow, RunReport, render
 
 # --- Which class, which threshold, which numbers ------------------------------------------------------------------
 
@@ -90,8 +90,60 @@ def test_the_two_meanings_of_called_are_told_apart() -> None:
     table = page.words[page.words.index("Slide Patient Label Prediction") :]
     for row, called in zip(report.predictions, report.decision.called, strict=True):
         verdict = "✓ right" if row.is_right else "✗ wrong"
-        call = "called" if called else "missed" if row.label == "tumour" else "no"
+        is_tumour = row.label == "tumour"
+        call = ("called" if is_tumour else "false alarm") if called else "missed" if is_tumour else "no"
         assert f"{row.slide_id} {row.patient_id} {row.label} {row.prediction} {verdict} {call} " in table
+
+
+def test_the_decision_is_a_dot_on_the_roc_where_its_rates_are() -> None:
+    report = full()
+    assert report.decision is not None
+    (spared, alarms), (missed, hits) = report.decision.calls
+    alt = f"sensitivity {hits / (hits + missed):.3f}, specificity {spared / (spared + alarms):.3f}"
+
+    def drawn(report: RunReport) -> tuple[str, bool]:
+        page = Page(render(report))
+        roc = next(image for image in page.all("img") if image["alt"].startswith("ROC"))
+        place = [image["src"] for image in page.all("img") if "svg" in image["src"]].index(roc["src"])
+        return roc["alt"], any(e.get("id") == "decision" for e in svgs(page)[place].iter())
+
+    assert drawn(report) == (f"ROC curve: tumour; decision at {alt}", True)
+    assert drawn(dataclasses.replace(report, decision=None)) == ("ROC curve: tumour", False)
+
+
+@pytest.mark.parametrize(
+    ("part", "fixed", "temperature"),
+    [
+        ("test", "It was fixed before these slides were looked at.", "On these slides the temperature"),
+        (
+            "valid",
+            "These are the very slides that it was fixed on",
+            "the very ones that it was fitted on, the",
+        ),
+        ("train", "the network was trained on these.", "On these slides the temperature"),
+        ("all", "Those are among the slides here", "among which are those that it was fitted on, the"),
+    ],
+)
+def test_threshold_and_temperature_are_said_to_be_of_other_slides_only_where_they_are(
+    part: str, fixed: str, temperature: str
+) -> None:
+    words = Page(render(dataclasses.replace(full(), part=part))).words
+    assert fixed in words
+    assert temperature in words
+    assert ("before these slides were looked at" in words) == (part == "test")
+    theirs = Page(render(dataclasses.replace(full(), part=part, table="theirs.csv"))).words
+    assert "It was fixed before these slides were looked at." in theirs
+
+
+def test_calibrated_probabilities_are_told_from_those_that_calls_are_made_by() -> None:
+    said = "a slide is called by its probability as predicted"
+    as_predicted, calibrated = (
+        Page(render(dataclasses.replace(full(), calibrated=is_asked))).words for is_asked in (False, True)
+    )
+    assert said not in as_predicted
+    assert said in calibrated
+    assert "results of this page are of the probabilities as predicted." in as_predicted
+    assert "results of this page are of the calibrated probabilities, but for decision" in calibrated
 
 
 def test_calibration_and_its_temperature_stand_there() -> None:
@@ -196,6 +248,46 @@ def test_several_runs_stand_there_with_mean_and_deviation() -> None:
         assert f"{run.name} {run.metrics.slides} {' '.join(number(v) for v in shown)}" in page.words
     assert "3 networks of 3 modules were trained, one a fold, to tell normal and tumour apart" in page.words
     assert "A network" not in page.words
+
+
+def test_folds_each_have_their_temperature_and_the_page_does_not_deny_it() -> None:
+    labels, by_head = ["normal", "tumour"] * 8, np.tile([[0.7, 0.3], [0.6, 0.4]], (1, 8, 1))
+    patients, part = [f"p{i}" for i in range(16)], [0] * 8 + [1] * 8
+
+    def page(*temperatures: float | None) -> str:
+        given = [Temperature(value, 5, 5, None if value else "too few") for value in temperatures]
+        found = pool(
+            labels, by_head, patients, ("normal", "tumour"), temperatures=given, thresholds=[], part_N=part
+        )
+        runs = [
+            dataclasses.replace(r, temperature=t) for r, t in zip(several().runs, temperatures, strict=False)
+        ]
+        report = dataclasses.replace(several(), calibration=found.calibration, decision=None, runs=runs)
+        return Page(render(report)).words
+
+    words = page(2.0, None)
+    assert "Calibrated: each run's logits divided by a temperature of its own (2.00, none), fitted" in words
+    assert "the runs' temperatures" in words
+    assert "Not calibrated" not in words
+    words = page(None, None)
+    assert "Not calibrated: no run's validation slides tell a temperature." in words
+    assert "the runs' temperatures" not in words
+
+
+def test_folds_are_said_to_share_no_patient_and_how_they_are_made_up() -> None:
+    report = dataclasses.replace(several(), splits="drawn by patient, with seed 3")
+    words = Page(render(report)).words
+    assert "The folds share no patient: drawn by patient, with seed 3." in words
+    counts = [[one.slides for one in run.metrics.per_class] for run in report.runs]
+    rows = [
+        f"{run.name} {first} {second} {run.metrics.slides} {run.metrics.patients}"
+        for run, (first, second) in zip(report.runs, counts, strict=True)
+    ]
+    assert f"Fold normal tumour All slides Patients {' '.join(rows)}" in words
+    assert "Scores of different networks are pooled here" in words
+    one = Page(render(dataclasses.replace(full(), splits=report.splits))).words
+    assert "No patient is in two parts; the parts were drawn by patient, with seed 3." in one
+    assert "pooled" not in one
 
 
 def test_several_runs_show_the_learning_of_all_modules() -> None:

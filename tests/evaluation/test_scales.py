@@ -64,7 +64,7 @@ def test_the_legend_of_evidence_names_the_true_ends_and_whose_scale_it_is() -> N
     assert labels == ("−7.65", "−0.1", "0", "+0.1", "+7.65")
     assert places[0::2] == pytest.approx((0, 0.5, 1))
     assert places[1] == pytest.approx(1 - places[3])
-    assert scale.unit == "evidence for tumour, in logits per cell; this slide's own scale"
+    assert scale.unit == "evidence for tumour above the others, in logits per cell; this slide's own scale"
     assert evidence_scale(np.zeros((2, 2)), "x").high == 1.0
     assert evidence_scale(np.full((2, 2), np.nan), "x").high == 1.0
 

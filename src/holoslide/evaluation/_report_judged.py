@@ -40,11 +40,35 @@ def repeated(report: RunReport) -> dict[str, Any] | None:
     }
 
 
+def composition(report: RunReport) -> str:
+    """How the parts came about, and that they share no patient."""
+    if report.table:
+        return ""
+    if report.repeats == "folds":
+        return "The folds share no patient" + (f": {report.splits}." if report.splits else ".")
+    if len(report.cohort) < 2:
+        return ""
+    return "No patient is in two parts" + (f"; the parts were {report.splits}." if report.splits else ".")
+
+
+def folds(report: RunReport) -> list[tuple[str, dict[str, int], int, int]]:
+    """What each fold tests: its name, slides by class, all slides, patients."""
+    if report.repeats != "folds":
+        return []
+    return [
+        (run.name, {one.name: one.slides for one in m.per_class}, m.slides, m.patients)
+        for run in report.runs
+        for m in (run.metrics,)
+    ]
+
+
 _REPEATS = {
     "folds": (
         "Every patient is in the test part of one fold, and the network of that fold has learnt neither from the "
         "patient's slides nor on them when to stop. The other results of this report are of all patients together, "
-        "each scored by that one network; the spread is of the folds' own results, each on its own patients."
+        "each scored by that one network: AUROC and AUPRC there rank scores of different networks in one list, "
+        "which costs something where the networks' scales differ. The spread is of the folds' own results, each on "
+        "its own patients."
     ),
     "seeds": (
         "The same slides in the same parts, trained anew with another seed: other first weights, another order, "
@@ -126,12 +150,12 @@ def calibrated(report: RunReport) -> dict[str, Any] | None:
                 ("Log loss", "log_loss", "How far probabilities are from the labels; sure errors cost most."),
             )
         ],
-        "temperature": found.temperature,
-        "verdict": _calibration_verdict(found.before, found.after),
+        "how": _how_calibrated(report),
+        "verdict": _calibration_verdict(report, found.before, found.after),
     }
 
 
-def _calibration_verdict(before: Reliability, after: Reliability | None) -> str:
+def _calibration_verdict(report: RunReport, before: Reliability, after: Reliability | None) -> str:
     low, high = before.ece_by_chance
     by_chance = f"the {low:.3f} to {high:.3f} that chance alone gives a network that states the truth"
     if before.ece < low:
@@ -148,8 +172,50 @@ def _calibration_verdict(before: Reliability, after: Reliability | None) -> str:
         )
     if after is None:
         return first
-    helped = after.log_loss < before.log_loss
-    return f"{first} On these slides the temperature {'helps' if helped else 'does not help'}."
+    several = len(report.runs) > 1 and report.repeats == "folds"
+    helps = ("help" if several else "helps") if after.log_loss < before.log_loss else "do not help"
+    if not several:
+        helps = helps.replace("do not", "does not")
+    whose = "the runs' temperatures" if several else "the temperature"
+    return f"{first} On these slides{_FITTED.get(_own_part(report), '')} {whose} {helps}."
+
+
+_FITTED = {
+    "valid": ", the very ones that it was fitted on,",
+    "all": ", among which are those that it was fitted on,",
+}
+
+
+def _own_part(report: RunReport) -> str:
+    """The part that was scored of the cohort that the network comes from; none of another cohort's."""
+    is_all, names = report.part == "all", {part.name for part in report.cohort}
+    return "" if report.table or (is_all and "valid" not in names) else report.part
+
+
+def _how_calibrated(report: RunReport) -> str:
+    """Where the calibrated probabilities come from, and what they change."""
+    found, shown = report.calibration, "probabilities as predicted"
+    assert found is not None
+    if found.after is None:
+        return f"Not calibrated: {found.temperature.reason}."
+    if report.calibrated:
+        shown = "calibrated probabilities, but for decision and modules, which take them as predicted"
+    value = found.temperature.value
+    if value is None:
+        each = ", ".join(
+            "none" if run.temperature is None else f"{run.temperature:.2f}" for run in report.runs
+        )
+        how = (
+            f"each run's logits divided by a temperature of its own ({each}), fitted on its validation slides"
+        )
+        kept = "no ranking within a run"
+    else:
+        on = f"the {found.temperature.slides} validation slides of {found.temperature.patients} patients"
+        how, kept = f"logits divided by a temperature of {value:.2f}, fitted on {on}", "no ranking"
+    return (
+        f"Calibrated: {how}. It changes {kept} and no predicted class; the other results of this page are of the "
+        f"{shown}."
+    )
 
 
 NAMED = 12  # slides that are named in a sentence; the table of predictions marks all
@@ -192,7 +258,19 @@ def decided(report: RunReport) -> dict[str, Any] | None:
         "missed_slides": _missed(report),
         "alarms": alarms,
         "thresholds": [run.threshold for run in report.runs],
+        "fixed": _fixed(report),
     }
+
+
+def _fixed(report: RunReport) -> str:
+    """Whether the threshold was chosen without a look at the scored slides."""
+    if report.learnt_from:
+        return ""
+    return {
+        "train": "It was fixed on other slides, but the network was trained on these.",
+        "valid": "These are the very slides that it was fixed on, which flatters what it comes to here.",
+        "all": "Those are among the slides here, which flatters what it comes to.",
+    }.get(_own_part(report), "It was fixed before these slides were looked at.")
 
 
 def called(report: RunReport) -> list[bool | None]:

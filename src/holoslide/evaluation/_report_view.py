@@ -59,6 +59,8 @@ def _trained_on(report: RunReport) -> str:
         one = "fold" if report.repeats == "folds" else "seed"
         subject = f"{_count(len(report.runs), 'network')}{of} were trained, one a {one},"
     text = f"{subject} to tell {_listed(report.classes)} apart from one label per slide"
+    if report.table:
+        return f"{text}. Here it is measured on another cohort, {report.table}."
     if not report.cohort:
         return f"{text}."
     slides = sum(part.slides for part in report.cohort)
@@ -142,9 +144,10 @@ def flow(report: RunReport) -> str:
     """What was found, used and not used, in a sentence."""
     if report.flow is not None:
         found = report.flow
+        done = "scored" if report.table else "used"
         gone = _listed([f"{reason} ({number})" for reason, number in found.reasons.items()])
-        rest = f" Not used: {gone}." if gone else " Every slide was used."
-        taken = f"{_count(found.used, 'slide')} of {_count(found.patients, 'patient')} used"
+        rest = f" Not {done}: {gone}." if gone else f" Every slide was {done}."
+        taken = f"{_count(found.used, 'slide')} of {_count(found.patients, 'patient')} {done}"
         parts = f" in {len(report.cohort)} parts" if len(report.cohort) > 1 else ""
         return f"{_count(found.found, 'slide')} found, {taken}{parts}.{rest}"
     used = sum(part.slides for part in report.cohort)
@@ -155,11 +158,16 @@ def flow(report: RunReport) -> str:
 
 def scored_slides(report: RunReport) -> str:
     """What the results are of."""
-    return "all slides" if report.part == "all" else f"the {report.part} slides"
+    of = f" of {report.table}" if report.table else ""
+    return ("all slides" if report.part == "all" else f"the {report.part} slides") + of
 
 
 def flattery(report: RunReport) -> str:
     """A warning where results are of slides that training has seen."""
+    if report.table:
+        seen = report.learnt_from
+        files = f"{_count(seen, 'slide')} of these {'is a file' if seen == 1 else 'are files'} of the network's own"
+        return f"{files} training or validation part, which flatters the results." if seen else ""
     if report.part == "train":
         return "The network was trained on these slides: results on slides it has not seen will be worse."
     if report.part == "valid":
@@ -304,7 +312,7 @@ def curves(report: RunReport) -> dict[str, Any] | None:
     ]
     return {
         "names": [one.name for one in found],
-        "roc": figures.roc(found, [roc for roc, _ in spread] if has_bands else ()),
+        "roc": figures.roc(found, [roc for roc, _ in spread] if has_bands else (), point=_decision(report)),
         "pr": figures.precision_recall(found, [pr for _, pr in spread] if has_bands else ()),
         "has_bands": has_bands and len(flat) < len(found),
         "flat": _listed(flat),
@@ -312,6 +320,14 @@ def curves(report: RunReport) -> dict[str, Any] | None:
 
 
 _LEAST_BAND = 1e-9  # of a band that can be seen
+
+
+def _decision(report: RunReport) -> tuple[float, float] | None:
+    """The decision's false and true positive rate; None without one."""
+    if report.decision is None:
+        return None
+    (spared, alarms), (missed, hits) = report.decision.calls
+    return alarms / max(1, spared + alarms), hits / max(1, missed + hits)
 
 
 def depth(report: RunReport) -> dict[str, Any] | None:
@@ -362,6 +378,7 @@ def pictures(report: RunReport) -> dict[Group | None, list[dict[str, Any]]]:
         if one.evidence_HW is not None:
             target = one.evidence_class or one.prediction
             own, sums = scales.evidence_scale(one.evidence_HW, target), scales.evidence_sums(one.evidence_HW)
+            sums = f"{sums} {_score(report, one, target)}".rstrip()
             maps.append(_map(one, f"Evidence for {target}", one.evidence_HW, own, sums))
         photo = figures.photo(figures.fitted(one.thumbnail_HW3, THUMBNAIL_SIDE_PX), f"slide {one.slide_id}")
         groups[one.group].append({"slide": one, "photo": photo, "maps": maps, "bar": _scale_bar(one)})
@@ -369,6 +386,18 @@ def pictures(report: RunReport) -> dict[Group | None, list[dict[str, Any]]]:
         one.is_right is False for one in report.predictions
     )
     return {group: shown for group, shown in groups.items() if shown or (group == "worst" and is_none_wrong)}
+
+
+def _score(report: RunReport, slide: SlidePicture, target: str) -> str:
+    """What the evidence comes to with the constant, which is what the probability is made of."""
+    if slide.constant is None or slide.evidence_HW is None:
+        return ""
+    score = scales.signed(float(np.nansum(slide.evidence_HW, dtype=np.float64)) + slide.constant)
+    if len(report.classes) == 2:
+        what = f"the log-odds of {target}"
+    else:
+        what = f"the logit of {target} above the mean of the others'"
+    return f"With the constant {scales.signed(slide.constant)}: {score}, {what}."
 
 
 def _map(

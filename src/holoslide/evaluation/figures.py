@@ -120,19 +120,30 @@ def _over_epochs(axes: Axes, values: NDArray[np.float64], *, is_share: bool) -> 
     axes.set_xlabel("epoch")
 
 
-def roc(contests: Sequence[Contest], bands: Sequence[Band] = ()) -> Picture:
-    """ROC curves, each with its band if there are bands; every contest has slides of both kinds."""
+def roc(
+    contests: Sequence[Contest], bands: Sequence[Band] = (), *, point: tuple[float, float] | None = None
+) -> Picture:
+    """ROC curves, each with its band if there are bands; every contest has slides of both kinds.
+
+    `point` is a decision's false and true positive rate.
+    """
 
     def draw(axes: Axes) -> None:
         axes.plot([0, 1], [0, 1], color="#aab3bc", linewidth=1, linestyle=(0, (3, 3)))
         _bands(axes, bands)
         for colour, one in zip(_class_colours(len(contests)), contests, strict=True):
             axes.plot(*one.roc(), color=colour, linewidth=2, label=_drawable(one.name))
+        if point is not None:
+            axes.plot(*point, "o", color="#1d2733", markersize=7, gid="decision", clip_on=False, zorder=3)
         _square(axes, x="1 − specificity", y="sensitivity")
         if len(contests) > 1:
             axes.legend(loc="lower right")
 
-    return _svg(draw, f"ROC curve: {', '.join(one.name for one in contests)}", size=(3.7, 3.5))
+    names = ", ".join(one.name for one in contests)
+    marked = (
+        "" if point is None else f"; decision at sensitivity {point[1]:.3f}, specificity {1 - point[0]:.3f}"
+    )
+    return _svg(draw, f"ROC curve: {names}{marked}", size=(3.7, 3.5))
 
 
 def precision_recall(contests: Sequence[Contest], bands: Sequence[Band] = ()) -> Picture:

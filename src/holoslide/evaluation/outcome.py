@@ -94,8 +94,10 @@ def pool(
     if len(temperatures) == networks:
         rows = [temperatures[i].apply(p) for i, p in zip(part_N, raw.probabilities, strict=True)]
         fitted_on = (sum(one.slides for one in temperatures), len(np.unique(raw.patients)))
-        several = Temperature(None, *fitted_on, reason="every run has its own")
-        judged, lacking = calibration(raw, several, calibrated=np.stack(rows)), ""
+        is_any = any(one.value is not None for one in temperatures)
+        reason = "every run has its own" if is_any else "no run's validation slides tell a temperature"
+        several = Temperature(None, *fitted_on, reason=reason)
+        judged, lacking = calibration(raw, several, calibrated=np.stack(rows) if is_any else None), ""
     why = lacking or _undecided(raw)
     if not why and len(thresholds) == networks:
         value_N = np.array([thresholds[i].value for i in part_N])

@@ -54,6 +54,8 @@ def render(report: RunReport) -> str:
         summary=view.summary(report),
         flow=view.flow(report),
         scored_slides=view.scored_slides(report),
+        composition=judged.composition(report),
+        folds=judged.folds(report),
         flattery=view.flattery(report),
         slides_left_out=view.slides_left_out(report),
         classes=view.classes(report),

@@ -160,7 +160,8 @@ class SlidePicture:
     """A slide to look at: its thumbnail, and the heads' cells over `box_px` (top, left, bottom, right) of it.
 
     `attention_HW` sums to one over the cells, `evidence_HW` is what each adds to the logits in favour of
-    `evidence_class` (see `scales.evidence_for`); both are NaN where there is no cell.
+    `evidence_class` (see `scales.evidence_for`); both are NaN where there is no cell. The
+    `constant` is what the head adds whatever the slide: with it the evidence adds up to the score of that class.
     """
 
     slide_id: str
@@ -174,6 +175,7 @@ class SlidePicture:
     evidence_class: str = ""
     group: Group | None = None
     um_per_px: float | None = None
+    constant: float | None = None
 
     @property
     def is_right(self) -> bool | None:
@@ -188,9 +190,13 @@ class RunReport:
     `part` is the part of the cohort that was scored; `metrics` are of its slides, `patient_metrics` of its
     patients, `module_metrics` those of each head on its slides, from the first to the last. Calibration and
     decision are missing for the reasons in `lacking` and `undecided`. `positive` is the class that is to be found,
-    of two. `timing` is seconds by step. `command` was given in
-    `directory`; `again` trains the same anew. `runs` are those of several folds or seeds (`repeats`), whose slides
-    are scored together.
+    of two. `timing` is seconds by step. `command` trained the network, given in `directory`; `evaluation` made the
+    report, given in `evaluated_in`, where that was another command; `again` trains the same anew. `runs` are those
+    of several folds or seeds (`repeats`), whose slides are scored together.
+
+    `table` names another cohort than the network was trained on: then cohort, left-outs and files are that one's,
+    and `learnt_from` counts its slides whose files training had. `splits` says how the parts came about.
+    `calibrated` says that probabilities and metrics are those after the temperature.
     """
 
     title: str
@@ -222,6 +228,12 @@ class RunReport:
     again: str = ""
     repeats: Repeats | None = None
     runs: Sequence[RunSummary] = ()
+    evaluation: str = ""
+    evaluated_in: str = ""
+    table: str = ""
+    learnt_from: int = 0
+    splits: str = ""
+    calibrated: bool = False
 
 
 def choose_slides(predictions: Sequence[PredictionRow], *, each: int = 3) -> dict[str, Group]:

@@ -129,7 +129,7 @@ def evidence_scale(evidence_HW: NDArray[np.floating], target: str) -> Scale:
     width = float(size.mean()) if size.any() else 1.0
     tens = [value for one in reversed(_powers_of_ten(width, limit)) for value in (-one, one)]
     ticks = tuple((value, signed(value)) for value in (-limit, limit, 0.0, *tens))
-    unit = f"evidence for {target}, in logits per cell; this slide's own scale"
+    unit = f"evidence for {target} above the others, in logits per cell; this slide's own scale"
     return Scale(-limit, limit, DIVERGING, unit, ticks, linear_width=width)
 
 
