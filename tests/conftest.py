@@ -29,9 +29,10 @@ SETTINGS = {
 
 @pytest.fixture(scope="session")
 def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of two modules on eight small drawn slides, all of them scored; its table and slides lie beside it.
+    """A run of two modules on eight small drawn slides; its table and slides lie beside it.
 
-    Tests that write into a run take `run_copy`.
+    It holds what all eight come to, as if all were its test part, for two are few to look at. Tests that write into
+    a run take `run_copy`.
     """
     from holoslide.config import RunConfig
     from holoslide.pipeline import prepare_cohort, train
@@ -51,7 +52,10 @@ def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         workers=1,
     )
     train(prepared, config, folder / "run")
-    evaluate_run(folder / "run", prepared, split="all")
+    found = evaluate_run(folder / "run", prepared, split="all").report.parent
+    for name in ("predictions.csv", "predictions_modules.csv", "metrics.json", "report.html", "heatmaps"):
+        (found / name).rename(folder / "run" / name)
+    shutil.rmtree(found)
     return folder / "run"
 
 

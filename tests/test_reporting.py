@@ -1,7 +1,9 @@
 """The report of a real run says what its folder holds: parts, decision, plan against measured, hashes, commands."""
 
+import csv
 import hashlib
 import html
+import math
 import re
 import shlex
 import shutil
@@ -97,6 +99,24 @@ def test_the_command_given_trains_the_same_anew(page: str, finished_run: Path) -
 def test_what_the_maps_show_is_said_for_heads_that_classify_cells(words: str) -> None:
     assert "where each class weighs the cells by itself" in words
     assert "Attention is how much a cell counts" in words
+
+
+def test_a_slides_evidence_and_constant_are_the_score_of_its_probability(
+    page: str, words: str, finished_run: Path
+) -> None:
+    found = re.findall(r'<span class="id">(.*?)</span>.*?prediction <b>(.*?)</b>', page, flags=re.DOTALL)
+    with (finished_run / "predictions.csv").open(encoding="utf-8") as file:
+        rows = {row["slide_id"]: row for row in csv.DictReader(file)}
+    assert found
+    for slide_id, prediction in found:
+        probability = float(rows[slide_id][f"p_{prediction}"])
+        said = rf"With the constant [−+]?[\d.]+: ([−+][\d.]+), the log-odds of {prediction}\."
+        scores = [float(text.replace("−", "-")) for text in re.findall(said, words)]
+        assert any(
+            abs(score - math.log(probability / (1 - probability))) < 0.01 * abs(score) + 1e-4
+            for score in scores
+        ), slide_id
+    assert "Slide, as the network saw it" in words
 
 
 def test_report_notebook_and_viewer_say_the_same_of_a_map(page: str, words: str, finished_run: Path) -> None:

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from holoslide.config import RunConfig
-from holoslide.errors import CohortError, ConfigError
+from holoslide.errors import CohortError
+from holoslide.evaluated import place_of
 from holoslide.inference.heatmap import Heatmap
 from holoslide.inference.show import table_html
 from holoslide.models.classifier import LocalClassifier
@@ -35,8 +36,10 @@ class Run:
         path = self.folder / "metrics.json"
         if not path.is_file():
             return table_html(f"Run {self.folder.name}", [*facts, ("metrics", "not evaluated yet")], [])
-        measured = json.loads(path.read_text(encoding="utf-8"))["slides"]
-        facts += [("slides", str(measured["slides"])), ("report", str(self.folder / "report.html"))]
+        written = json.loads(path.read_text(encoding="utf-8"))
+        measured = written["slides"]
+        facts += [("slides", f"{measured['slides']}, part: {written.get('split', 'not said')}")]
+        facts += [("report", str(self.folder / "report.html"))]
         rows = [
             [name.replace("_", " "), f"{m['value']:.3f}", _interval(m)]
             for name, m in measured.items()
@@ -63,9 +66,10 @@ def fit(
     """
     config, out = config or RunConfig(), Path(out)
     folder = Path(rasters) if rasters is not None else out / "rasters"
-    cohort = cohort.with_splits(config.split)
+    given, cohort = cohort, cohort.with_splits(config.split)
+    splits = cohort.how_split(given, config.split)
     prepared = prepare_cohort(cohort, folder, config.prepare, labels=True, workers=workers)
-    result = train_run(prepared, config, out, model=model, resume=resume, progress=progress)
+    result = train_run(prepared, config, out, model=model, splits=splits, resume=resume, progress=progress)
     return Run(out, result.best, result.best_epoch, tuple(prepared.left_out))
 
 
@@ -74,16 +78,15 @@ def evaluate(
 ) -> Evaluation:
     """Measure a run on a part of a cohort (default: its own), and write its report.
 
-    What another cohort comes to goes to a folder `out` of its own; `ConfigError` without one.
+    The run's folder is for its test part; another part goes to `<run>/<split>`, unless `out` is given, and another
+    cohort to `out`; `ConfigError` without one.
     """
-    if cohort is not None and out is None:
-        raise ConfigError(
-            "out", "is missing", "give a folder: the run's own holds what its own slides came to"
-        )
     folder = run.folder if isinstance(run, Run) else Path(run)
+    table = None if cohort is None else cohort.name
+    place = place_of(folder, split, Path(out) if out is not None else None, table=table)
     cohort = cohort or Cohort.from_csv(folder / "cohort.csv")
     prepared = _prepare(cohort, Predictor(folder), rasters_of(folder) or folder / "rasters")
-    return evaluate_run(folder, prepared, split=split, out=Path(out) if out is not None else None)
+    return evaluate_run(folder, prepared, split=split, table=table, out=place)
 
 
 def predict(

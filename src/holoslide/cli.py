@@ -75,7 +75,7 @@ def plan(
 
     sets = [*(sets or []), *([f"stream.memory_gib={memory}"] if memory is not None else [])]
     settings = settings_of(config, preset, sets, None)
-    cohort = _cohort_to_train(table, slides, masks, settings)
+    cohort, _ = _cohort_to_train(table, slides, masks, settings)
     prepared = _prepared(cohort, rasters or default_rasters(table), settings, workers=0)
     plans = plan_cohort(prepared, settings)
     if as_json:
@@ -124,13 +124,13 @@ def train(
     if folds is not None and seeds is not None:
         raise ConfigError("--folds and --seeds", "were both given", "give one of them")
     settings = settings_of(config, preset, sets, None)
-    cohort = _cohort_to_train(table, slides, masks, settings)
+    cohort, splits = _cohort_to_train(table, slides, masks, settings)
     prepared = _prepared(cohort, rasters or default_rasters(table), settings, workers=workers)
     if folds is not None or seeds is not None:
         _train_repeatedly(prepared, settings, out, folds=folds, seeds=seeds, resume=resume)
         return
     with _training_bar() as progress:
-        result = train_run(prepared, settings, out, resume=resume, progress=progress)
+        result = train_run(prepared, settings, out, splits=splits, resume=resume, progress=progress)
     typer.echo(f"best epoch {result.best_epoch}, model in {result.best}")
     if result.rank == 0:
         with bar("testing") as advance:
@@ -171,7 +171,10 @@ def evaluate(
         ),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="Folder (default: the run's; another table needs one).")
+        Path | None,
+        typer.Option(
+            "--out", "-o", help="Folder (default: RUN, or RUN/SPLIT if not test; another table needs one)."
+        ),
     ] = None,
     sensitivity: Annotated[
         float | None, typer.Option("--sensitivity", help="Decide at this one (two classes; default 0.95).")
@@ -188,6 +191,7 @@ def evaluate(
 ) -> None:
     """Measure a trained model on labelled slides, with intervals over patients, and write the report."""
     from holoslide.config import RunConfig
+    from holoslide.evaluated import place_of
     from holoslide.pipeline import default_rasters
     from holoslide.results import evaluate_run
     from holoslide.runs import model_of, rasters_of
@@ -196,21 +200,20 @@ def evaluate(
     model_of(run)  # before a cohort is prepared for nothing
     sets = [f"evaluate.sensitivity={sensitivity}"] if sensitivity is not None else []
     sets += [f"evaluate.positive={json.dumps(positive)}"] if positive is not None else []
-    if table is not None and out is None:
-        raise ConfigError(
-            "--out", "is missing", f"give a folder for what {table} comes to: {run} holds the run's own"
-        )
     settings = RunConfig.load(run / "config.yaml", sets=sets)
     cohort = Cohort.from_csv(table or run / "cohort.csv", slides=slides)
+    split = split or ("test" if any(row.split for row in cohort) else "all")
+    another = None if table is None else cohort.name
+    out = place_of(run, split, out, table=another)  # refused before the slides are prepared
     own = rasters_of(run) or run / "rasters"
     folder = rasters or (own if table is None else default_rasters(table))
     prepared = _prepared(with_masks(cohort, masks), folder, settings, workers=workers)
-    split = split or ("test" if any(row.split for row in cohort) else "all")
     with bar("evaluating") as advance:
         evaluation = evaluate_run(
             run,
             prepared,
             split=split,
+            table=another,
             out=out,
             calibrated=calibrated,
             asked=settings.evaluate,
@@ -308,14 +311,20 @@ def demo(
 # --- What commands share ------------------------------------------------------------------------------------------
 
 
-def _cohort_to_train(table: Path, slides: Path | None, masks: Path | None, settings: RunConfig) -> Cohort:
-    """A table's cohort, with splits drawn that it does not name; what a person should know of it is said."""
+def _cohort_to_train(
+    table: Path, slides: Path | None, masks: Path | None, settings: RunConfig
+) -> tuple[Cohort, str]:
+    """A table's cohort, with splits drawn that it does not name, and how they came about.
+
+    What a person should know of it is said.
+    """
     from holoslide.slides.cohort import Cohort
 
-    cohort = Cohort.from_csv(table, slides=slides).with_splits(settings.split)
+    given = Cohort.from_csv(table, slides=slides)
+    cohort = given.with_splits(settings.split)
     for note in cohort.notes:
         typer.echo(f"note: {note}", err=True)
-    return with_masks(cohort, masks)
+    return with_masks(cohort, masks), cohort.how_split(given, settings.split)
 
 
 def _prepared(cohort: Cohort, folder: Path, settings: RunConfig, *, workers: int) -> Prepared:

@@ -5,7 +5,7 @@ Each step finds what the one before left.
 A run's folder holds: `config.yaml`, `cohort.csv`, `left_out.csv`, `data.csv` (each slide's hash and resolution),
 `run.json` (command, versions, machine), `plan.json`, `best/` (the model), `last.ckpt`, `history.csv`,
 `tensorboard/`, and, once evaluated, `predictions.csv`, `predictions_modules.csv`, `metrics.json`,
-`validation.json`, `heatmaps/` and `report.html`.
+`validation.json`, `heatmaps/` and `report.html`: all of its test part, see `evaluated.py` for others.
 """
 
 from __future__ import annotations
@@ -129,12 +129,12 @@ def _with_mpp(row: SlideRow, used: Mpp | None) -> SlideRow:
 
 def train(
     prepared: Prepared, config: RunConfig, out: Path, *, model: LocalClassifier | None = None,
-    resume: bool = False, progress: Progress | None = None,
+    splits: str = "", resume: bool = False, progress: Progress | None = None,
 ) -> FitResult:  # fmt: skip
     """Train on the train part, choose on the valid part; the test part is not looked at.
 
     `model` is trained in place (default: built from the configuration); heads of norm "cohort" are measured on the
-    training slides if they never were.
+    training slides if they never were. `splits` says how the parts came about, for the report.
     """
     cohort = prepared.cohort
     Positive.of(cohort.classes, config.evaluate.positive)  # refused now, not after the training
@@ -152,7 +152,7 @@ def train(
     model.set_input(inputs)
     if needs_statistics(model, fresh=fresh):
         calibrate(model, _windows(model, rasters, seed=config.train.seed), fresh=fresh)
-    facts = run_facts(prepared) | (_begun(out / FACTS) if resume else {})
+    facts = run_facts(prepared) | {"splits": splits} | (_begun(out / FACTS) if resume else {})
     result = fit(
         model,
         parts["train"],

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import math
 import shlex
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from holoslide.evaluated import Evaluated
 from holoslide.evaluation.outcome import Outcome
 from holoslide.evaluation.overlay import BoxPx, box_on_picture
 from holoslide.evaluation.report_data import (
@@ -26,7 +29,7 @@ from holoslide.evaluation.report_data import (
 )
 from holoslide.evaluation.scales import evidence_for
 from holoslide.inference.heatmap import Heatmap
-from holoslide.pipeline import environment
+from holoslide.pipeline import command_given, environment
 from holoslide.runs import DATA, FACTS, LEFT_OUT, read_json
 from holoslide.slides.cohort import SPLITS, Cohort
 from holoslide.slides.raster import Raster
@@ -77,48 +80,42 @@ class Run:
     @property
     def files(self) -> list[SlideFile]:
         """What the slides were that it was trained on."""
-        return [
-            SlideFile(
-                row["slide_id"],
-                row["slide_sha256"],
-                float(row["slide_mpp"]),
-                row["slide_mpp_source"],
-                int(row["tissue_px"]),
-                row["split"],
-            )
-            for row in _rows(self.folder / DATA)
-        ]
+        return files_of(self.folder)
+
+
+def files_of(folder: Path) -> list[SlideFile]:
+    """What the slides were that a folder's `data.csv` names."""
+    return [
+        SlideFile(
+            row["slide_id"],
+            row["slide_sha256"],
+            float(row["slide_mpp"]),
+            row["slide_mpp_source"],
+            int(row["tissue_px"]),
+            row["split"],
+        )
+        for row in _rows(folder / DATA)
+    ]
 
 
 def report_of(
-    run: Path,
-    cohort: Cohort,
-    outcome: Outcome,
-    *,
-    split: str,
-    left_out: Sequence[tuple[str, str]],
-    predictions: Sequence[PredictionRow],
-    pictures: Sequence[SlidePicture],
-    timing: Mapping[str, float],
-) -> RunReport:
-    """The report of one run on one part of a cohort."""
-    found = Run(run)
+    evaluated: Evaluated, outcome: Outcome, *, predictions: Sequence[PredictionRow],
+    pictures: Sequence[SlidePicture], timing: Mapping[str, float], calibrated: bool = False,
+) -> RunReport:  # fmt: skip
+    """The report of one run on one part of its cohort, or on another cohort."""
+    found = Run(evaluated.run)
     facts, history = found.facts, found.history
-    gone = sorted((found.left_out | dict(left_out)).items())
     trained = {"training": sum(record.seconds or 0.0 for record in history)} if history else {}
-    return RunReport(
-        title=f"{run.resolve().name}: {' against '.join(outcome.metrics.classes)}",
+    report = RunReport(
+        title=f"{evaluated.run.resolve().name}: {' against '.join(outcome.metrics.classes)}",
         command=facts.get("command", ""),
         created=datetime.now(UTC),
         classes=outcome.metrics.classes,
         config_yaml=found.config_yaml,
         environment=facts.get("environment") or environment(),
-        cohort=parts_of(cohort),
-        flow=flow_of(cohort, gone),
-        left_out=gone,
         history=history,
         best_epoch=found.best_epoch,
-        part=split,
+        part=evaluated.split,
         metrics=outcome.metrics,
         patient_metrics=outcome.patients,
         module_metrics=outcome.modules,
@@ -131,10 +128,42 @@ def report_of(
         pictures=pictures,
         timing=facts.get("seconds", {}) | trained | dict(timing),
         resources=resources_of(found),
-        files=found.files,
         directory=facts.get("directory", ""),
-        again=command_again(run),
+        again=command_again(evaluated.run),
+        calibrated=calibrated,
     )
+    return dataclasses.replace(report, **_command(facts), **_data(evaluated, found))
+
+
+def _command(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """The command that makes the report, where it is not the one that trained."""
+    given = command_given()
+    return {} if given == facts.get("command") else {"evaluation": given, "evaluated_in": str(Path.cwd())}
+
+
+def _data(evaluated: Evaluated, trained: Run) -> dict[str, Any]:
+    """What the report is of: the cohort that the run was trained on, or another by itself."""
+    cohort, left_out = evaluated.prepared.cohort, evaluated.prepared.left_out
+    if evaluated.table is None:
+        gone = sorted((trained.left_out | dict(left_out)).items())
+        return {
+            "cohort": parts_of(cohort),
+            "flow": flow_of(cohort, gone),
+            "left_out": gone,
+            "files": trained.files,
+            "splits": trained.facts.get("splits", ""),
+        }
+    files, learnt = files_of(evaluated.out), {one.sha256 for one in trained.files if one.split != "test"}
+    rows = [(row.patient_id, row.label) for row in evaluated.part.cohort]
+    return {
+        "table": evaluated.table,
+        "cohort": [CohortPart.count(evaluated.split, rows)],
+        "flow": flow_of(cohort, left_out, used={row.slide_id for row in evaluated.rows}),
+        "left_out": sorted(left_out),
+        "files": files,
+        "learnt_from": sum(one.sha256 in learnt for one in files),
+        "environment": environment(),
+    }
 
 
 def command_again(run: Path, *arguments: str, rasters: str | None = None) -> str:
@@ -168,22 +197,24 @@ def parts_of(cohort: Cohort) -> list[CohortPart]:
     ]
 
 
-def flow_of(cohort: Cohort, left_out: Sequence[tuple[str, str]]) -> CohortFlow:
-    """How the slides that were found became the parts."""
-    used = {row.slide_id for row in cohort if row.split is not None}
+def flow_of(
+    cohort: Cohort, left_out: Sequence[tuple[str, str]], *, used: Container[str] | None = None
+) -> CohortFlow:
+    """How the slides that were found became those in use: the ids in `used`, or all that are in a part."""
     gone = {slide_id: reason for slide_id, reason in left_out if slide_id}
-    reasons: dict[str, int] = {}
+    taken, reasons = [], Counter[str]()
     for slide_id, reason in gone.items():
-        kind = reason.removeprefix(f"{slide_id}: ").partition(";")[0]
-        reasons[kind] = reasons.get(kind, 0) + 1
-    unused = {row.slide_id for row in cohort if row.split is None} - set(gone)
-    if unused:
-        reasons["in no part"] = len(unused)
+        reasons[reason.removeprefix(f"{slide_id}: ").partition(";")[0]] += 1
+    for row in cohort:
+        if row.slide_id in gone:
+            continue
+        if row.slide_id in used if used is not None else row.split is not None:
+            taken.append(row)
+        else:
+            reasons["in another part" if row.split else "in no part"] += 1
     everyone = {row.slide_id for row in cohort} | set(gone)
-    patients = len({row.patient_id for row in cohort if row.split is not None})
-    return CohortFlow(
-        len(everyone), len(used - set(gone)), patients, dict(sorted(reasons.items(), key=_commonest))
-    )
+    patients = len({row.patient_id for row in taken})
+    return CohortFlow(len(everyone), len(taken), patients, dict(sorted(reasons.items(), key=_commonest)))
 
 
 def _commonest(reason: tuple[str, int]) -> tuple[int, str]:
@@ -205,6 +236,7 @@ def pictures_of(
             pixels, box_px = raster_picture(raster, heatmap)
             um_per_px = raster.mpp * raster.shape_px[0] / pixels.shape[0]
         target = heatmap.classes.index(one.prediction)
+        constant = float(evidence_for(heatmap.bias_L, target))
         shown.append(
             SlidePicture(
                 slide_id,
@@ -218,6 +250,7 @@ def pictures_of(
                 evidence_class=one.prediction,
                 group=group,
                 um_per_px=um_per_px,
+                constant=constant,
             )
         )
     return shown

@@ -2,7 +2,8 @@
 
 A run's folder then also holds: `predictions.csv` and `predictions_modules.csv` (every module's classifier),
 `metrics.json` (with the temperature and the threshold), `validation.json` (what the model says of the slides that
-those come from), `heatmaps/` and `report.html`.
+those come from), `heatmaps/` and `report.html`. All but `validation.json` are of its test part alone; another part
+and another cohort have a folder of their own, see `evaluated.py`.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from numpy.typing import NDArray
 
 from holoslide.config import RunConfig
 from holoslide.errors import CohortError, MemoryPlanError, SlideError
+from holoslide.evaluated import Evaluated
 from holoslide.evaluation.calibration import Temperature
 from holoslide.evaluation.legend import with_legend
 from holoslide.evaluation.metrics import Interval, Metrics, Predictions
@@ -43,7 +45,7 @@ from holoslide.evaluation.scales import (
     relative_attention,
 )
 from holoslide.files import write_atomically
-from holoslide.inference.heatmap import Heatmap, heatmap_paths, make_heatmap
+from holoslide.inference.heatmap import Heatmap, make_heatmap, save_heatmaps
 from holoslide.inference.predict import SlideScores, score_slide
 from holoslide.inference.show import PICTURE_PX, prediction_html
 from holoslide.models.classifier import LocalClassifier
@@ -240,11 +242,7 @@ def draw_heatmap(one: Prediction, folder: Path) -> None:
 
     The pictures have their legend below the slide, whose pixels begin at the top left.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    for path, one_map in zip(
-        heatmap_paths(folder, one.row.slide_id, len(one.heatmaps)), one.heatmaps, strict=True
-    ):
-        one_map.save(path)
+    save_heatmaps(folder, one.row.slide_id, one.heatmaps)
     with Raster.open(one.raster) as raster:
         pixels, grid_px = raster_picture(raster, one.heatmap)
     target = int(one.scores.probabilities[-1].argmax())
@@ -318,57 +316,58 @@ def evaluate_run(
     prepared: Prepared,
     *,
     split: str = "test",
+    table: str | None = None,
     out: Path | None = None,
     calibrated: bool = False,
     asked: EvaluateConfig | None = None,
     progress: Advance | None = None,
 ) -> Evaluation:
-    """Score a part of a cohort once; write predictions, metrics, heatmaps and the report into `out`.
+    """Score a part of a cohort once; write predictions, metrics, heatmaps and the report.
 
-    `split` "all" takes every labelled slide. A slide that fails is added to those left out. `calibrated` writes
-    probabilities after the temperature, not raw ones; `asked` replaces what the run's configuration asks for.
+    They go into `out`; by default the run's folder for its test part, and `<run>/<split>` for another. `table`
+    names another cohort than the run's own, which needs an `out`. `split` "all" takes every labelled slide. A slide
+    that fails is added to those left out. `calibrated` writes probabilities after the temperature, not raw ones;
+    `asked` replaces what the run's configuration asks for.
     """
-    out = out or run
-    cohort, started = prepared.cohort, time.monotonic()
-    rows = [row for row in cohort if row.label is not None and split in (row.split, "all")]
-    if not rows:
-        raise CohortError(cohort.name, f"has no labelled slide in {split}", "choose another split, or all")
+    started = time.monotonic()
+    evaluated = Evaluated.of(run, prepared, split=split, out=out, table=table)
+    rows, out = evaluated.rows, evaluated.out
     predictor = Predictor(run)
     asked = asked or predictor.config.evaluate
     Positive.of(predictor.model.classes, asked.positive)  # refused before the slides are scored, not after
     _refuse_unknown_labels(rows, predictor.model.classes)
     scored = _score_all(predictor, prepared, rows, out / "heatmaps", progress)
     if not scored:
-        raise CohortError(cohort.name, f"no slide of {split} could be scored", "see the reasons listed")
+        where = prepared.cohort.name
+        raise CohortError(where, f"no slide of {split} could be scored", "see the reasons listed")
     seconds = time.monotonic() - started
-    valid = validation_slides(run, predictor, prepared, progress=progress)
+    # Slides of another cohort may bear the names of the run's own.
+    own = prepared if table is None else dataclasses.replace(prepared, rasters={})
+    valid = validation_slides(run, predictor, own, progress=progress)
     outcome = _assess(scored, predictor.model.classes, valid, asked=asked, calibrated=calibrated)
     temperature = outcome.calibration.temperature if calibrated and outcome.calibration else None
+    calibrated = temperature is not None and temperature.value is not None
     predictions = predictions_of(scored, temperature=temperature)
-    _write_tables(out, scored, predictions, outcome, seconds)
+    evaluated.write_records()
+    facts = {**evaluated.facts(), "calibrated": calibrated, "scoring_seconds": round(seconds, 3)}
+    _write_tables(out, scored, predictions, outcome.to_dict() | facts)
     heatmaps = {one.row.slide_id: one.heatmap for one in scored}
     report = report_of(
-        run,
-        cohort,
+        evaluated,
         outcome,
-        split=split,
-        left_out=prepared.left_out,
         predictions=predictions,
         pictures=pictures_of(predictions, prepared.rasters, heatmaps),
         timing={"scoring": seconds},
+        calibrated=calibrated,
     )
     write_report(report, out / "report.html")
     return Evaluation(outcome, out / "report.html")
 
 
 def _write_tables(
-    out: Path,
-    scored: Sequence[Prediction],
-    predictions: Sequence[PredictionRow],
-    outcome: Outcome,
-    seconds: float,
+    out: Path, scored: Sequence[Prediction], predictions: Sequence[PredictionRow], metrics: dict[str, Any]
 ) -> None:
-    """`predictions.csv`, the same of every module, and `metrics.json` with the seconds that scoring took."""
+    """`predictions.csv`, the same of every module, and `metrics.json`."""
     out.mkdir(parents=True, exist_ok=True)
     classes = scored[0].heatmap.classes
     write_rows([one.row(classes) for one in predictions], out / "predictions.csv")
@@ -378,7 +377,7 @@ def _write_tables(
         for one in predictions_of(scored, head=k)
     ]
     write_rows(by_module, out / "predictions_modules.csv")
-    write_json({**outcome.to_dict(), "scoring_seconds": round(seconds, 3)}, out / "metrics.json")
+    write_json(metrics, out / "metrics.json")
 
 
 def _score_all(

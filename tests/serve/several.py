@@ -27,8 +27,8 @@ def keep_slides(run: Path, slides: Collection[str]) -> None:
     """Take away all that a run says of other slides, but for its cohort."""
     for name in ("predictions.csv", "predictions_modules.csv"):
         write_table(run / name, [row for row in read_rows(run / name) if row["slide_id"] in slides])
-    for path in (run / "heatmaps").iterdir():
-        if path.name.partition(".")[0] not in slides:
+    for path in (run / "heatmaps").rglob("*"):
+        if path.is_file() and path.name.partition(".")[0] not in slides:
             path.unlink()
 
 

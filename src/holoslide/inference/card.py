@@ -86,16 +86,21 @@ def _data(table: Path) -> str:
 
 
 def _results(path: Path) -> str:
-    if not path.exists():
-        return ""
-    measured: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))["slides"]
-    lines = []
+    """What the run's test part came to; a card has no results on slides that training has seen."""
+    head = "\n## Results on the test part\n\n"
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    if found.get("split") != "test" or found.get("table") is not None:
+        return (
+            head
+            + "None: the run's folder holds no results of its test part. `holoslide evaluate` makes them.\n"
+        )
+    measured, lines = found["slides"], []
     for name in ("auroc", "auprc", "accuracy", "balanced_accuracy", "log_loss"):
         value = measured.get(name)
         if isinstance(value, dict) and value.get("value") is not None:
             low, high = value.get("low"), value.get("high")
             interval = "" if low is None or high is None else f"{low:.3f} to {high:.3f}"
             lines.append(f"| {name.replace('_', ' ')} | {value['value']:.3f} | {interval} |")
-    head = "\n## Results of the run's last evaluation\n\n"
-    head += f"Of {measured['slides']} slides; the run's `metrics.json` has all.\n\n"
+    after = ", after the temperature" if found.get("calibrated") else ""
+    head += f"Of {measured['slides']} slides{after}; the run's `metrics.json` has all.\n\n"
     return head + "| measure | value | 95 % interval |\n| --- | --- | --- |\n" + "\n".join(lines) + "\n"

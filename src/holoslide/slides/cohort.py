@@ -21,7 +21,7 @@ from holoslide.slides.facts import shown
 from holoslide.slides.findings import Finding, some
 from holoslide.slides.locate import SlideFiles
 from holoslide.slides.outlines import find_outline
-from holoslide.slides.splits import SplitConfig, draw_split
+from holoslide.slides.splits import SplitConfig, draw_split, how_split
 from holoslide.slides.tables import (
     SPLITS,
     UNKNOWN,
@@ -258,6 +258,10 @@ class Cohort:
         ]
         notes = [*self.notes, *self._what_was_drawn(drawn, sorted(named))]
         return replace(self, rows=tuple(rows), notes=tuple(notes))
+
+    def how_split(self, given: Cohort, config: SplitConfig) -> str:
+        """In words, how the parts came about: those of the table, `given`, and those that were drawn."""
+        return how_split((row.split for row in given), (row.split for row in self), seed=config.seed)
 
     def with_mpp(self, mpp: float) -> Cohort:
         """Microns per pixel for the slides that have none, neither in the table nor in their files."""

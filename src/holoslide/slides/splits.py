@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from fractions import Fraction
 
@@ -44,6 +44,22 @@ class SplitConfig:
         """The parts to draw, and the share of each, exactly as written."""
         written = {part: Fraction(repr(float(getattr(self, part)))) for part in SPLITS}
         return {part: share for part, share in written.items() if share}
+
+
+def how_split(given: Iterable[Split | None], used: Iterable[Split | None], *, seed: int) -> str:
+    """Which parts a table gave, and which were drawn, from the parts of its slides before and after.
+
+    >>> how_split([None, None], ["train", "valid"], seed=3)
+    'drawn by patient, with seed 3'
+    >>> how_split([None, None, "test"], ["train", "valid", "test"], seed=3)
+    'given by the table (test) and drawn by patient, with seed 3 (train, valid)'
+    """
+    named, parts = set(given), set(used)
+    by_table, drawn = [p for p in SPLITS if p in named], [p for p in SPLITS if p in parts - named]
+    how = {"given by the table": by_table, f"drawn by patient, with seed {seed}": drawn}
+    if by_table and drawn:
+        return " and ".join(f"{words} ({', '.join(which)})" for words, which in how.items())
+    return next((words for words, which in how.items() if which), "")
 
 
 def draw_split(

@@ -1,0 +1,215 @@
+"""Where an evaluation goes, and what its report and the model's card say it is of."""
+
+import csv
+import hashlib
+import html
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from holoslide import cli
+from holoslide.api import Run
+from holoslide.inference.card import model_card
+from holoslide.inference.heatmap import Heatmap, heatmap_paths
+from holoslide.models.classifier import LocalClassifier
+from holoslide.runs import rasters_of
+from holoslide.serve.run import RunView
+from holoslide.slides.cohort import Cohort
+
+KEPT = ("report.html", "metrics.json", "predictions.csv", "predictions_modules.csv", "cohort.csv", "run.json")
+
+
+def holoslide(*arguments: object) -> int:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.argv", ["holoslide", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+    assert isinstance(stop.value.code, int)
+    return stop.value.code
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def words_of(page: Path) -> str:
+    """All text of a page."""
+    text = re.sub(r"<style>.*?</style>|<[^>]+>", " ", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    return " ".join(html.unescape(text).split())
+
+
+@pytest.fixture(scope="module")
+def run(finished_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that was evaluated on its test part, then on all its slides."""
+    copy = tmp_path_factory.mktemp("evaluated") / "run"
+    shutil.copytree(finished_run, copy, ignore=shutil.ignore_patterns("last.ckpt", "tensorboard", "heatmaps"))
+    assert holoslide("evaluate", copy) == 0
+    for name in KEPT:
+        shutil.copy(copy / name, copy / f"first-{name}")
+    assert holoslide("evaluate", copy, "--split", "all") == 0
+    return copy
+
+
+@pytest.fixture(scope="module")
+def other(finished_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the run came to on another hospital's table, which has no splits.
+
+    One slide is new, one was trained with, one has no label, one no file.
+    """
+    folder = tmp_path_factory.mktemp("other")
+    cohort = Cohort.from_csv(finished_run / "cohort.csv")
+    new = next(row for row in cohort.test if row.label == "benign")
+    learnt = next(row for row in cohort.train if row.label == "lesion")
+    lines = ["slide_id,patient_id,label,path"]
+    for number, (row, label) in enumerate([(new, "benign"), (learnt, "lesion"), (new, "")], start=1):
+        assert row.path is not None
+        shutil.copy(row.path, folder / f"theirs-{number}.tiff")
+        lines.append(f"theirs-{number},p{number},{label},theirs-{number}.tiff")
+    (folder / "theirs.csv").write_text("\n".join([*lines, "lost,p4,lesion,lost.tiff"]))
+    command = ("evaluate", finished_run, folder / "theirs.csv", "-o", folder / "out", "--workers", 1)
+    assert holoslide(*command) == 1  # for slides were left out
+    return folder / "out"
+
+
+# --- Another part than the test part ------------------------------------------------------------------------------
+
+
+def test_what_the_test_part_came_to_is_never_replaced(run: Path) -> None:
+    for name in KEPT:
+        assert (run / name).read_bytes() == (run / f"first-{name}").read_bytes(), name
+    tested = {row.slide_id for row in Cohort.from_csv(run / "cohort.csv").test}
+    assert {row["slide_id"] for row in rows(run / "predictions.csv")} == tested
+    assert len(rows(run / "all" / "predictions.csv")) == 8
+    assert "Results on all slides Among these are the slides of training" in words_of(
+        run / "all" / "report.html"
+    )
+
+
+def test_the_viewer_opens_what_all_slides_came_to(run: Path) -> None:
+    view = RunView(run / "all", rasters_of(run / "all"))
+    lines = view.slides()
+    assert [line["id"] for line in lines] == [row["slide_id"] for row in rows(run / "cohort.csv")]
+    for line in lines:
+        assert line["heatmap"]
+        assert line["p"]
+        assert line["split"]
+        assert len(view.layers(line["id"])) == 6  # two modules, each with attention and two classes
+        assert view.outline(line["id"])
+
+
+@pytest.mark.parametrize(
+    "arguments", [("--split", "all", "-o", "{run}"), ("{run}/cohort.csv", "-o", "{run}"), ("-o", "{mine}")]
+)
+def test_a_folder_with_a_run_or_a_table_of_its_own_is_refused(
+    run: Path, tmp_path: Path, arguments: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "cohort.csv").write_text("slide_id\nmine\n")
+    given = [each.format(run=run, mine=tmp_path) for each in arguments]
+    assert holoslide("evaluate", run, *given) == 1
+    assert capsys.readouterr().err == (
+        f"holoslide: --out: {given[-1]} holds a run, or a table of its own, which this would replace; "
+        "give another folder\n"
+    )
+
+
+def test_threshold_and_temperature_are_not_said_to_come_from_elsewhere(run: Path) -> None:
+    own, every = (words_of(folder / "report.html") for folder in (run, run / "all"))
+    assert "It was fixed before these slides were looked at." in own
+    assert "It was fixed before" not in every
+    assert "Those are among the slides here, which flatters" in every
+
+
+def test_a_page_names_the_command_that_made_it_beside_the_one_that_trained(run: Path) -> None:
+    trained = json.loads((run / "run.json").read_text())["command"]
+    words = words_of(run / "all" / "report.html")
+    assert f". holoslide evaluate {run} --split all The command that trained the network" in words
+    assert f" {trained} The same network anew" in words
+
+
+# --- Another cohort -----------------------------------------------------------------------------------------------
+
+
+def test_a_report_of_another_cohort_is_of_that_cohort(other: Path, finished_run: Path) -> None:
+    words, table = words_of(other / "report.html"), other.parent / "theirs.csv"
+    assert f"Here it is measured on another cohort, {table}. Of 1 epoch" in words
+    assert f"Results on all slides of {table}" in words
+    assert "4 slides found, 2 slides of 2 patients scored. Not scored: " in words
+    assert "Part benign lesion All slides Patients all 1 (1) 1 (1) 2 2 Left out: 2" in words
+    assert "lost " in words[words.index("Left out: 2") :]
+    assert f"given in {Path.cwd()} . holoslide evaluate {finished_run} {table} -o {other}" in words
+    assert "The data: 2 slides" in words
+    for number in (1, 2):
+        digest = hashlib.sha256((other.parent / f"theirs-{number}.tiff").read_bytes()).hexdigest()
+        assert f"theirs-{number} – 2 " in words
+        assert digest[:16] in words
+        assert digest in (other / "data.csv").read_text()
+    assert " focus-00" not in words  # the slides of the training
+
+
+def test_slides_that_training_had_are_known_by_their_files(other: Path) -> None:
+    words = words_of(other / "report.html")
+    assert (
+        "1 slide of these is a file of the network's own training or validation part, which flatters" in words
+    )
+    assert "before these slides were looked at" not in words
+
+
+def test_the_viewer_opens_what_another_cohort_came_to(other: Path) -> None:
+    view = RunView(other, rasters_of(other))
+    assert [line["id"] for line in view.slides()] == ["theirs-1", "theirs-2"]
+    for line in view.slides():
+        assert line["heatmap"]
+        assert line["file"]
+        assert len(view.layers(line["id"])) == 6
+        assert view.outline(line["id"])
+
+
+# --- What is said of results elsewhere ----------------------------------------------------------------------------
+
+
+def test_a_card_has_results_of_the_test_part_or_none(run: Path, other: Path) -> None:
+    model = LocalClassifier.load(run / "best")
+    card = model_card(model, title="it", run=run)
+    assert f"Results on the test part\n\nOf {len(rows(run / 'predictions.csv'))} slides" in card
+    for folder in (run / "all", other):
+        assert "None: the run's folder holds no results of its test part" in model_card(
+            model, title="it", run=folder
+        )
+        assert "| auroc |" not in model_card(model, title="it", run=folder)
+
+
+def test_metrics_say_what_they_are_of_and_so_does_a_notebook(run: Path, other: Path) -> None:
+    found = [json.loads((folder / "metrics.json").read_text()) for folder in (run, run / "all", other)]
+    assert [one["split"] for one in found] == ["test", "all", "all"]
+    assert [one["table"] for one in found] == [None, None, str(other.parent / "theirs.csv")]
+    slides = len(rows(run / "predictions.csv"))
+    assert f"{slides}, part: test" in Run(run, run / "best", 1, ())._repr_html_()
+
+
+# --- Files of a slide ---------------------------------------------------------------------------------------------
+
+
+def test_a_slide_named_like_another_ones_module_keeps_its_heatmaps(
+    finished_run: Path, tmp_path: Path
+) -> None:
+    """And scores that lie where they did before are still found."""
+    slides = finished_run.parent / "slides"
+    for source, name in (("focus-001", "a"), ("focus-002", "a.module-1")):
+        shutil.copy(slides / f"{source}.tiff", tmp_path / f"{name}.tiff")
+    given = (tmp_path / "a.tiff", tmp_path / "a.module-1.tiff", "-o", tmp_path / "maps", "--workers", 1)
+    assert holoslide("heatmap", finished_run, *given) == 0
+    for source, name in (("focus-001", "a"), ("focus-002", "a.module-1")):
+        wanted = heatmap_paths(finished_run / "heatmaps", source, 2)
+        for one, expected in zip(heatmap_paths(tmp_path / "maps", name, 2), wanted, strict=True):
+            shapes = [Heatmap.load(path).attention_HW.shape for path in (one, expected)]
+            assert shapes[0] == shapes[1]
+            assert Heatmap.load(one).bias_L == pytest.approx(Heatmap.load(expected).bias_L)
+    old = tmp_path / "old"
+    old.mkdir()
+    for name in ("b.npz", "b.module-1.npz"):
+        (old / name).touch()
+    assert heatmap_paths(old, "b", 2) == [old / "b.module-1.npz", old / "b.npz"]
