@@ -126,26 +126,22 @@ ACCURACY = (
     ),
     Goal("arrangement_auroc", "arrangement phantoms", "run_record-arrangement", "slides_auroc", least=0.95),
 )
-_DEMO_MAPS = ("demo", "demo", "heatmaps-demo")
-_TISSUE_MAPS = ("tissue12", "tissue slides, burden 0.12", "heatmaps-tissue-slides")
-HEATMAPS = (
-    Goal(
-        "demo_share",
-        "demo: share of the evidence for a lesion that is on it",
-        "heatmaps-demo",
-        "share_evidence",
-    ),
-    *(
-        Goal(f"{name}_{short}", f"{words}: {what}", file, key)
-        for name, words, file in (_DEMO_MAPS, _TISSUE_MAPS)
-        for short, key, what in (
-            ("pointing", "pointing_evidence", "strongest evidence is on the lesion"),
-            ("auprc", "auprc_evidence", "average precision of the evidence"),
-            ("pointing_attention", "pointing_attention", "strongest attention is on the lesion"),
-            ("auprc_attention", "auprc_attention", "average precision of the attention"),
-            ("auprc_chance", "auprc_chance", "average precision of chance"),
-        )
-    ),
+_MAPS = (
+    ("demo", "demo", "heatmaps-demo"),
+    ("tissue06", "tissue slides, burden 0.06, small lesions", "heatmaps-tissue-06-small-lesions"),
+    ("tissue12", "tissue slides, burden 0.12", "heatmaps-tissue-slides"),
+)
+HEATMAPS = tuple(
+    Goal(f"{name}_{short}", f"{words}: {what}", file, key)
+    for name, words, file in _MAPS
+    for short, key, what in (
+        ("share", "share_evidence", "share of the evidence for a lesion that is on it"),
+        ("pointing", "pointing_evidence", "strongest evidence is on the lesion"),
+        ("auprc", "auprc_evidence", "average precision of the evidence"),
+        ("pointing_attention", "pointing_attention", "strongest attention is on the lesion"),
+        ("auprc_attention", "auprc_attention", "average precision of the attention"),
+        ("auprc_chance", "auprc_chance", "average precision of chance"),
+    )
 )
 GOALS = (*STREAMING, *SLIDES, *ACCURACY, *HEATMAPS)
 

@@ -30,7 +30,9 @@ def free_bytes(device: torch.device) -> int:
     """Memory that is free on a device now; a CPU's is what the machine, or the job's container, can still give."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
-    free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2  # where the system does not tell: macOS
+    free = (
+        os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+    )  # where the system does not tell: macOS
     if _MEMINFO.exists():  # counts the cache that would make room, too
         lines = _MEMINFO.read_text(encoding="ascii").splitlines()
         free = next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")), free)
