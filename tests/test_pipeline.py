@@ -14,7 +14,7 @@ from holoslide.errors import CheckpointError, ConfigError, SlideError
 from holoslide.geometry import Box
 from holoslide.models.classifier import InputConfig, LocalClassifier
 from holoslide.pipeline import Prepared, normalisation, prepare_cohort, train
-from holoslide.runs import repeats_of
+from holoslide.runs import read_json, repeats_of
 from holoslide.slides.cohort import Cohort
 from holoslide.slides.raster import Raster
 from holoslide.training.progress import RunFacts, Silent
@@ -103,6 +103,8 @@ def test_a_model_that_is_given_has_its_heads_measured_once(finished_run: Path, t
     stems = [head.stem for head in model.heads]
     assert not any(stem.is_measured for stem in stems)
     train(prepared, config, tmp_path / "first", model=model)
+    assert read_json(tmp_path / "first" / "run.json")["given_model"]
+    assert not read_json(finished_run / "run.json")["given_model"]
     measured = [(stem.mean.clone(), stem.scale.clone()) for stem in stems]
     assert all(stem.is_measured for stem in stems)
     again = dataclasses.replace(config, train=dataclasses.replace(config.train, seed=1))

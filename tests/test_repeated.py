@@ -164,6 +164,7 @@ def test_folds_give_one_report(table: Path, folded: Path) -> None:
     words = words_of(out / "report.html")
     assert "fold-2" in words
     assert "2 networks of 1 module were trained, one a fold" in words
+    assert "The folds share no patient: drawn by patient, with seed 0." in words
     assert "The positive class is benign (chosen by evaluate.positive)" in words
     assert_spread(words, found)
     scoring = [

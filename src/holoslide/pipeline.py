@@ -152,7 +152,8 @@ def train(
     model.set_input(inputs)
     if needs_statistics(model, fresh=fresh):
         calibrate(model, _windows(model, rasters, seed=config.train.seed), fresh=fresh)
-    facts = run_facts(prepared) | {"splits": splits} | (_begun(out / FACTS) if resume else {})
+    facts = run_facts(prepared) | {"splits": splits, "given_model": not fresh}
+    facts |= _begun(out / FACTS) if resume else {}
     result = fit(
         model,
         parts["train"],

@@ -284,6 +284,7 @@ def _report(
         if repeats == "folds"
         else first.files,
         directory=str(Path.cwd()),
+        splits=f"drawn by patient, with seed {planned[0].config.split.seed}" if repeats == "folds" else "",
         again=command_again(out, f"--{repeats}", str(len(planned)), rasters=first.facts.get("rasters")),
         repeats=repeats,
         runs=summaries,

@@ -129,7 +129,8 @@ def report_of(
         timing=facts.get("seconds", {}) | trained | dict(timing),
         resources=resources_of(found),
         directory=facts.get("directory", ""),
-        again=command_again(evaluated.run),
+        again="" if facts.get("given_model") else command_again(evaluated.run),
+        given_model=bool(facts.get("given_model")),
         calibrated=calibrated,
     )
     return dataclasses.replace(report, **_command(facts), **_data(evaluated, found))

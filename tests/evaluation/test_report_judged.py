@@ -274,6 +274,12 @@ def test_folds_each_have_their_temperature_and_the_page_does_not_deny_it() -> No
     assert "the runs' temperatures" not in words
 
 
+def test_no_command_is_given_for_a_network_that_came_from_python() -> None:
+    words = Page(render(dataclasses.replace(full(), again="", given_model=True))).words
+    assert "no command trains it anew" in words
+    assert "no command trains it anew" not in Page(render(full())).words
+
+
 def test_folds_are_said_to_share_no_patient_and_how_they_are_made_up() -> None:
     report = dataclasses.replace(several(), splits="drawn by patient, with seed 3")
     words = Page(render(report)).words

@@ -68,7 +68,9 @@ def test_seeds_are_shown_by_their_mean_and_one_seeds_layers(seeds_run: Path) -> 
         other = next(slide for slide in lines if slide not in tested)
         unscored = served.ask(f"/api/slides/{other}").json
         assert (lines[other]["p"], unscored["layers"], unscored["words"]) == (None, [], None)
-        assert unscored["advice"] == "run holoslide evaluate on seed-5 with --split all."
+        assert unscored["advice"] == (
+            "run holoslide evaluate on seed-5 with --split all, then holoslide serve on seed-5/all."
+        )
 
 
 def test_the_runs_are_those_of_the_last_training(folds_run: Path) -> None:

@@ -191,8 +191,9 @@ class RunReport:
     patients, `module_metrics` those of each head on its slides, from the first to the last. Calibration and
     decision are missing for the reasons in `lacking` and `undecided`. `positive` is the class that is to be found,
     of two. `timing` is seconds by step. `command` trained the network, given in `directory`; `evaluation` made the
-    report, given in `evaluated_in`, where that was another command; `again` trains the same anew. `runs` are those
-    of several folds or seeds (`repeats`), whose slides are scored together.
+    report, given in `evaluated_in`, where that was another command; `again` trains the same anew, which no command
+    does where the network came from Python (`given_model`). `runs` are those of several folds or seeds (`repeats`),
+    whose slides are scored together.
 
     `table` names another cohort than the network was trained on: then cohort, left-outs and files are that one's,
     and `learnt_from` counts its slides whose files training had. `splits` says how the parts came about.
@@ -226,6 +227,7 @@ class RunReport:
     files: Sequence[SlideFile] = ()
     directory: str = ""
     again: str = ""
+    given_model: bool = False
     repeats: Repeats | None = None
     runs: Sequence[RunSummary] = ()
     evaluation: str = ""

@@ -135,8 +135,14 @@ class RunView:
         elif self.repeats and scored:
             words = f"{run} alone has scored it."
         advice = f"run holoslide evaluate{f' on {run}' if self.repeats else ''}"
-        advice += "." if self.repeats == "folds" else " with --split all."
-        return {"run": run if self.repeats else None, "mean_of": mean_of, "words": words, "advice": advice}
+        if self.repeats != "folds":
+            advice += f" with --split all, then holoslide serve on {run}/all"
+        return {
+            "run": run if self.repeats else None,
+            "mean_of": mean_of,
+            "words": words,
+            "advice": f"{advice}.",
+        }
 
     def _training(self, slide_id: str) -> Training:
         """The first of those that tested a slide, of these one that scored it; else one that did by other means."""
