@@ -29,7 +29,6 @@ from holoslide.evaluation.options import Positive
 from holoslide.evaluation.outcome import Outcome, assess, pool
 from holoslide.evaluation.report import write_report
 from holoslide.evaluation.report_data import CohortPart, PredictionRow, Repeats, RunReport, RunSummary
-from holoslide.inference.heatmap import Heatmap
 from holoslide.pipeline import (
     Advance,
     Prepared,
@@ -40,7 +39,14 @@ from holoslide.pipeline import (
     write_json,
     write_rows,
 )
-from holoslide.reporting import Run, command_again, flow_of, parts_of, pictures_of, resources_of_all
+from holoslide.reporting import (
+    Run,
+    command_again,
+    flow_of,
+    parts_of,
+    pictures_of,
+    resources_of_all,
+)
 from holoslide.results import VALIDATION, evaluate_run
 from holoslide.runs import DATA, repeats_of
 from holoslide.slides.cohort import Cohort, SlideRow
@@ -277,7 +283,7 @@ def _report(
         undecided=outcome.undecided,
         positive=outcome.positive,
         predictions=predictions,
-        pictures=pictures_of(predictions, prepared.rasters, _Heatmaps(out, planned)),
+        pictures=pictures_of(predictions, prepared.rasters, [one.folder / "heatmaps" for one in found]),
         timing=_seconds(found),
         resources=resources_of_all(found),
         files=[dataclasses.replace(one, split="") for one in first.files]
@@ -298,18 +304,6 @@ def _seconds(runs: Sequence[Run]) -> dict[str, float]:
     taken = {f"{name}, all runs": value for name, value in runs[0].facts.get("seconds", {}).items()}
     taken["training, all runs"] = training
     return taken | ({"scoring, all runs": sum(scoring)} if len(scoring) == len(runs) else {})
-
-
-class _Heatmaps(dict[str, Heatmap]):
-    """A slide's heatmap by its id: that of the first run which tested it."""
-
-    def __init__(self, out: Path, planned: Sequence[_Planned]) -> None:
-        super().__init__()
-        self._folders = [out / one.name / "heatmaps" for one in planned]
-
-    def __missing__(self, slide_id: str) -> Heatmap:
-        paths = (folder / f"{slide_id}.npz" for folder in self._folders)
-        return Heatmap.load(next(path for path in paths if path.exists()))
 
 
 # --- What the runs said -------------------------------------------------------------------------------------------

@@ -226,13 +226,18 @@ def _commonest(reason: tuple[str, int]) -> tuple[int, str]:
 
 
 def pictures_of(
-    predictions: Sequence[PredictionRow], rasters: Mapping[str, Path], heatmaps: Mapping[str, Heatmap]
+    predictions: Sequence[PredictionRow], rasters: Mapping[str, Path], folders: Sequence[Path]
 ) -> list[SlidePicture]:
-    """Pictures of the slides worth looking at, in the groups' order."""
+    """Pictures of the slides worth looking at, in the groups' order.
+
+    A slide's heatmap is that of the first of the `folders` that has one.
+    """
     by_id = {one.slide_id: one for one in predictions}
     shown = []
     for slide_id, group in choose_slides(predictions).items():
-        one, heatmap = by_id[slide_id], heatmaps[slide_id]
+        one = by_id[slide_id]
+        paths = (folder / f"{slide_id}.npz" for folder in folders)
+        heatmap = Heatmap.load(next(path for path in paths if path.exists()))
         with Raster.open(rasters[slide_id]) as raster:
             pixels, box_px = raster_picture(raster, heatmap)
             um_per_px = raster.mpp * raster.shape_px[0] / pixels.shape[0]

@@ -71,8 +71,13 @@ class Prediction:
 
     row: SlideRow
     raster: Path
+    classes: tuple[str, ...]
     scores: SlideScores
     heatmaps: tuple[Heatmap, ...]
+
+    def without_maps(self) -> Prediction:
+        """The probabilities alone: what all cells say of a cohort of large slides would fill the memory."""
+        return dataclasses.replace(self, scores=SlideScores(self.scores.logits_KL, {}), heatmaps=())
 
     @property
     def heatmap(self) -> Heatmap:
@@ -82,12 +87,12 @@ class Prediction:
     @property
     def prediction(self) -> str:
         """The class that the last head finds most probable."""
-        return self.heatmap.classes[int(self.scores.probabilities[-1].argmax())]
+        return self.classes[int(self.scores.probabilities[-1].argmax())]
 
     @property
     def probabilities(self) -> dict[str, float]:
         """The model's, by class."""
-        return dict(zip(self.heatmap.classes, map(float, self.scores.probabilities[-1]), strict=True))
+        return dict(zip(self.classes, map(float, self.scores.probabilities[-1]), strict=True))
 
     def _repr_html_(self) -> str:
         """What a notebook shows: the maps lie on the slide, if its raster is still there."""
@@ -142,7 +147,7 @@ class Predictor:
             self.network.follow(plan_for(self.network, raster, training=False))
             scores = score_slide(self.network, raster, explain=heads)
             maps = tuple(make_heatmap(scores.cells[k], raster, self.model.classes) for k in heads)
-        return Prediction(row, raster_path, scores, maps)
+        return Prediction(row, raster_path, self.model.classes, scores, maps)
 
     def prepare_config(self) -> PrepareConfig:
         """How rasters must be made for this model."""
@@ -159,7 +164,7 @@ def predictions_of(
         probabilities = one.scores.probabilities[head]
         if temperature is not None:
             probabilities = temperature.apply(probabilities)
-        row, predicted = one.row, one.heatmap.classes[int(probabilities.argmax())]
+        row, predicted = one.row, one.classes[int(probabilities.argmax())]
         values = tuple(float(p) for p in probabilities)
         predictions.append(PredictionRow(row.slide_id, row.patient_id, row.label, predicted, values))
     return predictions
@@ -351,12 +356,11 @@ def evaluate_run(
     evaluated.write_records()
     facts = {**evaluated.facts(), "calibrated": calibrated, "scoring_seconds": round(seconds, 3)}
     _write_tables(out, scored, predictions, outcome.to_dict() | facts)
-    heatmaps = {one.row.slide_id: one.heatmap for one in scored}
     report = report_of(
         evaluated,
         outcome,
         predictions=predictions,
-        pictures=pictures_of(predictions, prepared.rasters, heatmaps),
+        pictures=pictures_of(predictions, prepared.rasters, [out / "heatmaps"]),
         timing={"scoring": seconds},
         calibrated=calibrated,
     )
@@ -369,11 +373,11 @@ def _write_tables(
 ) -> None:
     """`predictions.csv`, the same of every module, and `metrics.json`."""
     out.mkdir(parents=True, exist_ok=True)
-    classes = scored[0].heatmap.classes
+    classes = scored[0].classes
     write_rows([one.row(classes) for one in predictions], out / "predictions.csv")
     by_module = [
         {"module": str(k + 1), **one.row(classes)}
-        for k in range(len(scored[0].heatmaps))
+        for k in range(len(scored[0].scores.logits_KL))
         for one in predictions_of(scored, head=k)
     ]
     write_rows(by_module, out / "predictions_modules.csv")
@@ -393,7 +397,7 @@ def _score_all(
             one = predictor.score(row, prepared.rasters[row.slide_id])
             if heatmaps is not None:
                 draw_heatmap(one, heatmaps)
-            scored.append(one)
+            scored.append(one.without_maps())
         except (SlideError, OSError) as error:
             prepared.left_out.append((row.slide_id, str(error)))
         if progress is not None:

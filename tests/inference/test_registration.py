@@ -151,14 +151,16 @@ def test_the_pictures_show_the_lesions_cell_on_the_lesion(bounds: Box | None, tm
     with Raster.open(path) as raster:
         photo = raster.thumbnail(900)
     scores = SlideScores(np.array([[0.0, 5.0]]), {})
-    draw_heatmap(Prediction(SlideRow("one", "p"), path, scores, (heatmap,)), tmp_path / "maps")
+    draw_heatmap(
+        Prediction(SlideRow("one", "p"), path, heatmap.classes, scores, (heatmap,)), tmp_path / "maps"
+    )
     for name in ("attention", "evidence"):
         drawn = np.asarray(Image.open(tmp_path / "maps" / f"one-{name}.png"))
         assert_on_lesion(photo, drawn, 22)
         assert drawn.shape[0] > photo.shape[0]  # the legend
 
     said = PredictionRow("one", "p", "b", "b", (0.01, 0.99))
-    pictures = pictures_of([said], {"one": path}, {"one": heatmap})
+    pictures = pictures_of([said], {"one": path}, [tmp_path / "maps"])
     page = render(RunReport("A run", "", datetime(2026, 1, 1, tzinfo=UTC), ("a", "b"), pictures=pictures))
     for name in ("Attention", "Evidence for b"):
         assert_on_lesion(embedded(page, "slide one"), embedded(page, f"{name} over slide one"), 22)
