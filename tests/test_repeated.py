@@ -204,6 +204,7 @@ def test_folds_go_on_where_they_were_stopped(train: Train, folded_copy: Path) ->
         ("--folds 2 --resume --set split.seed=9", "fold-1: belongs to another run: slides."),
         ("--folds 3 --resume", "fold-1: belongs to another run: slides."),
         ("--seeds 2 --resume", "folds: holds fold-1; train seeds into another folder"),
+        ("--set train.epochs=1", "folds: holds fold-1; train into another folder"),
     ],
 )
 def test_runs_that_are_there_are_not_written_over_nor_taken_for_others(

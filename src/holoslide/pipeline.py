@@ -32,14 +32,14 @@ import numpy as np
 import torch
 
 from holoslide.config import RunConfig
-from holoslide.errors import CohortError, ConfigError
+from holoslide.errors import CheckpointError, CohortError, ConfigError
 from holoslide.evaluation.options import Positive
 from holoslide.files import write_atomically
 from holoslide.geometry import Box
 from holoslide.models.calibration import calibrate, needs_statistics
 from holoslide.models.classifier import InputConfig, LocalClassifier
 from holoslide.models.streamed import StreamedClassifier
-from holoslide.runs import DATA, FACTS, LEFT_OUT, read_json
+from holoslide.runs import DATA, FACTS, LEFT_OUT, read_json, repeats_of
 from holoslide.slides.cluster import prepare_on_cluster
 from holoslide.slides.cohort import Cohort, SlideRow
 from holoslide.slides.facts import Mpp
@@ -137,6 +137,8 @@ def train(
     training slides if they never were. `splits` says how the parts came about, for the report.
     """
     cohort = prepared.cohort
+    if several := repeats_of(out):
+        raise CheckpointError(out, f"holds {several[0].name}", "train into another folder")
     Positive.of(cohort.classes, config.evaluate.positive)  # refused now, not after the training
     parts = {
         "train": samples(cohort.train, prepared.rasters),
