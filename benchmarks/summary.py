@@ -142,6 +142,7 @@ HEATMAPS = tuple(
         ("auprc_attention", "auprc_attention", "average precision of the attention"),
         ("auprc_chance", "auprc_chance", "average precision of chance"),
     )
+    if (name, short) != ("tissue12", "share")  # measured before the benchmark counted it
 )
 GOALS = (*STREAMING, *SLIDES, *ACCURACY, *HEATMAPS)
 

@@ -97,7 +97,7 @@ def test_the_viewer_opens_what_all_slides_came_to(run: Path) -> None:
         assert line["heatmap"]
         assert line["p"]
         assert line["split"]
-        assert len(view.layers(line["id"])) == 6  # two modules, each with attention and two classes
+        assert len(view.layers(line["id"]).by_name) == 6  # two modules, each with attention and two classes
         assert view.outline(line["id"])
 
 
@@ -164,7 +164,7 @@ def test_the_viewer_opens_what_another_cohort_came_to(other: Path) -> None:
     for line in view.slides():
         assert line["heatmap"]
         assert line["file"]
-        assert len(view.layers(line["id"])) == 6
+        assert len(view.layers(line["id"]).by_name) == 6
         assert view.outline(line["id"])
 
 
@@ -196,7 +196,6 @@ def test_metrics_say_what_they_are_of_and_so_does_a_notebook(run: Path, other: P
 def test_a_slide_named_like_another_ones_module_keeps_its_heatmaps(
     finished_run: Path, tmp_path: Path
 ) -> None:
-    """And scores that lie where they did before are still found."""
     slides = finished_run.parent / "slides"
     for source, name in (("focus-001", "a"), ("focus-002", "a.module-1")):
         shutil.copy(slides / f"{source}.tiff", tmp_path / f"{name}.tiff")
@@ -208,8 +207,3 @@ def test_a_slide_named_like_another_ones_module_keeps_its_heatmaps(
             shapes = [Heatmap.load(path).attention_HW.shape for path in (one, expected)]
             assert shapes[0] == shapes[1]
             assert Heatmap.load(one).bias_L == pytest.approx(Heatmap.load(expected).bias_L)
-    old = tmp_path / "old"
-    old.mkdir()
-    for name in ("b.npz", "b.module-1.npz"):
-        (old / name).touch()
-    assert heatmap_paths(old, "b", 2) == [old / "b.module-1.npz", old / "b.npz"]

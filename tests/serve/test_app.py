@@ -138,14 +138,14 @@ def test_odd_names_and_missing_files_are_shown_as_what_they_are(nasty_run: Path)
 
 
 def test_a_damaged_heatmap_hides_itself_alone(run_copy: Path) -> None:
-    (run_copy / "heatmaps" / "focus-001.module-1.npz").write_bytes(b"PK not a heatmap")
+    (run_copy / "heatmaps" / "module-1" / "focus-001.npz").write_bytes(b"PK not a heatmap")
     with serving(run_copy) as served:
         facts = served.ask("/api/slides/focus-001")
         assert facts.status == 200
         assert facts.json["picture"]["levels"] >= 1
         assert {layer["module"] for layer in facts.json["layers"]} == {2}
         (fault,) = facts.json["faults"]
-        assert fault.startswith("focus-001.module-1.npz: is not a heatmap (")
+        assert fault.startswith("module-1/focus-001.npz: is not a heatmap (")
         assert served.ask("/api/slides/focus-001/layers/attention-2.png").status == 200
         assert served.ask("/api/slides/focus-001/layers/attention-1.png").status == 404
 

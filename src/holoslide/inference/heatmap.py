@@ -94,28 +94,20 @@ class Heatmap:
 def heatmap_paths(folder: Path, slide_id: str, modules: int) -> list[Path]:
     """Where the raw scores of each module's head are kept: the last, which is the model's own, by the slide's name.
 
-    The others lie in a folder of their module, so that no slide's name can be that of another's file. A slide that
-    was scored before they did has them beside its own.
+    The others lie in a folder of their module, so that no slide's name can be that of another's file.
 
     >>> [path.as_posix() for path in heatmap_paths(Path(), "a", 3)]
     ['module-1/a.npz', 'module-2/a.npz', 'a.npz']
     """
-    *earlier, own = _places(folder, slide_id, modules)
-    if earlier and own.is_file() and not earlier[0].is_file():
-        earlier = [folder / f"{slide_id}.module-{k}.npz" for k in range(1, modules)]
-    return [*earlier, own]
+    name = f"{slide_id}.npz"
+    return [*(folder / f"module-{k}" / name for k in range(1, modules)), folder / name]
 
 
 def save_heatmaps(folder: Path, slide_id: str, heatmaps: Sequence[Heatmap]) -> None:
     """Keep the raw scores of each module's head, the model's own last: where it is, the others are."""
-    for path, one in zip(_places(folder, slide_id, len(heatmaps)), heatmaps, strict=True):
+    for path, one in zip(heatmap_paths(folder, slide_id, len(heatmaps)), heatmaps, strict=True):
         path.parent.mkdir(parents=True, exist_ok=True)
         one.save(path)
-
-
-def _places(folder: Path, slide_id: str, modules: int) -> list[Path]:
-    name = f"{slide_id}.npz"
-    return [*(folder / f"module-{k}" / name for k in range(1, modules)), folder / name]
 
 
 def make_heatmap(scores: CellScores, raster: Placed, classes: tuple[str, ...]) -> Heatmap:

@@ -189,7 +189,7 @@ class RunView:
             try:
                 heatmap = Heatmap.load(path)
             except SlideError as error:  # what else there is of the slide can be looked at
-                faults.append(f"{path.name}: {error.what}; {error.remedy}")
+                faults.append(f"{path.parent.name}/{path.name}: {error.what}; {error.remedy}")
                 continue
             layers |= {layer.name: layer for layer in layers_of(heatmap, module, last=module == self.modules)}
         return Layers(layers, tuple(faults))
