@@ -91,7 +91,7 @@ def page(results: dict[str, Found]) -> str:
 
 def _words(cohort: str) -> str:
     name, _, layout = cohort.partition("-layout")
-    return COHORTS.get(name, name) + (f", layout {layout.replace("-", ", ")}" if layout else "")
+    return COHORTS.get(name, name) + (", layout " + layout.replace("-", ", ") if layout else "")
 
 
 def _goals(goals: Sequence[Goal], results: dict[str, Found]) -> str:
