@@ -43,7 +43,7 @@ OPEN = (
     "stem stride, learning rate, number of training slides, label noise: on frozen features by "
     "`python -m benchmarks.heads`, run for pooling and norm alone so far; frozen BatchNorm scale",
     "burden 0.06: the paper's heads with the preset's training on more than one layout, and with nothing "
-    "reconstructed; burdens 0.03 and 0.12 on more than one layout; `arrangement`",
+    "reconstructed; burdens 0.03 and 0.12 on more than one layout",
     "peak memory against slide side for all methods: `python -m benchmarks.reach`, not run in full yet",
     "on a GPU: K = 1 and 8, 80,000 px, and times of a second step, without what asking for memory takes",
 )

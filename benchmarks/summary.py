@@ -124,7 +124,13 @@ ACCURACY = (
         "mil_over_ours",
         least=7,
     ),
-    Goal("arrangement_auroc", "arrangement phantoms", "run_record-arrangement", "slides_auroc", least=0.95),
+    Goal(
+        "arrangement_auroc",
+        "arrangement phantoms, by `examples/arrangement.yaml`",
+        "run_record-arrangement",
+        "slides_auroc",
+        least=0.95,
+    ),
 )
 _MAPS = (
     ("demo", "demo", "heatmaps-demo"),

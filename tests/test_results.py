@@ -59,10 +59,14 @@ def test_the_runs_by_layout_are_made_by_the_settings_that_the_table_names() -> N
         assert_made_by(stem, SETTINGS[name.removesuffix("-cpu")])
 
 
-def assert_made_by(stem: str, setting: Setting) -> None:
+def test_the_published_arrangement_run_is_made_by_its_example() -> None:
+    assert_made_by("run_record-arrangement", Setting(""), example="arrangement.yaml")
+
+
+def assert_made_by(stem: str, setting: Setting, *, example: str = "tissue.yaml") -> None:
     record = json.loads(newest()[stem].path.read_text(encoding="utf-8"))
     then = {MOVED.get(key, key): value for key, value in _flat(record["configuration"]["config"])}
-    config = RunConfig.load(REPO / "examples" / "tissue.yaml", preset=setting.preset, sets=setting.sets)
+    config = RunConfig.load(REPO / "examples" / example, preset=setting.preset, sets=setting.sets)
     now = dict(_flat(yaml.safe_load(config.to_yaml())))
     given = {"model.backbone.weights", "stream.memory_gib", "train.seed"}  # on the command line
     assert {key: now.get(key) for key in then.keys() - given} == {
