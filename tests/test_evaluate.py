@@ -1,16 +1,12 @@
 """Where an evaluation goes, and what its report and the model's card say it is of."""
 
-import csv
 import hashlib
-import html
 import json
-import re
 import shutil
 from pathlib import Path
 
 import pytest
 
-from holoslide import cli
 from holoslide.api import Run
 from holoslide.inference.card import model_card
 from holoslide.inference.heatmap import Heatmap, heatmap_paths
@@ -18,28 +14,15 @@ from holoslide.models.classifier import LocalClassifier
 from holoslide.runs import rasters_of
 from holoslide.serve.run import RunView
 from holoslide.slides.cohort import Cohort
+from tests.command import exit_code, words_of
+from tests.command import rows_of as rows
 
 KEPT = ("report.html", "metrics.json", "predictions.csv", "predictions_modules.csv", "cohort.csv", "run.json")
 
 
 def holoslide(*arguments: object) -> int:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sys.argv", ["holoslide", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stop:
-            cli.main()
-    assert isinstance(stop.value.code, int)
-    return stop.value.code
-
-
-def rows(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
-
-
-def words_of(page: Path) -> str:
-    """All text of a page."""
-    text = re.sub(r"<style>.*?</style>|<[^>]+>", " ", page.read_text(encoding="utf-8"), flags=re.DOTALL)
-    return " ".join(html.unescape(text).split())
+    with pytest.MonkeyPatch.context() as patch:  # also for fixtures of the module
+        return exit_code(patch, *arguments)
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,5 @@
 """`holoslide export`: a run's files for other programs, and its model for a hub."""
 
-import csv
 import json
 import sys
 import weakref
@@ -15,7 +14,6 @@ import tifffile
 import torch
 from numpy.typing import NDArray
 
-from holoslide import cli
 from holoslide.errors import CheckpointError
 from holoslide.exports import judgement_of
 from holoslide.inference.export_onnx import onnx_inputs
@@ -23,23 +21,12 @@ from holoslide.inference.heatmap import Heatmap
 from holoslide.models.classifier import LocalClassifier
 from holoslide.results import Prediction, Predictor
 from holoslide.slides.raster import Raster
+from tests.command import exit_code as holoslide
+from tests.command import rows_of as rows
 from tests.slides.drawn import paint
 from tests.slides.mrxs import SIDE_PX, write_mrxs
 
 IDS = [f"focus-{n:03}" for n in range(1, 9)]
-
-
-def holoslide(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
-    monkeypatch.setattr("sys.argv", ["holoslide", *map(str, arguments)])
-    with pytest.raises(SystemExit) as stop:
-        cli.main()
-    assert isinstance(stop.value.code, int)
-    return stop.value.code
-
-
-def rows(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
 
 
 def test_exports_every_slide_of_a_run(

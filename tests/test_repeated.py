@@ -1,7 +1,5 @@
 """Cross-validation and seeds from the command line: every patient tested once, one report of all runs."""
 
-import csv
-import html
 import json
 import re
 import shutil
@@ -22,6 +20,7 @@ from holoslide.serve.run import RunView
 from holoslide.slides.cohort import Cohort, SlideRow
 from holoslide.slides.phantom import PhantomConfig, write_phantoms
 from holoslide.slides.splits import SplitConfig
+from tests.command import rows_of, words_of
 
 SETTINGS = """
 prepare: {mpp: 8.0}
@@ -35,11 +34,6 @@ train: {epochs: 1, accumulate: 2}
 BENIGN = ("--set", "evaluate.positive=benign")
 
 
-def rows_of(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
 def patients(count: int) -> Cohort:
     rows = [
         SlideRow(f"s{n}{part}", f"p{n}", "ab"[n % 2], split="train")
@@ -47,12 +41,6 @@ def patients(count: int) -> Cohort:
         for part in "xy"[: 1 + n % 3 % 2]
     ]
     return Cohort.from_rows(rows)
-
-
-def words_of(page: Path) -> str:
-    """All text of a page."""
-    text = re.sub(r"<style>.*?</style>|<[^>]+>", " ", page.read_text(encoding="utf-8"), flags=re.DOTALL)
-    return " ".join(html.unescape(text).split())
 
 
 def assert_spread(words: str, found: dict[str, Any]) -> None:

@@ -260,7 +260,8 @@ def test_folds_each_have_their_temperature_and_the_page_does_not_deny_it() -> No
             labels, by_head, patients, ("normal", "tumour"), temperatures=given, thresholds=[], part_N=part
         )
         runs = [
-            dataclasses.replace(r, temperature=t) for r, t in zip(several().runs, temperatures, strict=False)
+            dataclasses.replace(r, temperature=t)
+            for r, t in zip(several().runs[:2], temperatures, strict=True)
         ]
         report = dataclasses.replace(several(), calibration=found.calibration, decision=None, runs=runs)
         return Page(render(report)).words

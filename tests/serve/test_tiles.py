@@ -51,7 +51,7 @@ class Watched:
                 self.at_once -= 1
             return pixels
 
-        reader.read = watched  # type: ignore[method-assign, assignment]
+        reader.read = watched  # type: ignore[method-assign, assignment]  # of this reader alone: its class is every test's
         return reader
 
 
