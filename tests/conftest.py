@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -117,3 +118,22 @@ def browser() -> Iterator[Any]:
         browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
         yield browser
         browser.close()
+
+
+@pytest.fixture
+def alive(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many slides' heatmaps are held each time that a slide is about to be scored."""
+    from holoslide.results import Predictor
+
+    held: list[weakref.ref[Any]] = []
+    counts: list[int] = []
+    score = Predictor.score
+
+    def counted(*arguments: Any) -> Any:
+        counts.append(sum(each() is not None for each in held))
+        one = score(*arguments)
+        held.append(weakref.ref(one.heatmap.attention_HW))
+        return one
+
+    monkeypatch.setattr(Predictor, "score", counted)
+    return counts

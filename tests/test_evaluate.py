@@ -190,3 +190,12 @@ def test_a_slide_named_like_another_ones_module_keeps_its_heatmaps(
             shapes = [Heatmap.load(path).attention_HW.shape for path in (one, expected)]
             assert shapes[0] == shapes[1]
             assert Heatmap.load(one).bias_L == pytest.approx(Heatmap.load(expected).bias_L)
+
+
+def test_the_heatmaps_of_slides_that_are_drawn_are_let_go(
+    finished_run: Path, tmp_path: Path, alive: list[int]
+) -> None:
+    given = ("--split", "all", "-o", tmp_path / "all", "--workers", 1)
+    assert holoslide("evaluate", finished_run, *given) == 0
+    assert len(alive) == 8
+    assert max(alive) <= 1

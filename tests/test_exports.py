@@ -2,9 +2,7 @@
 
 import json
 import sys
-import weakref
 from pathlib import Path
-from typing import Any
 
 import h5py
 import numpy as np
@@ -19,7 +17,6 @@ from holoslide.exports import judgement_of
 from holoslide.inference.export_onnx import onnx_inputs
 from holoslide.inference.heatmap import Heatmap
 from holoslide.models.classifier import LocalClassifier
-from holoslide.results import Prediction, Predictor
 from holoslide.slides.raster import Raster
 from tests.command import exit_code as holoslide
 from tests.command import rows_of as rows
@@ -52,19 +49,8 @@ def test_exports_every_slide_of_a_run(
 
 
 def test_the_heatmaps_of_slides_that_are_written_are_let_go(
-    finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    finished_run: Path, tmp_path: Path, alive: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    held: list[weakref.ref[NDArray[np.float32]]] = []
-    alive: list[int] = []
-    score = Predictor.score
-
-    def counted(*arguments: Any) -> Prediction:
-        alive.append(sum(each() is not None for each in held))
-        one = score(*arguments)
-        held.append(weakref.ref(one.heatmap.attention_HW))
-        return one
-
-    monkeypatch.setattr(Predictor, "score", counted)
     asked = ("--to", "csv", "-o", tmp_path, "--workers", 1)
     assert holoslide(monkeypatch, "export", finished_run, *asked) == 0
     assert len(alive) == 8

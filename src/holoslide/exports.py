@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -104,7 +103,7 @@ def export_slides(
     written.
     """
     out.mkdir(parents=True, exist_ok=True)
-    classes, model = predictor.model.classes, _weights_sha256(predictor)
+    classes, model = predictor.model.classes, predictor.weights_sha256()
     table: list[dict[str, str]] = []
     clams: list[dict[str, str]] = []
     for done, row in enumerate(prepared.cohort, start=1):
@@ -149,8 +148,3 @@ def _write_files(
         if kind in writers:
             suffix, write = writers[kind]
             write(out / f"{slide.slide_id}{suffix}", slide)
-
-
-def _weights_sha256(predictor: Predictor) -> str:
-    with (predictor.model_folder / "model.safetensors").open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

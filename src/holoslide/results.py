@@ -149,6 +149,11 @@ class Predictor:
             maps = tuple(make_heatmap(scores.cells[k], raster, self.model.classes) for k in heads)
         return Prediction(row, raster_path, self.model.classes, scores, maps)
 
+    def weights_sha256(self) -> str:
+        """Tells this model from others, and from itself trained on."""
+        with (self.model_folder / "model.safetensors").open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+
     def prepare_config(self) -> PrepareConfig:
         """How rasters must be made for this model."""
         mpp = self.model.mpp or self.config.prepare.mpp
@@ -436,10 +441,7 @@ def validation_slides(
     They are scored once for a model, and kept in `validation.json`. Those of another cohort are never taken:
     they may be among the slides the model has learnt from, or are left for a test.
     """
-    weights = predictor.model_folder / "model.safetensors"
-    with weights.open("rb") as file:
-        model = hashlib.file_digest(file, "sha256").hexdigest()
-    path, classes = run / VALIDATION, predictor.model.classes
+    model, path, classes = predictor.weights_sha256(), run / VALIDATION, predictor.model.classes
     known = read_json(path)
     if known.get("model_sha256") != model:
         found = _score_validation(run, predictor, prepared, progress)
