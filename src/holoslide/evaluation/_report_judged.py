@@ -172,11 +172,11 @@ def _calibration_verdict(report: RunReport, before: Reliability, after: Reliabil
         )
     if after is None:
         return first
-    several = len(report.runs) > 1 and report.repeats == "folds"
-    helps = ("help" if several else "helps") if after.log_loss < before.log_loss else "do not help"
-    if not several:
-        helps = helps.replace("do not", "does not")
-    whose = "the runs' temperatures" if several else "the temperature"
+    if len(report.runs) > 1 and report.repeats == "folds":
+        whose, yes, no = "the runs' temperatures", "help", "do not help"
+    else:
+        whose, yes, no = "the temperature", "helps", "does not help"
+    helps = yes if after.log_loss < before.log_loss else no
     return f"{first} On these slides{_FITTED.get(_own_part(report), '')} {whose} {helps}."
 
 
