@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from holoslide.streaming.convolution import with_strips
-from holoslide.streaming.receptive import input_channels
+from holoslide.streaming.receptive import input_channels, least_side
 
 _TOLERANCE = 1e-9
-_TRIAL_SIDE = 48
+_TRIAL_SIDE = 16  # of a map, in cells: what is folded is the same in every cell
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,11 +39,10 @@ class Folded(nn.Module):
     `pull_back` once after the last backward pass: it adds to the module's own `.grad`.
     """
 
-    def __init__(self, module: nn.Module, *, sees: int = 1) -> None:
-        """`sees`: the side of the smallest map, in cells, that the module takes."""
+    def __init__(self, module: nn.Module) -> None:
         super().__init__()
         self.module = module
-        self._pairs = find_pairs(module, sees=sees)
+        self._pairs = find_pairs(module)
         self.twin = _make_twin(module, self._pairs)
         self._values: list[tuple[nn.Parameter, Tensor]] = []
         self._fresh = False
@@ -98,7 +97,7 @@ def fold(conv: nn.Conv2d, norm: _BatchNorm) -> tuple[Tensor, Tensor]:
     return conv.weight * scale[:, None, None, None], bias
 
 
-def find_pairs(module: nn.Module, *, sees: int = 1) -> list[Pair]:
+def find_pairs(module: nn.Module) -> list[Pair]:
     """Convolutions whose output goes straight into a frozen BatchNorm, found in a run, checked by value."""
     trial = copy.deepcopy(module).cpu().double().eval()
     generator = torch.Generator().manual_seed(0)
@@ -108,17 +107,20 @@ def find_pairs(module: nn.Module, *, sees: int = 1) -> list[Pair]:
         ):
             if tensor.is_floating_point():  # fresh statistics of 0 and 1 would hide a wrong pair
                 tensor.copy_(torch.rand(tensor.shape, generator=generator, dtype=torch.float64) + 0.5)
-        side = max(_TRIAL_SIDE, sees)
-        sample = torch.rand(1, input_channels(module), side, side, dtype=torch.float64, generator=generator)
-        pairs = [pair for pair in _watch_pairs(trial, sample) if _frozen(module, pair.norm)]
+        channels = input_channels(module)
+        side = least_side(module, channels, _TRIAL_SIDE)
+        sample = torch.rand(1, channels, side, side, dtype=torch.float64, generator=generator)
+        found, expected = _watch_pairs(trial, sample)
+        pairs = [pair for pair in found if _frozen(module, pair.norm)]
         twin = _make_twin(trial, pairs)
         for parameter, value in _folded_values(trial, twin, pairs):
             parameter.copy_(value)
-        same = torch.allclose(twin(sample), trial(sample), rtol=_TOLERANCE, atol=_TOLERANCE)
+        same = torch.allclose(twin(sample), expected, rtol=_TOLERANCE, atol=_TOLERANCE)
     return pairs if same else []
 
 
-def _watch_pairs(module: nn.Module, sample: Tensor) -> list[Pair]:
+def _watch_pairs(module: nn.Module, sample: Tensor) -> tuple[list[Pair], Tensor]:
+    """Pairs that a run shows, and its result."""
     calls: Counter[str] = Counter()
     made_by: dict[int, tuple[str, Tensor]] = {}  # holds the tensors: ids are only unique among living ones
     pairs: list[Pair] = []
@@ -135,10 +137,10 @@ def _watch_pairs(module: nn.Module, sample: Tensor) -> list[Pair]:
 
     layers = [(n, m) for n, m in module.named_modules() if isinstance(m, nn.Conv2d | _BatchNorm)]
     handles = [layer.register_forward_hook(watch(name)) for name, layer in layers]
-    module(sample)
+    result = module(sample.clone())  # a first layer may work in place
     for handle in handles:
         handle.remove()
-    return [pair for pair in pairs if calls[pair.conv] == 1 and calls[pair.norm] == 1]
+    return [pair for pair in pairs if calls[pair.conv] == 1 and calls[pair.norm] == 1], result
 
 
 def _folded_values(

@@ -9,6 +9,7 @@ depends on where it stands, such as coordinates or attention in fixed windows.
 from __future__ import annotations
 
 import copy
+import functools
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,6 +22,8 @@ from holoslide.geometry import Box, ceil_div
 
 _DIVISIBLE = 40_320  # a field side that every stride up to 10, and the usual larger ones, divide
 _FIELD_BYTES = 2**27
+# Sides, in output cells, of the first field that is tried and of the map that is verified.
+_LEAST_CELLS, _VERIFIED_CELLS = 16, 32
 _DROPS = ("Dropout", "Dropout2d", "StochasticDepth", "DropPath")  # PyTorch's, torchvision's, timm's
 _TOLERANCE = 1e-9  # of float64 values of about 1
 
@@ -89,32 +92,49 @@ class Receptive:
         return max(0, ceil_div(self.high + 1 - self.stride, self.stride))
 
 
-_known: dict[tuple[object, ...], Receptive] = {}
+@dataclass(frozen=True, slots=True)
+class Link:
+    """One of the modules that run one after another, with its receptive field and its output's channels."""
+
+    name: str
+    module: nn.Module
+    field: Receptive
+    out_channels: int
+
+
+_known: dict[tuple[object, ...], tuple[Receptive, int]] = {}
 _OF_TORCH = set(vars(nn.Module())) - {"training"}
 
 
 def probe(module: nn.Module, channels: int | None = None, *, name: str = "") -> Receptive:
     """Find the receptive field of `module` in the mode (training or evaluation) that it is in.
 
-    `channels` is the number of input channels (default: those of the first layer that has weights). Chains
-    are probed child by child, so that fields stay small. Raises `NotLocal` with the name of the layer that
-    sees the whole map or draws random numbers.
+    `channels` is the number of input channels (default: those of the first layer that has weights). Raises
+    `NotLocal` with the name of the layer that sees the whole map or draws random numbers.
     """
+    return functools.reduce(
+        Receptive.then, (link.field for link in links(module, channels, name=name)), Receptive()
+    )
+
+
+def links(module: nn.Module, channels: int | None = None, *, name: str = "") -> list[Link]:
+    """A chain, link by link, so that the maps to probe stay small; a module that is no chain is one link."""
     channels = channels if channels is not None else input_channels(module)
     if type(module) is nn.Sequential:
-        total = Receptive()
+        found: list[Link] = []
         for child_name, child in module.named_children():
-            total = total.then(probe(child, channels, name=f"{name}.{child_name}".lstrip(".")))
-            channels = output_shape(child, channels, (512, 512))[1]
-        return total
+            seen = found[-1].out_channels if found else channels
+            found += links(child, seen, name=f"{name}.{child_name}".lstrip("."))
+        return found
     key = (
         tuple((n, type(m), _settings(m)) for n, m in module.named_modules()),
         tuple((n, t.shape) for n, t in itertools.chain(module.named_parameters(), module.named_buffers())),
         channels,
     )
     if key not in _known:
-        _known[key] = _probe_atom(module, channels, name)
-    return _known[key]
+        field = _probe_atom(module, channels, name)
+        _known[key] = field, output_shape(module, channels, (512, 512))[1]
+    return [Link(name, module, *_known[key])]
 
 
 def _settings(layer: nn.Module) -> tuple[tuple[str, str], ...]:
@@ -147,18 +167,19 @@ def _probe_atom(module: nn.Module, channels: int, name: str) -> Receptive:
             raise NotLocal(where, "pads one edge of the map with the other", "give it another padding_mode")
     stride = _stride(module, channels, name)
     twin = copy.deepcopy(module).double().cpu()
-    side = least = _least_side(twin, channels, 32 * stride)
+    side = least = least_side(twin, channels, _LEAST_CELLS * stride)
     while 8 * channels * side * side * stride <= _FIELD_BYTES or side == least:
         low, high, reaches_edge = _reach(twin, channels, side, stride)
         if not reaches_edge:
             field = Receptive(stride, low, high)
-            _verify(twin, channels, side, field, name)
+            _refuse_random(twin, channels, side, name)
+            _verify(twin, channels, max(side, _VERIFIED_CELLS * stride), field, name)
             return field
         side *= 2
     raise _not_local(twin, channels, 64 * stride, name)
 
 
-def _least_side(module: nn.Module, channels: int, side: int) -> int:
+def least_side(module: nn.Module, channels: int, side: int) -> int:
     """`side`, or twice it and so on: a kernel that pads nothing takes no map that is smaller than itself."""
     while side < _DIVISIBLE:  # which `_stride` has tried
         try:
@@ -225,15 +246,16 @@ def _stride(module: nn.Module, channels: int, name: str) -> int:
     return _DIVISIBLE // steps
 
 
-def _verify(module: nn.Module, channels: int, side: int, field: Receptive, name: str) -> None:
-    """Hold the whole map to itself, and to a window that begins one output cell further on."""
+def _trial_map(channels: int, side: int) -> Tensor:
     generator = torch.Generator().manual_seed(0)
-    whole = torch.rand(1, channels, side, side, generator=generator, dtype=torch.float64) + 0.1
+    return torch.rand(1, channels, side, side, generator=generator, dtype=torch.float64) + 0.1
+
+
+def _verify(module: nn.Module, channels: int, side: int, field: Receptive, name: str) -> None:
+    """Hold the whole map to a window that begins one output cell further on."""
+    whole = _trial_map(channels, side)
     with torch.no_grad():
-        first, second = module(whole), module(whole)
-        window = module(whole[:, :, field.stride :, field.stride :])
-    if not torch.equal(first, second):
-        raise _random(module, name)
+        first, window = module(whole), module(whole[:, :, field.stride :, field.stride :])
     start, stop = field.margin_before, first.shape[2] - 1 - field.margin_after
     inner, expected = (
         window[:, :, start:stop, start:stop],
@@ -248,9 +270,13 @@ def _verify(module: nn.Module, channels: int, side: int, field: Receptive, name:
         )
 
 
-def _random(module: nn.Module, name: str) -> NotLocal:
+def _refuse_random(module: nn.Module, channels: int, side: int, name: str) -> None:
+    whole = _trial_map(channels, side)
+    with torch.no_grad():
+        if torch.equal(module(whole), module(whole)):
+            return
     layers = [n for n, m in module.named_modules() if m.training and "drop" in type(m).__name__.lower()]
-    return NotLocal(
+    raise NotLocal(
         ".".join(filter(None, (name, *layers[:1]))) or type(module).__name__,
         "draws random numbers of its own, which a recomputed tile cannot repeat",
         "put it in evaluation mode",

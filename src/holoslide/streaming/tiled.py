@@ -32,7 +32,7 @@ from holoslide.streaming.features import (
     make_grid,
 )
 from holoslide.streaming.folding import Folded
-from holoslide.streaming.receptive import Receptive, input_channels, output_shape, probe
+from holoslide.streaming.receptive import Receptive, input_channels, links, output_shape, probe
 from holoslide.streaming.storage import Storage, StorageConfig
 
 Border = Literal["glass", "zeros"]
@@ -89,10 +89,9 @@ class Segment:
     ) -> None:
         self.module = module
         self.channels = input_channels(module)
-        self.field = probe(module, self.channels)
-        self.out_channels = output_shape(module, self.channels, (512, 512))[1]
-        before, after = self.field.margin_before, self.field.margin_after
-        self.folded = Folded(module, sees=(before + 1 + after) * self.field.stride)
+        self.field, self._links = probe(module, self.channels), links(module, self.channels)
+        self.out_channels = self._links[-1].out_channels if self._links else self.channels
+        self.folded = Folded(module)
         self.border: Border = border
         self.mixed = mixed
         tensor = next(chain(module.parameters(), module.buffers()), None)
@@ -114,12 +113,17 @@ class Segment:
         return output.to(self.dtype)
 
     def glass(self, glass_C: Tensor) -> Tensor:
-        """What the module makes of a field of one constant vector, (C',)."""
-        before, after = self.field.margin_before, self.field.margin_after
-        side = (before + 1 + after) * self.field.stride
-        # Copied, as a first layer may work in place.
-        output = self(glass_C[None, :, None, None].expand(1, -1, side, side).clone())
-        return output[0, :, before, before]
+        """What the module makes of a field of one constant vector, (C',).
+
+        Link by link: each makes one vector of one, and needs to see no more for it than its own window.
+        """
+        for link in self._links:
+            before, after = link.field.margin_before, link.field.margin_after
+            side = (before + 1 + after) * link.field.stride
+            # Copied, as a layer may work in place.
+            field = glass_C[None, :, None, None].expand(1, -1, side, side).clone()
+            glass_C = self.folded.twin.get_submodule(link.name)(field)[0, :, before, before]
+        return glass_C.to(self.dtype)
 
     def frame(self, frame: Box) -> Box:
         """The raster's cells in the output, from its cells in the input."""
