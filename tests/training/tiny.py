@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +83,11 @@ def cohort(folder: Path, *, train: int = 5, valid: int = 4) -> tuple[list[Sample
 
 def model(*, modules: int = 2, dtype: torch.dtype = torch.float32, **more: Any) -> LocalClassifier:
     """Two blocks of a ResNet-18, with weights that are the same each time."""
+    return copy.deepcopy(_model(modules, **more)).to(dtype)
+
+
+@cache
+def _model(modules: int, **more: Any) -> LocalClassifier:
     settings = ModelConfig(
         backbone=BackboneConfig(name="resnet18", weights="none", truncate="layer1"),
         modules=modules,
@@ -89,7 +96,7 @@ def model(*, modules: int = 2, dtype: torch.dtype = torch.float32, **more: Any) 
         **more,
     )
     generator = torch.Generator().manual_seed(1)
-    return LocalClassifier.from_config(settings, classes=("red", "green"), generator=generator).to(dtype)
+    return LocalClassifier.from_config(settings, classes=("red", "green"), generator=generator)
 
 
 def config(**changes: Any) -> TrainConfig:

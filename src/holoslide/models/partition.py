@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from holoslide.errors import ConfigError, ModelError
 from holoslide.models.backbone import BackboneConfig, create, load_file
-from holoslide.streaming.receptive import Receptive, probe
+from holoslide.streaming.receptive import Receptive, probe, shape_twin
 
 _SAMPLE_SHAPE = (1, 3, 160, 128)  # an image to try networks on: two sides, so that no transpose goes unseen
 _LARGE_PX = 1024  # maps, unlike pooled features, double when an image of this side does
@@ -273,8 +273,7 @@ def _same(a: Tensor | None, b: Tensor | None) -> bool:
 
 def _child_shapes(network: nn.Module, side_px: int) -> dict[str, tuple[int, ...]]:
     """The output shape of each child that gives one tensor, for a square image."""
-    meta = copy.deepcopy(network).to("meta")
-    calls, _ = _calls(meta, torch.empty(1, 3, side_px, side_px, device="meta"))
+    calls, _ = _calls(shape_twin(network), torch.empty(1, 3, side_px, side_px, device="meta"))
     return {call.name: tuple(call.made.shape) for call in calls if call.made is not None}
 
 

@@ -218,12 +218,24 @@ def _reach(module: nn.Module, channels: int, side: int, stride: int) -> tuple[in
 
 def output_shape(module: nn.Module, channels: int, shape: tuple[int, int]) -> tuple[int, ...]:
     """The shape of the module's output for an input (2, channels, *shape), without computing it."""
+    with torch.no_grad():
+        output = shape_twin(module)(torch.empty(2, channels, *shape, device="meta", dtype=torch.float32))
+    return tuple(output.shape) if isinstance(output, Tensor) else ()
+
+
+def shape_twin(module: nn.Module) -> nn.Module:
+    """A copy of the module that tells shapes: it runs on meta tensors in float32, and holds no values."""
     # deepcopy takes these for copies it has made already: no weight is copied
     weights = {id(p): nn.Parameter(p.detach().to("meta"), requires_grad=False) for p in module.parameters()}
     twin = copy.deepcopy(module, weights | {id(b): b.to("meta") for b in module.buffers()}).float()
-    with torch.no_grad():
-        output = twin(torch.empty(2, channels, *shape, device="meta", dtype=torch.float32))
-    return tuple(output.shape) if isinstance(output, Tensor) else ()
+    for layer in twin.modules():
+        if type(layer) is nn.BatchNorm2d:  # on meta tensors it is Python, and would take most of the time
+            setattr(layer, "forward", _unchanged)  # noqa: B010 - a method to mypy
+    return twin
+
+
+def _unchanged(features: Tensor) -> Tensor:
+    return features
 
 
 def _stride(module: nn.Module, channels: int, name: str) -> int:
