@@ -4,6 +4,7 @@ import torch
 from torch import nn
 from torch.nn.utils.parametrizations import weight_norm
 
+from holoslide.streaming.cost import PeakBytes
 from holoslide.streaming.folding import Folded, find_pairs
 from tests.streaming.oracle import randomise, relative_error
 
@@ -37,3 +38,15 @@ def test_a_convolution_whose_weights_are_made_of_others_is_left_as_it_is() -> No
     module(x).square().sum().backward()
     for mine, plain in zip(ours, module.parameters(), strict=True):
         assert relative_error(mine, plain.grad) < 1e-12
+
+
+def test_a_pass_without_gradients_keeps_no_second_copy_of_the_weights() -> None:
+    module = nn.Sequential(nn.Conv2d(64, 64, 3, padding=1), nn.BatchNorm2d(64)).eval()
+    folded, weights = Folded(module), 64 * 64 * 9 * 4
+    alive = []
+    for with_gradients in (False, True):
+        with PeakBytes() as counted, torch.set_grad_enabled(with_gradients):
+            folded.refresh()
+            alive.append(counted.now)
+    assert weights <= alive[0] < 1.1 * weights  # the twin's own, which were written
+    assert alive[1] > 1.9 * weights  # and what the gradients go back through

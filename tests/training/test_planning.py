@@ -2,6 +2,7 @@
 
 import json
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,9 +17,12 @@ from holoslide.models.memory import plan_for
 from holoslide.models.reconstruction import ReconstructionConfig
 from holoslide.models.streamed import StreamConfig, StreamedClassifier
 from holoslide.pixels import ArrayPixels
+from holoslide.slides.augment import AugmentConfig
 from holoslide.streaming.cost import PeakBytes
 from holoslide.streaming.plan import parameter_bytes
 from holoslide.training.local import LocalStep
+from holoslide.training.planning import plan_run
+from holoslide.training.samples import Slides
 from tests.training import tiny
 from tests.training.test_resume import _assert_same_end
 
@@ -105,8 +109,8 @@ def test_the_smallest_budget_that_is_named_does_and_less_does_not():
 
 @pytest.mark.parametrize("modules", [1, 4])
 def test_a_smaller_budget_changes_the_tiles_and_nothing_but_rounding(modules):
-    slide, ends = _slide(600), []
-    for memory_gib in (0.2, 2.0):
+    slide, ends = _slide(300), []
+    for memory_gib in (0.16, 2.0):
         network = _network(modules, dtype=torch.float64, memory_gib=memory_gib)
         network.follow(plan := plan_for(network, slide, training=True))
         LocalStep(network)(slide, 0, generator=torch.Generator().manual_seed(0))
@@ -141,9 +145,22 @@ def test_validation_holds_no_gradients_as_its_plan_says(tmp_path):
 
 def test_processes_of_a_machine_share_its_memory(monkeypatch):
     monkeypatch.setattr(memory, "free_bytes", lambda device: 2**32)
-    budgets = [plan_for(_network(1), _slide(300), training=True, processes=n).budget_bytes for n in (1, 2, 4)]
+    network = _network(1)
+    budgets = [plan_for(network, _slide(300), training=True, processes=n).budget_bytes for n in (1, 2, 4)]
     assert budgets[0] == pytest.approx(0.7 * 2**32, rel=1e-6)
     assert budgets == pytest.approx([budgets[0] / n for n in (1, 2, 4)], rel=1e-6)
+
+
+def test_processes_of_several_machines_each_have_their_share_of_their_own(tmp_path, monkeypatch):
+    monkeypatch.setattr(memory, "free_bytes", lambda device: 2**32)
+    network = StreamedClassifier(tiny.model(), StreamConfig())
+    slides = Slides(*tiny.cohort(tmp_path), open_pixels=tiny.open_npz, augment=AugmentConfig(), seed=0)
+    four = SimpleNamespace(is_global_zero=True, world_size=4, broadcast=lambda plan: plan)
+    for nodes, share in ((1, 1 / 4), (2, 1 / 2), (4, 1)):
+        (tmp_path / str(nodes)).mkdir()
+        plan = plan_run(network, slides, four, tmp_path / str(nodes), nodes=nodes)
+        for part in (plan.train, plan.valid):
+            assert part.budget_bytes == pytest.approx(0.7 * 2**32 * share, rel=1e-6)
 
 
 def test_a_resumed_run_keeps_its_plan_whatever_memory_is_free(tmp_path, monkeypatch):

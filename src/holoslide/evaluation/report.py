@@ -6,10 +6,11 @@ forbids the rest. Whatever comes from the user (names of slides, classes, paths)
 
 from __future__ import annotations
 
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
 
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, StrictUndefined, Template
 
 from holoslide.evaluation import _report_judged as judged
 from holoslide.evaluation import _report_view as view
@@ -33,8 +34,8 @@ def write_report(report: RunReport, path: Path) -> None:
     write_atomically(path, lambda file: file.write(data))
 
 
-def render(report: RunReport) -> str:
-    """The page as text."""
+@cache
+def _template() -> Template:
     environment = Environment(
         autoescape=True,
         undefined=StrictUndefined,
@@ -48,8 +49,13 @@ def render(report: RunReport) -> str:
         "bytes": view.bytes_,
         "share": view.share,
     }
-    template = files("holoslide.evaluation").joinpath("report.html.j2").read_text(encoding="utf-8")
-    return environment.from_string(template).render(
+    text = files("holoslide.evaluation").joinpath("report.html.j2").read_text(encoding="utf-8")
+    return environment.from_string(text)
+
+
+def render(report: RunReport) -> str:
+    """The page as text."""
+    return _template().render(
         report=report,
         summary=view.summary(report),
         flow=view.flow(report),
