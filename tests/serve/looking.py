@@ -19,9 +19,21 @@ def ready(page: Any) -> None:
     page.wait_for_selector('canvas[data-ready="yes"]')
 
 
+SETTLED = """async () => {
+    let told, since, frames;
+    for (;;) {
+        await new Promise(requestAnimationFrame);
+        if (location.hash !== told) [told, since, frames] = [location.hash, performance.now(), 0];
+        else if (++frames > 20 && performance.now() - since > 400) return;
+    } }"""
+
+
 def view(page: Any, prefix: str = "") -> tuple[float, float, float]:
-    """x, y and um per screen pixel, as the address says them a moment after the last movement."""
-    page.wait_for_timeout(400)
+    """x, y and um per screen pixel, as the address says them when it has stood still a while.
+
+    The while is counted in the page: on a busy machine its clock runs, but it draws and tells nothing.
+    """
+    page.evaluate(SETTLED)
     words = page.evaluate("Object.fromEntries(new URLSearchParams(location.hash.slice(1)))")
     return tuple(float(words[prefix + key]) for key in ("x", "y", "mpp"))  # type: ignore[return-value]
 
