@@ -56,6 +56,7 @@ STREAMING = (
          least=3.0),
     Goal("strips_ratio", "without AVX-512: weight gradient in strips, time over oneDNN's", "convolution",
          "mean_ratio"),
+    Goal("objective_share", "heads and reconstruction, share of a step", "objective", "share", most=0.25),
     Goal("plan_error", "planned against measured peak memory", "streaming-grad-plan", "plan_error", most=0.15),
     Goal("huge_over_budget", "60,000 px in 4 GiB: peak over the budget", "huge", "extra_over_budget", most=1.0),
     Goal("curve_gap", "bf16 loss curve, streamed against plain", "curve", "gap"),

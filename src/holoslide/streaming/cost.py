@@ -104,21 +104,25 @@ class Peak:
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """Bytes and seconds of one window: a forward pass alone, its graph, and forward and backward together."""
+    """Bytes and seconds of one window: the most alive in all its passes, its graph, and each pass's time.
 
-    forward_bytes: Peak
+    What is not trained has a forward pass alone; what is trained may go forwards again before it goes backwards:
+    `backward_s` holds both.
+    """
+
+    window_bytes: Peak
     graph_bytes: Linear
-    backward_bytes: Peak
     forward_s: Linear
     backward_s: Linear
 
 
 @dataclass(frozen=True, slots=True)
 class _Trial:
-    """One run on one window: what was alive, the bytes of its graph, and its time."""
+    """One run on one window: what was alive, the bytes of its graph, and the time until there and in all."""
 
     counted: PeakBytes
     graph_bytes: int
+    forward_s: float
     seconds: float
 
 
@@ -128,38 +132,37 @@ def measure(segment: Segment, *, trains: bool = True, input_grad: bool = False) 
     segment.folded.refresh()
     sides = [(n + field.margin_before + field.margin_after) * field.stride for n in _TRIAL_SIDES]
     areas = [side * side for side in sides]
-    forward = [_trial(segment, side, backward=False, input_grad=False) for side in sides]
-    backward = (
-        [_trial(segment, side, backward=True, input_grad=input_grad) for side in sides] if trains else forward
-    )
+    # The first makes the gradients, which are there in all steps but the first, and what libraries set up once.
+    trials = [_trial(segment, side, backward=trains, input_grad=input_grad) for side in (sides[0], *sides)][
+        1:
+    ]
     for parameter in segment.folded.twin.parameters():
         parameter.grad = None
     return Cost(
-        forward_bytes=Peak.through(areas, [trial.counted for trial in forward]),
-        graph_bytes=Linear.through(areas, [trial.graph_bytes for trial in backward]),
-        backward_bytes=Peak.through(areas, [trial.counted for trial in backward]),
-        forward_s=Linear.through(areas, [trial.seconds for trial in forward]),
-        backward_s=Linear.through(areas, [trial.seconds for trial in backward]),
+        window_bytes=Peak.through(areas, [trial.counted for trial in trials]),
+        graph_bytes=Linear.through(areas, [trial.graph_bytes for trial in trials]),
+        forward_s=Linear.through(areas, [trial.forward_s for trial in trials]),
+        backward_s=Linear.through(areas, [trial.seconds for trial in trials]) if trains else Linear(0, 0),
     )
 
 
 def _trial(segment: Segment, side: int, *, backward: bool, input_grad: bool) -> _Trial:
-    """One window, run twice: the second counts."""
-    for _ in range(2):
-        with PeakBytes() as counted:
-            start = time.perf_counter()
-            windows = torch.full(
-                (1, segment.channels, side, side), 0.5, device=segment.device, dtype=segment.dtype
-            )
-            windows.requires_grad_(input_grad)
-            with segment.autocast(), torch.set_grad_enabled(backward):
-                result = segment(windows)
-            graph_bytes = counted.now
-            if backward and result.requires_grad:  # not where all is frozen
-                torch.autograd.backward([result], [torch.ones_like(result)])
-            if segment.device.type == "cuda":
-                torch.cuda.synchronize(segment.device)
-            seconds = time.perf_counter() - start
-        trial = _Trial(counted, graph_bytes, seconds)
-        del result, windows
-    return trial
+    with PeakBytes() as counted:
+        started = _now(segment.device)
+        windows = torch.full(
+            (1, segment.channels, side, side), 0.5, device=segment.device, dtype=segment.dtype
+        )
+        windows.requires_grad_(input_grad)
+        with segment.autocast(), torch.set_grad_enabled(backward):
+            result = segment(windows)
+        graph_bytes, forward_s = counted.now, _now(segment.device) - started
+        if backward and result.requires_grad:  # not where all is frozen
+            torch.autograd.backward([result], [torch.ones_like(result)])
+        seconds = _now(segment.device) - started
+    return _Trial(counted, graph_bytes, forward_s, seconds)
+
+
+def _now(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()

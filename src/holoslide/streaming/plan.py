@@ -162,15 +162,13 @@ def _option(stage: Stage, tissue: Tissue, field: Receptive, frame: Box, *, side:
     # Another slide's tiles are evened out otherwise: none over the side that is told, but one may have all of it.
     whole = max(grid.size) if count else spec.side
     area = ((whole + before + after) * stride) ** 2
-    work = cost.backward_bytes.at(area) if stage.trains else cost.forward_bytes.at(area)
-    passes = [cost.forward_s, *([cost.backward_s] if stage.trains else [])]
-    seconds = sum(count * line.fixed + line.per_cell * cells for line in passes)
+    seconds = sum(count * line.fixed + line.per_cell * cells for line in (cost.forward_s, cost.backward_s))
     graph_bytes = int(cost.graph_bytes.at(area)) if stage.trains else 0
     tiling = Tiling(whole, keep=count if stage.trains else 0, graph_bytes=graph_bytes)
     tile_bytes = grid.size[0] * grid.size[1] * segment.out_channels * segment.dtype.itemsize
     # The next window is read meanwhile.
     ahead = area * segment.channels * segment.dtype.itemsize if count > 1 else 0
-    work_bytes = max(int(SLACK * work) + ahead, stage.decoder_bytes) + stage.head_bytes
+    work_bytes = max(int(SLACK * cost.window_bytes.at(area)) + ahead, stage.decoder_bytes) + stage.head_bytes
     plan = StagePlan(stage.name, tiling, count, count * tile_bytes, work_bytes, seconds)
     return _Option(plan, cells + count * _START_CELLS[segment.device.type] ** 2)
 
