@@ -58,6 +58,16 @@ def pools() -> list[nn.Module]:
     ]
 
 
+def repeated() -> list[nn.Module]:
+    """Layers that stand in the chain twice, as an activation often does."""
+    conv, relu = nn.Conv2d(5, 5, 3, padding=1), nn.ReLU()
+    return [
+        nn.Sequential(conv, relu, conv, relu),
+        nn.Sequential(nn.Conv2d(5, 6, 3, stride=2, padding=1), relu),
+        nn.Sequential(nn.Conv2d(6, 6, 1), relu),
+    ]
+
+
 def weigh(batch: Batch, weights_CHW: Tensor, origin: int) -> Tensor:
     """The weights of the tiles' cells, (B, C, h, w); zero where the weights end."""
     pieces = []
@@ -73,7 +83,7 @@ def weigh(batch: Batch, weights_CHW: Tensor, origin: int) -> Tensor:
 
 
 cases = {
-    "make": st.sampled_from([resnet, branches, pools]),
+    "make": st.sampled_from([resnet, branches, pools, repeated]),
     "height": st.integers(7, 40),
     "width": st.integers(7, 40),
     "side": st.integers(3, 17),
