@@ -234,6 +234,9 @@ def test_seeds_are_judged_by_their_mean(train: Train, tmp_path: Path) -> None:
     assert "the maps are those of the first (seed-5) alone" in words
     assert_spread(words, json.loads((out / "metrics.json").read_text()))
     assert "--seeds 2" in words
+    for report in (out, out / "seed-5"):
+        said = words_of(report / "report.html")
+        assert "No patient is in two parts; the parts were given by the table." in said
     view = RunView(out)
     for row, line in ((row, view.source(row["slide_id"])) for row in each[0]):
         assert (line["run"], line["mean_of"]) == ("seed-5", 2)

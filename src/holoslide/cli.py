@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import shlex
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -39,6 +41,7 @@ if TYPE_CHECKING:
     from holoslide.config import RunConfig
     from holoslide.console import TrainingBar
     from holoslide.pipeline import Prepared
+    from holoslide.repeated import Repeated
     from holoslide.results import Evaluation
     from holoslide.slides.cohort import Cohort
 
@@ -127,7 +130,14 @@ def train(
     cohort, splits = _cohort_to_train(table, slides, masks, settings)
     prepared = _prepared(cohort, rasters or default_rasters(table), settings, workers=workers)
     if folds is not None or seeds is not None:
-        _train_repeatedly(prepared, settings, out, folds=folds, seeds=seeds, resume=resume)
+        from holoslide.repeated import train_folds, train_seeds
+
+        if folds is not None:
+            several = partial(train_folds, prepared, settings, out, folds)
+        else:
+            assert seeds is not None
+            several = partial(train_seeds, prepared, settings, out, seeds, splits=splits)
+        _train_repeatedly(several, prepared, resume=resume)
         return
     with _training_bar() as progress:
         result = train_run(prepared, settings, out, splits=splits, resume=resume, progress=progress)
@@ -139,17 +149,9 @@ def train(
     report_left_out(prepared)
 
 
-def _train_repeatedly(
-    prepared: Prepared, settings: RunConfig, out: Path, *, folds: int | None, seeds: int | None, resume: bool
-) -> None:
-    from holoslide.repeated import train_folds, train_seeds
-
-    count = folds if folds is not None else seeds
-    assert count is not None
+def _train_repeatedly(several: Callable[..., Repeated], prepared: Prepared, *, resume: bool) -> None:
     with _training_bar() as progress:
-        found = (train_folds if folds is not None else train_seeds)(
-            prepared, settings, out, count, resume=resume, announce=typer.echo, progress=progress
-        )
+        found = several(resume=resume, announce=typer.echo, progress=progress)
     print_table(["measure", "mean", "s.d.", "of each run"], found.rows())
     typer.echo(f"report: {found.report}")
     report_left_out(prepared)

@@ -105,12 +105,11 @@ def train_folds(
     announce: Announce, progress: Any = None, advance: Advance | None = None,
 ) -> Repeated:  # fmt: skip
     """Cross-validation: a network for each fold, tested on the patients it has not seen."""
-    runs = [
-        _Planned(
-            f"fold-{n}", dataclasses.replace(prepared, cohort=cohort, left_out=[*prepared.left_out]), config
-        )
-        for n, cohort in enumerate(folds(prepared.cohort, count, config.split), start=1)
-    ]
+    splits = f"drawn by patient, with seed {config.split.seed}"
+    runs = []
+    for n, cohort in enumerate(folds(prepared.cohort, count, config.split), start=1):
+        own = dataclasses.replace(prepared, cohort=cohort, left_out=[*prepared.left_out])
+        runs.append(_Planned(f"fold-{n}", own, config, splits))
     return _run_all(
         "folds",
         prepared,
@@ -125,17 +124,20 @@ def train_folds(
 
 
 def train_seeds(
-    prepared: Prepared, config: RunConfig, out: Path, count: int, *, resume: bool = False,
+    prepared: Prepared, config: RunConfig, out: Path, count: int, *, splits: str = "", resume: bool = False,
     announce: Announce, progress: Any = None, advance: Advance | None = None,
 ) -> Repeated:  # fmt: skip
-    """The same parts, trained anew with `count` seeds from the configuration's on; judged is their mean."""
+    """The same parts, trained anew with `count` seeds from the configuration's on; judged is their mean.
+
+    `splits` says how the parts came about, for the reports.
+    """
     if count < 2:
         raise ConfigError("--seeds", f"is {count}", "give 2 or more")
     runs = []
     for seed in range(config.train.seed, config.train.seed + count):
         changed = dataclasses.replace(config, train=dataclasses.replace(config.train, seed=seed))
         own = dataclasses.replace(prepared, left_out=[*prepared.left_out])
-        runs.append(_Planned(f"seed-{seed}", own, changed))
+        runs.append(_Planned(f"seed-{seed}", own, changed, splits))
     return _run_all(
         "seeds",
         prepared,
@@ -151,9 +153,12 @@ def train_seeds(
 
 @dataclass(frozen=True, slots=True)
 class _Planned:
+    """A run to be trained; `splits` says how its parts came about."""
+
     name: str
     prepared: Prepared
     config: RunConfig
+    splits: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,7 +185,10 @@ def _run_all(
             announce(f"{one.name}: done before")
             continue
         announce(f"{one.name} of {len(planned)}")
-        train(one.prepared, one.config, folder, resume=resume and folder.exists(), progress=progress)
+        train(
+            one.prepared, one.config, folder,
+            splits=one.splits, resume=resume and folder.exists(), progress=progress,
+        )  # fmt: skip
         evaluate_run(folder, one.prepared, progress=advance)
     classes = prepared.cohort.classes
     positive = Positive.of(classes, config.evaluate.positive)
@@ -217,16 +225,16 @@ def _refuse_other_runs(
         raise CheckpointError(out, "holds a run already", "resume it, or train into another folder")
     data = {row.pop("slide_id"): row for row in data_rows(prepared)} if begun else {}
     for one in begun:
-        refuse_other_run(out / one.name, _recorded(out / one.name), _identity(one, data))
+        wanted = _identity(one.prepared.cohort, one.config, data)
+        refuse_other_run(out / one.name, _recorded(out / one.name), wanted)
 
 
-def _identity(one: _Planned, data: Mapping[str, Mapping[str, str]]) -> Identity:
+def _identity(cohort: Cohort, config: RunConfig, data: Mapping[str, Mapping[str, str]]) -> Identity:
     """What a run is: the settings that its weights follow from, and every slide; `data` are the slides' files."""
     slides = {}
-    for row in one.prepared.cohort:
+    for row in cohort:
         known = {"patient": row.patient_id, "label": row.label or "", "split": row.split or ""}
         slides[row.slide_id] = {**data.get(row.slide_id, {}), **known}
-    config = one.config
     parts = {"prepare": config.prepare, "model": config.model, "augment": config.augment}
     return describe({"train": decisive(config.train), **parts, "slides": slides})
 
@@ -236,8 +244,7 @@ def _recorded(folder: Path) -> Identity:
     cohort = Cohort.from_csv(folder / "cohort.csv")
     with (folder / DATA).open(newline="", encoding="utf-8") as file:
         data = {row.pop("slide_id"): row for row in csv.DictReader(file)}
-    then = Prepared(cohort, {}, [], [])
-    return _identity(_Planned(folder.name, then, RunConfig.load(folder / "config.yaml")), data)
+    return _identity(cohort, RunConfig.load(folder / "config.yaml"), data)
 
 
 def _left_out(planned: Sequence[_Planned], scores: Sequence[_Scores]) -> list[tuple[str, str]]:
@@ -290,7 +297,7 @@ def _report(
         if repeats == "folds"
         else first.files,
         directory=str(Path.cwd()),
-        splits=f"drawn by patient, with seed {planned[0].config.split.seed}" if repeats == "folds" else "",
+        splits=planned[0].splits,
         again=command_again(out, f"--{repeats}", str(len(planned)), rasters=first.facts.get("rasters")),
         repeats=repeats,
         runs=summaries,

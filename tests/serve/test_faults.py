@@ -72,6 +72,17 @@ def test_tiles_that_fail_are_asked_for_again_and_the_message_goes(page: Any, vie
     )
 
 
+def test_a_thumbnail_that_fails_is_asked_for_again(page: Any, viewer: Served) -> None:
+    failing = True
+    page.route("**/thumbnail.jpg*", lambda route: route.fulfill(status=503) if failing else route.continue_())
+    page.goto(viewer.url)
+    first = page.locator("#slides img").first
+    expect(first).to_have_class("thumb missing")
+    failing = False
+    expect(first).to_have_class("thumb")
+    assert first.evaluate("picture => picture.naturalWidth > 0")
+
+
 def test_a_slide_with_a_damaged_heatmap_is_shown(page: Any, run_copy: Path) -> None:
     for path in (run_copy / "heatmaps").glob("focus-001*.npz"):
         path.write_bytes(b"no heatmap")

@@ -7,8 +7,8 @@ import { ask } from "./ask.js";
 
 const FETCHES = 8; // at once
 const KEPT_TILES = 400;
-const RETRY_MS = 2000; // after a first failure; then twice as long each time
-const LONGEST_RETRY_MS = 60_000;
+export const RETRY_MS = 2000; // after a first failure; then twice as long each time
+export const LONGEST_RETRY_MS = 60_000;
 const ZOOM_MS = 140;
 const MAX_SCALE = 4;
 const calm = window.matchMedia("(prefers-reduced-motion: reduce)");

@@ -1,5 +1,6 @@
 // The list of slides: found by text, narrowed by label, prediction, part and state, in any order.
 
+import { LONGEST_RETRY_MS, RETRY_MS } from "./deepzoom.js";
 import { add } from "./pane.js";
 import { labelsOf, latest } from "./review.js";
 
@@ -58,12 +59,22 @@ export class SlideList extends EventTarget {
   thumbnails() {
     this.seen ??= new IntersectionObserver((entries) => {
       for (const { isIntersecting, target } of entries) {
-        if (!isIntersecting || target.src) continue;
-        target.src = `/api/slides/${encodeURIComponent(target.dataset.id)}/thumbnail.jpg?run=${this.run.state}`;
-        target.addEventListener("error", () => target.classList.add("missing"));
+        if (isIntersecting && !target.src) this.show(target);
       }
     }, { root: byId("slides"), rootMargin: "100px" });
     for (const item of this.items.values()) this.seen.observe(item.querySelector("img"));
+  }
+
+  show(picture) {
+    let pause = RETRY_MS;
+    const address = `/api/slides/${encodeURIComponent(picture.dataset.id)}/thumbnail.jpg?run=${this.run.state}`;
+    picture.addEventListener("load", () => picture.classList.remove("missing"));
+    picture.addEventListener("error", () => {
+      picture.classList.add("missing");
+      setTimeout(() => (picture.src = address), pause);
+      pause = Math.min(LONGEST_RETRY_MS, 2 * pause);
+    });
+    picture.src = address;
   }
 
   mark(slide) {
