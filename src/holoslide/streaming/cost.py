@@ -132,10 +132,14 @@ def measure(segment: Segment, *, trains: bool = True, input_grad: bool = False) 
     segment.folded.refresh()
     sides = [(n + field.margin_before + field.margin_after) * field.stride for n in _TRIAL_SIDES]
     areas = [side * side for side in sides]
-    # The first makes the gradients, which are there in all steps but the first, and what libraries set up once.
-    trials = [_trial(segment, side, backward=trains, input_grad=input_grad) for side in (sides[0], *sides)][
-        1:
-    ]
+
+    def trial(side: int) -> _Trial:
+        return _trial(segment, side, backward=trains, input_grad=input_grad)
+
+    # What is there from the second step on: the gradients, and what libraries set up; on a GPU that is by size.
+    for side in sides if segment.device.type == "cuda" else sides[:1]:
+        trial(side)
+    trials = [trial(side) for side in sides]
     for parameter in segment.folded.twin.parameters():
         parameter.grad = None
     return Cost(
