@@ -99,7 +99,7 @@ def shares(config: ModelConfig, side_px: int, rounds: int) -> dict[str, float]:
 
 def measure(options: Options) -> Result:
     """The shares by network and side."""
-    sides, rounds = ((512,), 1) if options.quick else ((1000, 2000, 3000), 5)
+    sides, rounds = ((512,), 1) if options.quick else ((1000, 2000), 3)
     names = ("resnet18_k3",) if options.quick else tuple(NETWORKS)
     found = {f"{name}_{side}": shares(NETWORKS[name], side, rounds) for name in names for side in sides}
     figures: dict[str, Figure] = {
