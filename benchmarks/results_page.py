@@ -41,7 +41,7 @@ OPEN = (
     "reconstruction on and off on more than one layout; alpha, number and size of patches, on accuracy",
     "tissue pooling and glass against the paper's zeros and all, on accuracy",
     "auxiliary heads without barriers (`model.barrier_every`, `python -m benchmarks.settings --only "
-    "small-lesions-no-barriers`): possible, and not trained yet",
+    "small-lesions-no-barriers`) on more than one layout: on layout 0, one training each, no difference was seen",
     "stem stride, learning rate, number of training slides, label noise: on frozen features by "
     "`python -m benchmarks.heads`, run for pooling and norm alone so far; frozen BatchNorm scale",
     "burden 0.06: the paper's heads with the preset's training on more than one layout, and with nothing "
