@@ -344,11 +344,13 @@ class Paired:
 
 def paired(a: Callable[[], object], b: Callable[[], object], *, rounds: int = 5, warm_up: int = 1) -> Paired:
     """Time two functions in turn, after `warm_up` untimed rounds; waits for the GPU where there is one."""
-    for _ in range(warm_up):
-        a()
-        b()
-    times = [(_seconds(a), _seconds(b)) for _ in range(rounds)]
-    return Paired(tuple(t for t, _ in times), tuple(t for _, t in times))
+    return Paired(*in_turn(a, b, rounds=rounds, warm_up=warm_up))
+
+
+def in_turn(*functions: Callable[[], object], rounds: int, warm_up: int = 1) -> list[tuple[float, ...]]:
+    """Seconds of each function's rounds, as `paired`, for any number of them."""
+    times = [[_seconds(function) for function in functions] for _ in range(warm_up + rounds)]
+    return list(zip(*times[warm_up:], strict=True))
 
 
 def _seconds(function: Callable[[], object]) -> float:

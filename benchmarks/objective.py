@@ -10,13 +10,11 @@ from __future__ import annotations
 
 import dataclasses
 import statistics
-import time
-from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
-from benchmarks.common import Figure, Options, Result, main
+from benchmarks.common import Figure, Options, Result, in_turn, main
 from benchmarks.slides import GLASS, NoisePixels
 from benchmarks.steps import Step, streamed
 from holoslide.models.backbone import BackboneConfig
@@ -69,26 +67,13 @@ def modules_alone(network: StreamedClassifier, slide: NoisePixels) -> Step:
     return run
 
 
-def seconds(steps: Sequence[Callable[[], object]], rounds: int) -> list[float]:
-    """Each step's median time, taken in turn after a round that does not count."""
-    times: list[list[float]] = [[] for _ in steps]
-    for number in range(rounds + 1):
-        for step, taken in zip(steps, times, strict=True):
-            started = time.perf_counter()
-            step()
-            if number > 0:
-                taken.append(time.perf_counter() - started)
-    return [statistics.median(taken) for taken in times]
-
-
 def shares(config: ModelConfig, side_px: int, rounds: int) -> dict[str, float]:
     """What heads and reconstruction add, as shares of the step, and its seconds."""
     slide = NoisePixels(side_px, tissue=TISSUE)
     network = made(config, slide)
     bare = made(dataclasses.replace(config, reconstruction=ReconstructionConfig(alpha=0)), slide)
-    alone, headed, whole = seconds(
-        [modules_alone(network, slide), streamed(bare, slide), streamed(network, slide)], rounds
-    )
+    steps = modules_alone(network, slide), streamed(bare, slide), streamed(network, slide)
+    alone, headed, whole = (statistics.median(times) for times in in_turn(*steps, rounds=rounds))
     return {
         "share": round(1 - alone / whole, 3),
         "heads": round((headed - alone) / whole, 3),

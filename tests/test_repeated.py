@@ -150,6 +150,7 @@ def test_folds_give_one_report(table: Path, folded: Path) -> None:
         found, [json.loads((out / f"fold-{n}" / "metrics.json").read_text()) for n in (1, 2)]
     )
     words = words_of(out / "report.html")
+    assert "dot: the decisions of all runs, each by its own threshold" in words
     assert "fold-2" in words
     assert "2 networks of 1 module were trained, one a fold" in words
     assert "The folds share no patient: drawn by patient, with seed 0." in words

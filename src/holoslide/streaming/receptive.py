@@ -232,8 +232,9 @@ def shape_twin(module: nn.Module) -> nn.Module:
     weights = {id(p): nn.Parameter(p.detach().to("meta"), requires_grad=False) for p in module.parameters()}
     twin = copy.deepcopy(module, weights | {id(b): b.to("meta") for b in module.buffers()}).float()
     for layer in twin.modules():
-        if type(layer) is nn.BatchNorm2d:  # on meta tensors it is Python, and would take most of the time
-            setattr(layer, "forward", _unchanged)  # noqa: B010 - a method to mypy
+        # On meta tensors it is Python, and would take most of the time. A class of its own may do more than it.
+        if type(layer) is nn.BatchNorm2d:
+            setattr(layer, "forward", _unchanged)  # noqa: B010 - mypy refuses to assign to a method
     return twin
 
 
