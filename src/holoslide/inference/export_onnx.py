@@ -76,18 +76,19 @@ class WholeClassifier(nn.Module):
 
     def forward(self, pixels_HW3: Tensor, tissue_HW: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """See the class."""
-        features = self.stem(self._padded(pixels_HW3, tissue_HW))
+        inside_HW = (tissue_HW.float() > 0).float()  # ONNX Runtime 1.20 compares no bytes
+        features = self.stem(self._padded(pixels_HW3, inside_HW))
         logits = []
         for k, part in enumerate(self.parts):
             features = part(features)
-            cells_CHW, votes_HW = self._cells(k, features, tissue_HW)
+            cells_CHW, votes_HW = self._cells(k, features, inside_HW)
             answer, attention_HW, evidence_LHW = _read(self.readouts[k], cells_CHW, votes_HW)
             logits.append(answer)
         return torch.stack(logits), torch.softmax(logits[-1], dim=0), attention_HW, evidence_LHW
 
-    def _padded(self, pixels_HW3: Tensor, tissue_HW: Tensor) -> Tensor:
+    def _padded(self, pixels_HW3: Tensor, inside_HW: Tensor) -> Tensor:
         """Normalised, with glass wherever there is no tissue, and around it: (1, 3, H', W')."""
-        above_HW3 = (pixels_HW3.float() - self.glass) * (tissue_HW > 0).float()[..., None]
+        above_HW3 = (pixels_HW3.float() - self.glass) * inside_HW[..., None]
         image = above_HW3.permute(2, 0, 1)[None]
         if self.border == "glass":
             stride, before = self.frame.stride_px, self.frame.before_px
@@ -99,21 +100,21 @@ class WholeClassifier(nn.Module):
         shift = (self.glass - self.mean) / self.std
         return image / self.std[:, None, None] + shift[:, None, None]
 
-    def _cells(self, k: int, features_BCHW: Tensor, tissue_HW: Tensor) -> tuple[Tensor, Tensor]:
+    def _cells(self, k: int, features_BCHW: Tensor, inside_HW: Tensor) -> tuple[Tensor, Tensor]:
         """Head k's cells (C, h, w), and a weight of 1 for each that votes, (h, w)."""
         kernel, stride = self.kernels[k], self.strides[k]
         side_px = kernel * stride
         if self.border == "glass":
             first = self.frame.before_px // stride
-            rows = (tissue_HW.shape[0] + side_px - 1) // side_px
-            columns = (tissue_HW.shape[1] + side_px - 1) // side_px
+            rows = (inside_HW.shape[0] + side_px - 1) // side_px
+            columns = (inside_HW.shape[1] + side_px - 1) // side_px
             features_BCHW = features_BCHW[
                 :, :, first : first + rows * kernel, first : first + columns * kernel
             ]
         cells_CHW = self.head_stems[k](features_BCHW)[0]
         if self.pool == "all":
             return cells_CHW, torch.ones_like(cells_CHW[0])
-        padded = F.pad((tissue_HW > 0).float()[None, None], (0, side_px - 1, 0, side_px - 1))
+        padded = F.pad(inside_HW[None, None], (0, side_px - 1, 0, side_px - 1))
         votes_HW = F.max_pool2d(padded, side_px, stride=side_px)[0, 0]
         return cells_CHW, votes_HW[: cells_CHW.shape[1], : cells_CHW.shape[2]]
 
