@@ -2,6 +2,7 @@
 
 PYTHON ?= python3
 VENV := .venv
+LOWEST := .venv-lowest
 BIN := $(VENV)/bin
 UV := $(BIN)/uv
 UV_VERSION := 0.13.9
@@ -15,7 +16,7 @@ WANTED = cat requirements.lock pyproject.toml | cksum
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint docs lock clean
+.PHONY: help setup demo test lowest lint docs lock clean
 
 help:  ## list the commands
 	@sed -n 's/^\([a-z]*\): .*## /  make \1\t/p' Makefile
@@ -54,6 +55,12 @@ lock: setup  ## write requirements.lock from pyproject.toml: versions and hashes
 	  --generate-hashes --no-emit-index-url --no-header --no-annotate --quiet -o requirements.lock
 	@if grep -n '://' requirements.lock; then echo "requirements.lock holds addresses" >&2; exit 1; fi
 
+lowest: setup  ## run the tests, or ARGS, on the oldest releases that pyproject.toml allows: 3 GB to download
+	$(UV) venv --quiet --clear $(LOWEST)
+	VIRTUAL_ENV=$(CURDIR)/$(LOWEST) $(UV) pip install --quiet --resolution lowest-direct --group dev \
+	  --editable '.[cluster,dicom,hub,onnx,stain,zarr]'
+	$(LOWEST)/bin/python -m pytest -n logical --maxprocesses 8 --dist worksteal -W default $(ARGS)
+
 clean:  ## remove the environment, caches and the demo
-	rm -rf $(VENV) build dist demo site .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(LOWEST) build dist demo site .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
