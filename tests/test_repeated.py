@@ -174,6 +174,12 @@ def test_folds_give_one_report(table: Path, folded: Path) -> None:
         assert view.outline(line["id"])
 
 
+def test_the_report_of_folds_has_the_very_values_that_each_fold_measured(folded: Path) -> None:
+    together = json.loads((folded / "metrics.json").read_text())["runs"]
+    for name, found in together.items():
+        assert found == json.loads((folded / name / "metrics.json").read_text())["slides"]
+
+
 def test_folds_go_on_where_they_were_stopped(train: Train, folded_copy: Path) -> None:
     out, together = folded_copy, rows_of(folded_copy / "predictions.csv")
     before = (out / "fold-1" / "last.ckpt").stat().st_mtime_ns

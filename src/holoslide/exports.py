@@ -132,7 +132,7 @@ def clam_table(scored: Sequence[Prediction], classes: Sequence[str]) -> list[dic
                 "slide_id": one.row.slide_id,
                 "Y": str(list(classes).index(label)) if label in classes else "",
                 "Y_hat": str(int(probabilities.argmax())),
-                **{f"p_{k}": f"{p:.6f}" for k, p in enumerate(probabilities)},
+                **{f"p_{k}": repr(float(p)) for k, p in enumerate(probabilities)},
             }
         )
     return rows

@@ -34,3 +34,9 @@ def test_slides_are_chosen_once_and_the_right_ones_take_turns() -> None:
 def test_a_patient_with_both_labels_counts_in_both_classes_and_once_in_all() -> None:
     part = CohortPart.count("test", [("p", "a"), ("p", "b"), ("q", "a"), ("r", None)])
     assert (part.slides, part.patients, part.by_class) == (4, 3, {"a": (2, 2), "b": (1, 1)})
+
+
+def test_a_table_keeps_apart_what_the_network_tells_apart() -> None:
+    sure = [PredictionRow("s", "p", None, "b", (odds, 1 - odds)) for odds in (3e-7, 4e-7, 1e-12)]
+    written = [row.row(("a", "b")) for row in sure]
+    assert [(float(row["p_a"]), float(row["p_b"])) for row in written] == [row.probabilities for row in sure]

@@ -145,13 +145,16 @@ class PredictionRow:
         return None if self.label is None else self.label == self.prediction
 
     def row(self, classes: Sequence[str]) -> dict[str, str]:
-        """A line of a table of predictions: `slide_id, patient_id, label, prediction, p_<class>...`."""
+        """A line of a table of predictions: `slide_id, patient_id, label, prediction, p_<class>...`.
+
+        Probabilities are written to the last bit: of sure slides, fewer digits would make ranks equal.
+        """
         return {
             "slide_id": self.slide_id,
             "patient_id": self.patient_id,
             "label": self.label or "",
             "prediction": self.prediction,
-            **{f"p_{name}": f"{p:.6f}" for name, p in zip(classes, self.probabilities, strict=True)},
+            **{f"p_{name}": repr(float(p)) for name, p in zip(classes, self.probabilities, strict=True)},
         }
 
 
