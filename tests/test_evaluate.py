@@ -6,11 +6,15 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
 from holoslide.api import Run
+from holoslide.config import RunConfig
+from holoslide.errors import CheckpointError
 from holoslide.inference.card import model_card
 from holoslide.inference.heatmap import Heatmap, heatmap_paths
 from holoslide.models.classifier import LocalClassifier
+from holoslide.results import Predictor, predict_one, predictions_of
 from holoslide.runs import rasters_of
 from holoslide.serve.run import RunView
 from holoslide.slides.cohort import Cohort
@@ -199,3 +203,46 @@ def test_the_heatmaps_of_slides_that_are_drawn_are_let_go(
     assert holoslide("evaluate", finished_run, *given) == 0
     assert len(alive) == 8
     assert max(alive) <= 1
+
+
+def test_a_network_without_barriers_is_not_said_to_be_trained_module_by_module(
+    finished_run: Path, tmp_path: Path
+) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(finished_run, copy, ignore=shutil.ignore_patterns("last.ckpt", "tensorboard", "heatmaps"))
+    card = copy / "best" / "model.yaml"
+    text = card.read_text()
+    assert "\n  barrier_every: 1\n" in text
+    assert "cut into 2 locally trained modules" in model_card(LocalClassifier.load(copy / "best"), title="a")
+    card.write_text(text.replace("\n  barrier_every: 1\n", "\n  barrier_every: 2\n"))
+    assert "cut into 2 modules, gradient barriers: none" in model_card(
+        LocalClassifier.load(copy / "best"), title="a"
+    )
+    assert holoslide("evaluate", copy) == 0
+    assert "no gradient barrier is between them" in words_of(copy / "report.html")
+
+
+def test_the_model_of_a_run_by_itself_is_prepared_for_as_the_run_is(finished_run: Path) -> None:
+    assert Predictor(finished_run / "best").config == Predictor(finished_run).config != RunConfig()
+
+
+def test_a_clusters_worker_does_not_take_another_model_for_the_one_it_keeps(
+    finished_run: Path, tmp_path: Path
+) -> None:
+    """A worker outlives a command, and the folder may be trained into again meanwhile."""
+    copy, folder = tmp_path / "run", rasters_of(finished_run)
+    assert folder is not None
+    shutil.copytree(finished_run / "best", copy / "best")
+    row = Cohort.from_csv(finished_run / "cohort.csv").test.rows[0]
+    raster, first = folder / f"{row.slide_id}.tif", Predictor(copy)
+    before = predict_one(copy, first.weights_sha256(), row, raster, None)
+    with torch.no_grad():
+        for parameter in first.model.heads.parameters():
+            parameter.add_(0.1)
+    first.model.save(copy / "best")
+    second = Predictor(copy)
+    (expected,) = predictions_of([second.score(row, raster)])
+    after = predict_one(copy, second.weights_sha256(), row, raster, None)
+    assert after == expected.row(second.model.classes) != before
+    with pytest.raises(CheckpointError, match="holds another model than where the work comes from"):
+        predict_one(copy, "0" * 64, row, raster, None)

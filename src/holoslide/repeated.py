@@ -301,6 +301,7 @@ def _report(
         again=command_again(out, f"--{repeats}", str(len(planned)), rasters=first.facts.get("rasters")),
         repeats=repeats,
         runs=summaries,
+        barrier_every=first.barrier_every,
     )
 
 

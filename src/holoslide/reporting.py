@@ -13,6 +13,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from holoslide.evaluated import Evaluated
 from holoslide.evaluation.outcome import Outcome
 from holoslide.evaluation.overlay import BoxPx, box_on_picture
@@ -29,6 +31,7 @@ from holoslide.evaluation.report_data import (
 )
 from holoslide.evaluation.scales import evidence_for
 from holoslide.inference.heatmap import Heatmap
+from holoslide.models.classifier import CARD_FILE
 from holoslide.pipeline import command_given, environment
 from holoslide.runs import DATA, FACTS, LEFT_OUT, read_json
 from holoslide.slides.cohort import SPLITS, Cohort
@@ -66,6 +69,13 @@ class Run:
         """The epoch that was chosen, counted from 1."""
         best = self.facts.get("best_epoch")
         return int(best) if best is not None else None
+
+    @property
+    def barrier_every(self) -> int:
+        """A gradient barrier follows every so many modules of its model; 1 where that is not known."""
+        path = self.folder / "best" / CARD_FILE
+        card = yaml.safe_load(path.read_text(encoding="utf-8")) if path.exists() else {}
+        return int(card.get("model", {}).get("barrier_every", 1))
 
     @property
     def metrics(self) -> dict[str, Any]:
@@ -132,6 +142,7 @@ def report_of(
         again="" if facts.get("given_model") else command_again(evaluated.run),
         given_model=bool(facts.get("given_model")),
         calibrated=calibrated,
+        barrier_every=found.barrier_every,
     )
     return dataclasses.replace(report, **_command(facts), **_data(evaluated, found))
 
@@ -240,7 +251,7 @@ def pictures_of(
         heatmap = Heatmap.load(next(path for path in paths if path.exists()))
         with Raster.open(rasters[slide_id]) as raster:
             pixels, box_px = raster_picture(raster, heatmap)
-            um_per_px = raster.mpp * raster.shape_px[0] / pixels.shape[0]
+            um_per_px = raster.mpp * raster.shape_px[1] / pixels.shape[1]  # a bar lies along the width
         target = heatmap.classes.index(one.prediction)
         constant = float(evidence_for(heatmap.bias_L, target))
         shown.append(

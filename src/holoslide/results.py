@@ -26,7 +26,7 @@ import torch
 from numpy.typing import NDArray
 
 from holoslide.config import RunConfig
-from holoslide.errors import CohortError, MemoryPlanError, SlideError
+from holoslide.errors import CheckpointError, CohortError, MemoryPlanError, SlideError
 from holoslide.evaluated import Evaluated
 from holoslide.evaluation.calibration import Temperature
 from holoslide.evaluation.legend import with_legend
@@ -54,7 +54,7 @@ from holoslide.models.memory import plan_for
 from holoslide.models.streamed import StreamedClassifier
 from holoslide.pipeline import Advance, Prepared, write_json, write_rows
 from holoslide.reporting import pictures_of, raster_picture, report_of
-from holoslide.runs import model_of, read_json
+from holoslide.runs import model_of, read_json, settings_of
 from holoslide.slides.cluster import on_cluster
 from holoslide.slides.cohort import Cohort, SlideRow
 from holoslide.slides.facts import one_line
@@ -114,9 +114,8 @@ class Predictor:
         self.folder = folder
         self.model_folder = best
         self.model = LocalClassifier.load(best)
-        self.config = config or (
-            RunConfig.load(folder / "config.yaml") if (folder / "config.yaml").exists() else RunConfig()
-        )
+        told = settings_of(folder)
+        self.config = config or (RunConfig() if told is None else RunConfig.load(told))
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.model.to(device)
         mixed = mixed_dtype(self.config.train.precision, device)
@@ -187,15 +186,13 @@ def predict_cohort(
     rows = list(prepared.cohort)
     table: dict[int, dict[str, str]] = {}
     heatmaps = None if heatmaps is None else heatmaps.absolute()
-    work = [
-        (predictor.folder.absolute(), row, prepared.rasters[row.slide_id].absolute(), heatmaps)
-        for row in rows
-    ]
+    model = predictor.folder.absolute(), predictor.weights_sha256()
+    work = [(row, prepared.rasters[row.slide_id].absolute(), heatmaps) for row in rows]
     found: Iterator[tuple[int, Any]]
     if cluster is None:
-        found = ((index, _predicted(predictor, *each[1:])) for index, each in enumerate(work))
+        found = ((index, _predicted(predictor, *each)) for index, each in enumerate(work))
     else:
-        found = on_cluster(cluster, predict_one, work)
+        found = on_cluster(cluster, predict_one, [(*model, *each) for each in work])
     out.parent.mkdir(parents=True, exist_ok=True)
     partial = out.with_suffix(".partial.csv")
     with partial.open("w", encoding="utf-8", newline="", buffering=1) as file:
@@ -235,16 +232,22 @@ _one_at_a_time = threading.Lock()  # a cluster's worker may have several threads
 
 
 @functools.lru_cache(maxsize=1)
-def _predictor(folder: Path) -> Predictor:
-    return Predictor(folder)
+def _predictor(folder: Path, sha256: str) -> Predictor:
+    """A worker outlives a command: the folder may hold another model by the next one."""
+    predictor = Predictor(folder)
+    if predictor.weights_sha256() != sha256:
+        raise CheckpointError(
+            folder, "holds another model than where the work comes from", "give all the same files"
+        )
+    return predictor
 
 
 def predict_one(
-    folder: Path, row: SlideRow, raster: Path, heatmaps: Path | None
+    folder: Path, sha256: str, row: SlideRow, raster: Path, heatmaps: Path | None
 ) -> dict[str, str] | SlideError:
-    """Score one slide on a cluster's worker, which keeps the model for the next."""
+    """Score one slide on a cluster's worker, which keeps the model, known by its hash, for the next."""
     with _one_at_a_time:
-        return _predicted(_predictor(folder), row, raster, heatmaps)
+        return _predicted(_predictor(folder, sha256), row, raster, heatmaps)
 
 
 def draw_heatmap(one: Prediction, folder: Path) -> None:

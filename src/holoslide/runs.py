@@ -51,6 +51,14 @@ def model_of(folder: Path) -> Path:
     raise CheckpointError(folder, "is not a run or a model", "give the folder that train wrote")
 
 
+def settings_of(folder: Path) -> Path | None:
+    """The settings beside a run's or a saved model; a run's `best` by itself has the run's, or slides would be
+    prepared for it in another way.
+    """
+    homes = [folder, *([folder.parent] if folder.resolve().name == "best" else [])]
+    return next((home / "config.yaml" for home in homes if (home / "config.yaml").is_file()), None)
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """What a run wrote about itself; nothing where it has not yet. CheckpointError for a damaged file."""
     if not path.is_file():

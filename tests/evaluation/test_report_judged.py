@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from tests.evaluation.reports import Page, full, measured, picture, several, svgs
 
+from holoslide.evaluation._report_judged import taught
 from holoslide.evaluation._report_view import number
 from holoslide.evaluation.calibration import Temperature
 from holoslide.evaluation.outcome import pool
@@ -192,6 +193,25 @@ def test_modules_have_intervals_and_a_word_where_one_points_the_wrong_way() -> N
         in page.words
     )
     assert "wrong way" not in Page(render(report)).words
+
+
+@pytest.mark.parametrize(
+    ("modules", "every", "said"),
+    [
+        (3, 1, "trained without a word from the modules behind it. The last one's"),
+        (
+            3,
+            2,
+            "it learnt from those behind it, too, up to the next gradient barrier, one after every 2. The",
+        ),
+        (3, 3, "no gradient barrier is between them, so it learnt from those of all modules behind it, too."),
+        (1, 1, "The network is one module, trained from end to end: its classifier's answer"),
+    ],
+)
+def test_what_a_module_learnt_from_is_said_as_it_was(modules: int, every: int, said: str) -> None:
+    report = dataclasses.replace(full(), module_metrics=full().module_metrics[-modules:], barrier_every=every)
+    assert said in taught(report)
+    assert ("without a word from" in taught(report)) == (modules > 1 and every == 1)
 
 
 def test_more_than_was_planned_is_worth_a_word() -> None:

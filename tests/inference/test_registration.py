@@ -180,3 +180,22 @@ def test_a_smaller_picture_of_a_raster_keeps_cells_in_place(tmp_path: Path) -> N
         evidence_scale(heatmap.evidence_LHW[1], "b"),
     )
     assert_on_lesion(photo, drawn, 11)
+
+
+def test_the_scale_bar_of_a_strip_of_tissue_is_as_long_as_it_says(tmp_path: Path) -> None:
+    """Its picture is so low that whole pixels alone would make a bar of its height 1 % too long or too short."""
+    tissue = np.zeros((460, 2800), np.bool_)
+    tissue[170:273, 150:2650] = True
+    path, heatmap = raster_of(paint(tissue), tmp_path, None), hot_on_lesion()
+    draw_heatmap(
+        Prediction(
+            SlideRow("one", "p"), path, heatmap.classes, SlideScores(np.array([[0.0, 5.0]]), {}), (heatmap,)
+        ),
+        tmp_path / "maps",
+    )
+    said = PredictionRow("one", "p", "b", "b", (0.01, 0.99))
+    (picture,) = pictures_of([said], {"one": path}, [tmp_path / "maps"])
+    with Raster.open(path) as raster:
+        width_um = raster.shape_px[1] * raster.mpp
+    assert picture.um_per_px is not None
+    assert picture.thumbnail_HW3.shape[1] * picture.um_per_px == pytest.approx(width_um)

@@ -111,6 +111,24 @@ def _learning(runs: Sequence[RunSummary]) -> list[tuple[str, figures.Picture]]:
     return panels
 
 
+def taught(report: RunReport) -> str:
+    """Which classifiers each module learnt from."""
+    modules, every = len(report.module_metrics), report.barrier_every
+    if modules == 1:
+        return (
+            "The network is one module, trained from end to end: its classifier's answer is the prediction."
+        )
+    if every == 1:
+        how = ", trained without a word from the modules behind it"
+    elif every >= modules:
+        how = "; no gradient barrier is between them, so it learnt from those of all modules behind it, too"
+    else:
+        how = (
+            f"; it learnt from those behind it, too, up to the next gradient barrier, one after every {every}"
+        )
+    return f"Each module has a classifier of its own{how}. The last one's answer is the prediction."
+
+
 def _value(metrics: Metrics, key: str) -> float:
     value = getattr(metrics, key).value
     return math.nan if value is None else float(value)

@@ -70,6 +70,7 @@ def render(report: RunReport) -> str:
         scores=view.scores(report),
         curves=view.curves(report),
         depth=view.depth(report),
+        taught=judged.taught(report),
         repeated=judged.repeated(report),
         calibrated=judged.calibrated(report),
         decided=judged.decided(report),

@@ -200,7 +200,8 @@ class RunReport:
 
     `table` names another cohort than the network was trained on: then cohort, left-outs and files are that one's,
     and `learnt_from` counts its slides whose files training had. `splits` says how the parts came about.
-    `calibrated` says that probabilities and metrics are those after the temperature.
+    `calibrated` says that probabilities and metrics are those after the temperature. A gradient barrier followed
+    every `barrier_every` modules.
     """
 
     title: str
@@ -239,6 +240,7 @@ class RunReport:
     learnt_from: int = 0
     splits: str = ""
     calibrated: bool = False
+    barrier_every: int = 1
 
 
 def choose_slides(predictions: Sequence[PredictionRow], *, each: int = 3) -> dict[str, Group]:

@@ -29,7 +29,7 @@ model = LocalClassifier.load("hub:owner/name")  # or the path of this folder
 
 | | |
 | --- | --- |
-| backbone | {backbone}, cut into {modules} locally trained modules |
+| backbone | {backbone}, {cut} |
 | input | RGB at {mpp} um per pixel, tissue on glass of {glass} |
 | classes | {classes} |
 | parameters | {parameters:,} |
@@ -64,7 +64,7 @@ def model_card(model: LocalClassifier, *, title: str, run: Path | None = None) -
         title=title,
         classes=" against ".join(model.classes),
         backbone=model.config.backbone.name,
-        modules=len(model.units),
+        cut=_cut(len(model.units), model.config.barrier_every),
         mpp=model.mpp,
         glass=list(model.glass),
         parameters=sum(p.numel() for p in model.parameters()),
@@ -74,6 +74,15 @@ def model_card(model: LocalClassifier, *, title: str, run: Path | None = None) -
     if run is not None:
         text += _data(run / "cohort.csv") + _results(run / "metrics.json")
     return text + _LIMITS
+
+
+def _cut(modules: int, barrier_every: int) -> str:
+    if modules == 1:
+        return "one module, trained from end to end"
+    if barrier_every == 1:
+        return f"cut into {modules} locally trained modules"
+    barriers = "none" if barrier_every >= modules else f"one after every {barrier_every}"
+    return f"cut into {modules} modules, gradient barriers: {barriers}"
 
 
 def _data(table: Path) -> str:
