@@ -18,7 +18,7 @@ from holoslide.evaluation.calibration import (
 )
 from holoslide.evaluation.decision import choose_threshold, decide
 from holoslide.evaluation.intervals import wilson
-from holoslide.evaluation.metrics import Predictions
+from holoslide.evaluation.metrics import Predictions, measure
 from holoslide.evaluation.options import EvaluateConfig, Positive
 from holoslide.evaluation.outcome import assess, pool
 
@@ -63,6 +63,19 @@ def test_where_validation_does_not_tell_there_is_no_temperature_and_a_reason() -
     wrong = Predictions.checked([1, 0, 1], [[0.9, 0.1], [0.2, 0.8], [0.6, 0.4]], list("abc"), CLASSES)
     assert "no better than by guessing" in (fit_temperature(wrong).reason or "")
     np.testing.assert_allclose(fit_temperature(right).apply(right.probabilities), right.probabilities)
+
+
+def test_a_network_that_says_the_same_of_every_slide_has_no_temperature() -> None:
+    for classes in (("a", "b"), ("a", "b", "c")):
+        alike = np.full((4, len(classes)), 1 / len(classes))
+        found = fit_temperature(Predictions.checked([0, 1, 1, 0], alike, list("pqrs"), classes))
+        assert found.value is None
+        assert "no better than by guessing" in (found.reason or "")
+
+
+def test_what_is_certain_and_right_has_the_loss_of_the_measures() -> None:
+    sure = Predictions.checked([0, 1], [[1.0, 0.0], [0.0, 1.0]], ["p", "q"], CLASSES)
+    assert reliability(sure).log_loss == measure(sure, draws=1).log_loss.value > 0
 
 
 def test_calibrating_helps_the_overconfident_and_moves_no_rank() -> None:

@@ -208,6 +208,7 @@ def test_what_is_not_defined_says_why_and_is_never_nan() -> None:
     words = Page(text).words
     assert "every slide is of class normal" in words or "no slide is of class tumour" in words
     assert "On 12 test slides of 6 patients, " in words
+    assert "No such slide is tumour: what needs slides of every class is not measured." in words
     assert "ROC:" not in words  # no curve without both classes
     assert "nan" not in re.sub(r"base64,[A-Za-z0-9+/=]+", "", text).lower().split()
 

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from tests.evaluation.reports import Page, full, measured, picture, several, svgs
 
-from holoslide.evaluation._report_judged import taught
+from holoslide.evaluation._report_judged import calibrated, taught
 from holoslide.evaluation._report_view import number
-from holoslide.evaluation.calibration import Temperature
+from holoslide.evaluation.calibration import Temperature, tempered
 from holoslide.evaluation.outcome import pool
 from holoslide.evaluation.report import PredictionRow, RunReport, render
 
@@ -170,6 +170,17 @@ def test_an_error_is_below_within_or_beyond_chance(ece: float, word: str) -> Non
     before = dataclasses.replace(found.before, ece=ece, ece_by_chance=(0.03, 0.09))
     report = dataclasses.replace(full(), calibration=dataclasses.replace(found, before=before))
     assert f"An error of {ece:.3f} {word} the 0.030 to 0.090 that chance" in Page(render(report)).words
+
+
+def test_of_three_classes_a_temperature_is_not_said_to_change_no_ranking() -> None:
+    """It does: of these two slides the first is the surer of class a as predicted, and the second at 1/4."""
+    two = np.array([[0.5, 0.49, 0.01], [0.48, 0.26, 0.26]])
+    assert (np.argsort(tempered(two, 0.25)[:, 0]) != np.argsort(two[:, 0])).all()
+    for classes, said in ((("a", "b", "c"), False), (("normal", "tumour"), True)):
+        told = calibrated(full(classes))
+        assert told is not None
+        assert ("no ranking" in told["how"]) == said
+        assert "no predicted class" in told["how"]
 
 
 def test_of_three_classes_the_page_says_why_nothing_is_decided() -> None:

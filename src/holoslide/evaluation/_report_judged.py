@@ -230,10 +230,11 @@ def _how_calibrated(report: RunReport) -> str:
     else:
         on = f"the {found.temperature.slides} validation slides of {found.temperature.patients} patients"
         how, kept = f"logits divided by a temperature of {value:.2f}, fitted on {on}", "no ranking"
-    return (
-        f"Calibrated: {how}. It changes {kept} and no predicted class; the other results of this page are of the "
-        f"{shown}."
-    )
+    if len(report.classes) == 2:
+        changes = f"{kept} and no predicted class"
+    else:
+        changes = "no predicted class, but may change how slides rank by the probability of one class"
+    return f"Calibrated: {how}. It changes {changes}; the other results of this page are of the {shown}."
 
 
 NAMED = 12  # slides that are named in a sentence; the table of predictions marks all

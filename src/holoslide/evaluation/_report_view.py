@@ -127,6 +127,8 @@ def _caution(report: RunReport) -> str:
     advice = "so read the intervals rather than the values"
     if len(counts) == 1:
         return f"There are only {_count(rarest.slides, 'such slide')} of each class, {advice}."
+    if rarest.slides == 0:
+        return f"No such slide is {rarest.name}: what needs slides of every class is not measured."
     verb = "is" if rarest.slides == 1 else "are"
     return f"Only {_count(rarest.slides, 'such slide')} {verb} {rarest.name}, {advice}."
 

@@ -1,7 +1,8 @@
 """Whether probabilities mean what they say, and the one number that mends them: a temperature.
 
 N slides, C classes, B bins. The temperature divides the logits (Guo et al. 2017, arXiv 1706.04599). It is fitted on
-validation slides and judged on others; it changes no ranking and no predicted class. Log probabilities serve as
+validation slides and judged on others. It changes no predicted class and, of two classes, no ranking of the
+slides; of more, two slides may change places by what they say of the other classes. Log probabilities serve as
 logits, since a softmax forgets what is added to all of them.
 """
 
@@ -21,6 +22,7 @@ from holoslide.evaluation.metrics import Predictions
 
 BINS = 10
 DRAWS = 1000
+_EPS = np.finfo(np.float64).eps
 LEAST, MOST = 1 / 50, 50.0  # temperatures beyond these are no answer, but the lack of one
 
 
@@ -118,7 +120,8 @@ def fit_temperature(valid: Predictions) -> Temperature:
     if (logs_NC.argmax(axis=1) == valid.labels).all():
         reason = "every validation slide is right, and then the sharpest would look best"
         return Temperature(None, slides, patients, reason)
-    if value > 0.95 * MOST:
+    # Of probabilities that are all alike, every temperature is as good as any.
+    if value > 0.95 * MOST or found.fun > math.log(len(valid.classes)) - 1e-9:
         return Temperature(
             None, slides, patients, "the validation slides are answered no better than by guessing"
         )
@@ -139,7 +142,9 @@ def reliability(given: Predictions, *, seed: int = 0) -> Reliability:
     by_chance = [_ece(stated, rng.random(len(names))[patient_N] < stated, bin_N) for _ in range(DRAWS)]
     low, high = np.quantile(by_chance, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     one_hot = np.eye(len(given.classes))[given.labels]
-    own = given.probabilities[slides, given.labels]
+    own = np.clip(
+        given.probabilities[slides, given.labels], _EPS, 1 - _EPS
+    )  # as the log loss of the measures
     return Reliability(
         of=given.positive,
         bins=tuple(
@@ -149,7 +154,7 @@ def reliability(given: Predictions, *, seed: int = 0) -> Reliability:
         ece=_ece(stated, came_true, bin_N),
         ece_by_chance=(float(low), float(high)),
         brier=float(((given.probabilities - one_hot) ** 2).sum(axis=1).mean()) / (2 if is_binary else 1),
-        log_loss=float(-np.log(np.maximum(own, np.finfo(np.float64).eps)).mean()),
+        log_loss=float(-np.log(own).mean()),
     )
 
 
