@@ -1,5 +1,6 @@
 """A folder of several runs in the viewer: each slide with the run that tested it."""
 
+import json
 import shutil
 from pathlib import Path
 from urllib.parse import quote
@@ -10,6 +11,7 @@ import pytest
 from holoslide import cli
 from holoslide.inference.heatmap import Heatmap
 from holoslide.runs import repeats_of
+from holoslide.serve.run import RunView
 from tests.serve.served import serving
 from tests.serve.several import make_folds, make_seeds, read_rows
 
@@ -93,3 +95,13 @@ def test_evaluate_asks_for_one_of_the_runs_before_it_prepares_anything(
     one = folds_run / "fold-1"
     told = f"{folds_run}: holds 2 runs, and no model of its own; give one of them, such as {one}"
     assert capsys.readouterr().err.splitlines() == [f"holoslide: {told}"]
+
+
+def test_probabilities_after_the_temperature_are_told_from_those_as_predicted(run_copy: Path) -> None:
+    path, slide_id = run_copy / "metrics.json", read_rows(run_copy / "predictions.csv")[0]["slide_id"]
+    assert RunView(run_copy).source(slide_id)["words"] is None
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"calibrated": True}))
+    said = RunView(run_copy).source(slide_id)["words"]
+    assert (
+        said == "In the list, probabilities are after the temperature; here, and in the maps, as predicted."
+    )

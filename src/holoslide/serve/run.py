@@ -18,7 +18,7 @@ from typing import Any
 from holoslide.errors import CheckpointError, SlideError
 from holoslide.inference.heatmap import Heatmap, heatmap_paths
 from holoslide.inference.layers import Layer, layers_of
-from holoslide.runs import LEFT_OUT, repeats_of
+from holoslide.runs import LEFT_OUT, read_json, repeats_of
 from holoslide.serve.stamps import Stamp, stamp_of
 from holoslide.slides.cohort import Cohort, SlideRow
 from holoslide.slides.polygons import mask_polygons
@@ -37,12 +37,16 @@ class Layers:
 
 @dataclass(frozen=True, slots=True)
 class Training:
-    """One network's run: which slides are its test part, and what it said of those that it scored."""
+    """One network's run: which slides are its test part, and what it said of those that it scored.
+
+    `calibrated`: `predictions` are after the temperature; `by_module` never is.
+    """
 
     folder: Path
     tests: frozenset[str]
     predictions: dict[str, dict[str, str]]
     by_module: list[dict[str, str]]
+    calibrated: bool = False
 
     @classmethod
     def read(cls, folder: Path, cohort: Cohort) -> Training:
@@ -52,6 +56,7 @@ class Training:
             frozenset(row.slide_id for row in cohort.test),
             _predictions(folder),
             _table(folder / "predictions_modules.csv"),
+            bool(read_json(folder / "metrics.json").get("calibrated")),
         )
 
     @property
@@ -134,6 +139,11 @@ class RunView:
             words = f"Tested by {run}, which has not seen this patient."
         elif self.repeats and scored:
             words = f"{run} alone has scored it."
+        if training.calibrated and scored and not mean_of:
+            after = (
+                "In the list, probabilities are after the temperature; here, and in the maps, as predicted."
+            )
+            words = f"{words} {after}" if words else after
         advice = f"run holoslide evaluate{f' on {run}' if self.repeats else ''}"
         if self.repeats != "folds":
             advice += f" with --split all, then holoslide serve on {run}/all"
