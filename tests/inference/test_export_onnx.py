@@ -57,6 +57,13 @@ SIZES = [(9, 13, False), (20, 31, True), (37, 18, True), (4, 4, False)]
             "all cells' sum to the logits",
         ),
         (
+            ("resnet18", "layer2"),  # zeros begin where the raster ends, not its mask
+            "zeros",
+            "tissue",
+            {"kernel": 3, "pooling": "auto", "norm": "slide"},
+            "all cells' sum to the logits",
+        ),
+        (
             ("convnext_tiny", "features.1"),  # LayerNorm and convolutions of depth 1 in place of BatchNorm
             "zeros",
             "all",
@@ -80,7 +87,9 @@ def test_onnx_answers_as_pytorch(
     answers = []
     for seed, (rows, columns, ragged) in enumerate(SIZES):
         raster = slide(rows, columns, ragged=ragged, seed=seed)
-        logits, probabilities, attention, evidence = session.run(None, onnx_inputs(raster, pool=pool))
+        logits, probabilities, attention, evidence = session.run(
+            None, onnx_inputs(raster, pool=pool, border=border)
+        )
         scores = score_slide(network, raster, explain=[1])
         cells = scores.cells[1]
         y, x = cells.places.T

@@ -167,14 +167,17 @@ def _frame(fields: list[Receptive], kernels: list[int]) -> _Frame:
     return _Frame(ceil_div(halo, stride) * stride, stride, cell)
 
 
-def onnx_inputs(raster: Pixels, *, pool: str = "tissue") -> dict[str, NDArray[np.uint8]]:
+def onnx_inputs(
+    raster: Pixels, *, pool: str = "tissue", border: str = "glass"
+) -> dict[str, NDArray[np.uint8]]:
     """What the file is fed with: a prepared slide's pixels, and its tissue mask in pixels, 1 or 0.
 
-    Where tissue decides what votes, both reach to the end of the mask's last cells, as the mask does.
+    Where tissue decides what votes, both reach to the end of the mask's last cells, as the mask does; but with a
+    border of zeros, which begin where the raster ends.
     """
     cell = raster.mask_cell_px
     tissue = raster.mask.astype(np.uint8).repeat(cell, axis=0).repeat(cell, axis=1)
-    if pool == "all":
+    if pool == "all" or border == "zeros":
         tissue = tissue[: raster.shape_px[0], : raster.shape_px[1]]
     return {"pixels": raster.read(Box(0, 0, *tissue.shape)), "tissue": np.ascontiguousarray(tissue)}
 
