@@ -1,5 +1,7 @@
 """Learning rates: the paper's steps, a cosine, a warm-up."""
 
+import math
+
 import pytest
 
 from holoslide.errors import ConfigError
@@ -16,6 +18,24 @@ def test_milestones_are_fractions_below_one_and_epochs_from_one():
     schedule = Schedule(epochs=10, milestones=(0.5, 8), gamma=0.5)
     factors = [schedule.factor(epoch, steps_per_epoch=1) for epoch in range(10)]
     assert factors == [1] * 5 + [0.5] * 3 + [0.25] * 2
+
+
+def test_a_fraction_that_comes_after_an_epoch_is_refused_or_the_two_change_places():
+    """0.5 is the smaller number, and half of 8 epochs is after epoch 2."""
+    message = r"train.milestones: is \[0.5, 2\], in epochs 4, 2; give rising fractions of the run, or epochs"
+    with pytest.raises(ConfigError, match=message):
+        Schedule(epochs=8, milestones=(0.5, 2))
+    schedule = Schedule(epochs=8, milestones=(2, 0.5), gamma=0.5)
+    factors = [schedule.factor(epoch, steps_per_epoch=1) for epoch in range(8)]
+    assert factors == [1] * 2 + [0.5] * 2 + [0.25] * 4
+
+
+@pytest.mark.parametrize(("share", "epochs"), [(0.56, 25), (0.28, 25), (0.07, 100), (0.0, 4)])
+def test_heads_alone_take_no_step_more_for_rounding(share, epochs):
+    """0.56 of 25 epochs is 14 in decimals, and 14.000000000000002 in binary."""
+    schedule, steps = Schedule(epochs=epochs, heads_first=share), 28
+    factors = [schedule.backbone_factor(step, steps_per_epoch=steps) for step in range(epochs * steps)]
+    assert factors.count(0) == round(share * epochs) * steps
 
 
 def test_cosine_starts_at_one_is_half_way_in_the_middle_and_ends_near_zero():
@@ -40,6 +60,7 @@ def test_warm_up_rises_step_by_step_to_the_full_rate(shape):
         ({"shape": "linear"}, "train.schedule: is linear; choose step or cosine"),
         ({"milestones": (0.5, 0.25)}, "train.milestones: is"),
         ({"milestones": (0, 0.25)}, "train.milestones: is"),
+        ({"milestones": (math.nan,)}, "train.milestones: is"),
         ({"gamma": 0}, "train.gamma: is 0"),
         ({"warmup_epochs": 6}, "train.warmup_epochs: is 6; give 0 to 5"),
     ],

@@ -34,10 +34,11 @@ class Schedule:
     def __post_init__(self) -> None:
         if self.shape not in get_args(Shape):
             raise ConfigError("train.schedule", f"is {self.shape}", f"choose {' or '.join(get_args(Shape))}")
-        if any(m <= 0 for m in self.milestones) or list(self.milestones) != sorted(self.milestones):
+        passed = self._passed()  # a fraction of many epochs may come after an epoch that is a larger number
+        if not all(m > 0 for m in passed) or passed != sorted(passed):
             raise ConfigError(
                 "train.milestones",
-                f"is {list(self.milestones)}",
+                f"is {list(self.milestones)}, in epochs {', '.join(f'{m:g}' for m in passed)}",
                 "give rising fractions of the run, or epochs",
             )
         if not 0 < self.gamma <= 1:
@@ -59,8 +60,7 @@ class Schedule:
         warmup = self.warmup_epochs * steps_per_epoch
         rise = min(1.0, (step + 1) / warmup) if warmup else 1.0
         if self.shape == "step":
-            passed = [self._epochs(m) for m in self.milestones]
-            return rise * self.gamma ** bisect_right(passed, step / steps_per_epoch + _ROUNDING)
+            return rise * self.gamma ** bisect_right(self._passed(), step / steps_per_epoch + _ROUNDING)
         done = max(0.0, step - warmup) / max(1.0, self.epochs * steps_per_epoch - warmup)
         return rise * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
 
@@ -73,8 +73,12 @@ class Schedule:
         >>> [rates.backbone_factor(step, steps_per_epoch=2) for step in range(10)]
         [0.0, 0.0, 0.0, 0.0, 0.25, 0.5, 0.75, 1.0, 1.0, 1.0]
         """
-        alone = math.ceil(self._epochs(self.heads_first) * steps_per_epoch)
+        alone = math.ceil((self._epochs(self.heads_first) - _ROUNDING) * steps_per_epoch)
         return min(1.0, max(0, step + 1 - alone) / alone) if alone else 1.0
+
+    def _passed(self) -> list[float]:
+        """The milestones in epochs."""
+        return [self._epochs(m) for m in self.milestones]
 
     def _epochs(self, length: float) -> float:
         """Below 1 a fraction of the run, from 1 on epochs."""
