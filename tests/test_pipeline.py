@@ -61,6 +61,58 @@ def test_yaml_is_read_as_it_stands(tmp_path: Path) -> None:
         RunConfig.load(settings)
 
 
+@pytest.mark.parametrize(
+    ("text", "part", "name", "value"),
+    [
+        ("train: {lr: 2e-5}", "train", "lr", 2e-5),
+        ("train: {epochs: 1e1}", "train", "epochs", 10),
+        ("train: {precision: 32}", "train", "precision", "32"),
+        ("train: {milestones: [1e-1, '0.5']}", "train", "milestones", (0.1, 0.5)),
+        ("augment: {small_px: 2e3}", "augment", "small_px", 2000),
+        ("evaluate: {positive: '01'}", "evaluate", "positive", "01"),
+        ("evaluate: {positive: 1e5}", "evaluate", "positive", "1e5"),
+        ("evaluate: {positive: '1.50'}", "evaluate", "positive", "1.50"),
+    ],
+)
+def test_a_value_is_what_its_setting_takes_wherever_it_is_given(
+    tmp_path: Path, text: str, part: str, name: str, value: object
+) -> None:
+    settings = tmp_path / "run.yaml"
+    settings.write_text(text)
+    key, _, given = text.partition(": {")
+    setting = f"{key}.{given[:-1].replace(': ', '=', 1)}"
+    settings_too = tmp_path / "more.yaml"
+    settings_too.write_text("train: {seed: 1}\nevaluate: {sensitivity: 0.9}\n")
+    for found in (
+        RunConfig.load(settings),
+        RunConfig.load(sets=[setting]),
+        RunConfig.load(settings_too, preset="paper", sets=[setting]),
+    ):
+        assert getattr(getattr(found, part), name) == value
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("train: {weight_decay: inf}", "train.weight_decay: is inf; give a finite number"),
+        ("train: {milestones: [nan]}", "train.milestones: is nan; give a finite number"),
+        ("train: {milestones: [true]}", "train.milestones: should be a number; it was True"),
+        ("evaluate: {positive: no}", "evaluate.positive: should be text; it was False: put the word in quot"),
+        ("? [train]\n: 1", "is not YAML"),
+    ],
+)
+def test_what_is_no_value_of_its_setting_is_refused(tmp_path: Path, text: str, message: str) -> None:
+    settings = tmp_path / "run.yaml"
+    settings.write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        RunConfig.load(settings)
+
+
+def test_of_two_that_have_one_name_neither_wins_in_a_setting_of_the_command() -> None:
+    with pytest.raises(ConfigError, match="has no readable value"):
+        RunConfig.load(sets=["train={lr: 1e-3, lr: 2e-3}"])
+
+
 def test_the_papers_preset_scales_by_the_cohort() -> None:
     assert RunConfig.from_dict(PRESETS["paper"], where="test").model.backbone.by_cohort
 

@@ -6,6 +6,7 @@ import dataclasses
 import difflib
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast, get_args, get_type_hints
@@ -125,25 +126,15 @@ def _parse(setting: str) -> dict[str, Any]:
     if not equals or not key:
         raise ConfigError(f"--set {setting}", "is not a setting", "write --set part.key=value")
     try:
-        value: Any = yaml.safe_load(text)
+        value: Any = yaml.load(text, _Loader)
     except (yaml.YAMLError, ValueError) as error:
         raise ConfigError(
             f"--set {setting}", "has no readable value", "write --set part.key=value"
         ) from error
-    if isinstance(value, str):
-        value = _number(value)
     for part in reversed(key.split(".")):
         value = {part: value}
     result: dict[str, Any] = value
     return result
-
-
-def _number(text: str) -> float | str:
-    """YAML takes 2e-5 for text; people do not."""
-    try:
-        return float(text)
-    except ValueError:
-        return text
 
 
 def _merge(base: Mapping[str, Any], changes: Mapping[str, Any], where: str) -> dict[str, Any]:
@@ -153,13 +144,7 @@ def _merge(base: Mapping[str, Any], changes: Mapping[str, Any], where: str) -> d
         result[key] = (
             _merge(old, value, where) if isinstance(old, dict) and isinstance(value, dict) else value
         )
-        if isinstance(result[key], str):
-            result[key] = _number(result[key]) if _looks_numeric(result[key]) else result[key]
     return result
-
-
-def _looks_numeric(text: str) -> bool:
-    return bool(text) and text[0] in "+-.0123456789" and "e" in text.lower()
 
 
 class _Loader(yaml.SafeLoader):
@@ -168,7 +153,7 @@ class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:  # noqa: FBT001, FBT002 - as PyYAML has it
         """As its parent's, for keys that all differ."""
         seen = set()
-        for key, _ in node.value:
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
             if key.value in seen:
                 raise yaml.constructor.ConstructorError(
                     None, None, f"{key.value} is given twice", key.start_mark
@@ -187,8 +172,7 @@ def _checked(kind: type, values: Mapping[str, Any], where: str, prefix: str) -> 
             remedy = f"did you mean {prefix}{close[0]}?" if close else f"known: {', '.join(sorted(known))}"
             raise ConfigError(where, f"there is no setting {prefix}{key}", remedy)
         if not dataclasses.is_dataclass(hints[key]):
-            _refuse_no_number(hints[key], value, where, f"{prefix}{key}")
-            checked[key] = value
+            checked[key] = _fitted(hints[key], value, where, f"{prefix}{key}")
         elif isinstance(value, Mapping):
             part = cast("type", hints[key])
             checked[key] = _checked(part, value, where, f"{prefix}{key}.")
@@ -201,10 +185,31 @@ def _checked(kind: type, values: Mapping[str, Any], where: str, prefix: str) -> 
     return checked
 
 
-def _refuse_no_number(hint: Any, value: Any, where: str, key: str) -> None:
-    """pydantic takes true for 1, and infinity for a number."""
-    for each in value if isinstance(value, list) else [value]:
-        if isinstance(each, float) and not math.isfinite(each):
-            raise ConfigError(where, f"{key}: is {each}", "give a finite number")
-    if isinstance(value, bool) and {hint, *get_args(hint)} & {int, float}:
+def _fitted(hint: Any, value: Any, where: str, key: str) -> Any:
+    """A value as its setting means it: YAML takes 2e-5 for text, and the word 32 for a number.
+
+    Refused is what pydantic would take: true for 1, and infinity for a number.
+    """
+    if isinstance(value, list):
+        return [_fitted(hint, each, where, key) for each in value]
+    kinds = {hint, *get_args(hint)}
+    if isinstance(value, bool) and kinds & {int, float, str}:
+        if str in kinds:
+            raise ConfigError(
+                where, f"{key}: should be text", f"it was {value}: put the word in quotation marks"
+            )
         raise ConfigError(where, f"{key}: should be a number", f"it was {value}")
+    if isinstance(value, str) and kinds & {int, float} and str not in kinds:
+        value = _number(value)
+    elif isinstance(value, int) and str(value) in kinds:  # one of the words to choose from
+        value = str(value)
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ConfigError(where, f"{key}: is {value}", "give a finite number")
+    return value
+
+
+def _number(text: str) -> int | float | str:
+    for kind in (int, float):
+        with suppress(ValueError):
+            return kind(text)
+    return text
