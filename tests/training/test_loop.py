@@ -331,6 +331,20 @@ def test_loss_that_is_not_finite_stops_the_run_before_it_reaches_the_weights(tmp
     assert torch.equal(weights(model), before)
 
 
+def test_weights_that_are_not_finite_stop_the_run_at_validation(tmp_path, slides, monkeypatch):
+    """The last step of an epoch may be the one that breaks them: no slide is trained on after it."""
+    model, step = tiny.model(), torch.optim.AdamW.step
+
+    def breaking(*arguments):
+        step(*arguments)
+        with torch.no_grad():
+            model.heads[1].readout.output.bias.fill_(math.nan)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", breaking)
+    with pytest.raises(SlideError, match="slide5: gave a loss that is not finite"):
+        tiny.run(tmp_path, slides, trained=model, config=tiny.config(accumulate=5))
+
+
 # --- What a run leaves --------------------------------------------------------------------------------------------
 
 

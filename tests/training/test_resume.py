@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from holoslide.errors import CheckpointError
 from holoslide.models.streamed import StreamConfig
+from holoslide.training.progress import Silent
 from tests.training import tiny
 
 REPO = Path(__file__).resolve().parents[2]
@@ -84,3 +86,33 @@ def test_resume_may_change_what_changes_nothing(tmp_path):
         config=tiny.config(epochs=1, log_every=5, checkpoint_minutes=1), stream=StreamConfig(tile_cells=50),
     )  # fmt: skip
     assert again.history == first.history
+
+
+class _Stop(Silent):
+    """Stops a run at its n-th slide of an epoch."""
+
+    def __init__(self, epoch, done):
+        self.at = epoch, done
+
+    def slide_done(self, slide):
+        if (slide.epoch, slide.done) == self.at:
+            raise KeyboardInterrupt
+
+
+def _logged(folder, name):
+    events = EventAccumulator(str(folder / "tensorboard"))
+    events.Reload()
+    return [(event.step, event.value) for event in events.Scalars(name)]
+
+
+def test_the_log_of_a_run_that_was_stopped_is_that_of_one_that_was_not(tmp_path):
+    """Each stop is in another epoch than the last checkpoint, or in the same."""
+    slides, config = tiny.cohort(tmp_path), tiny.config(epochs=3)
+    tiny.run(tmp_path / "peace", slides, config=config)
+    for at in ((2, 3), (3, 1)):
+        with pytest.raises(KeyboardInterrupt):
+            tiny.run(tmp_path / "run", slides, config=config, resume=True, progress=_Stop(*at))
+    tiny.run(tmp_path / "run", slides, config=config, resume=True)
+    for name, steps in (("step/classification_2", range(1, 10)), ("valid/loss_2", (3, 6, 9))):
+        assert _logged(tmp_path / "run", name) == _logged(tmp_path / "peace", name)
+        assert [step for step, _ in _logged(tmp_path / "run", name)] == list(steps)

@@ -137,7 +137,8 @@ class _Run:
             self.network, self.slides, self.fabric, self.out,
             nodes=self.config.nodes, held_bytes=self.average.size_bytes, begun=self._steps() > 0,
         )  # fmt: skip
-        self.logger = TensorBoardLogger(self.out, "tensorboard", "", purge_step=self._steps())
+        # Of a run that goes on, what its last life logged after the checkpoint does not count.
+        self.logger = TensorBoardLogger(self.out, "tensorboard", "", purge_step=self._steps() + 1)
         reports_to = progress if self.fabric.is_global_zero else Silent()
         self.reporter = Reporter(reports_to, self.slides, self.position, facts=self._facts())
         while self.position.epoch < self.config.epochs and not self._is_exhausted():
@@ -198,12 +199,7 @@ class _Run:
                 heads_alone=self._backbone_rate() == 0,
             )
         hand_back_freed()
-        if not all(map(math.isfinite, result.classification + result.reconstruction)):
-            raise SlideError(
-                sample.slide_id,
-                "gave a loss that is not finite",
-                "lower train.lr, or train with precision 32",
-            )
+        _refuse_infinite(sample, result.classification + result.reconstruction)
         return result
 
     def validate(self) -> Row:
@@ -218,6 +214,7 @@ class _Run:
             with slides.open_valid(index) as pixels:
                 logits_NKL[index] = self.logits(pixels)
             losses_NK[index] = self._loss(logits_NKL[index], slides.valid[index].target)
+            _refuse_infinite(slides.valid[index], losses_NK[index].tolist())
             self.reporter.valid(index, tuple(losses_NK[index].tolist()))
         self.reporter.others("valid", others(mine, self.fabric.global_rank))
         probabilities_NKL = sum_over_ranks(self.fabric, logits_NKL).softmax(dim=2).numpy()
@@ -236,7 +233,7 @@ class _Run:
         )
 
     def end_epoch(self, valid: Row) -> None:
-        """Write what the epoch came to: the model if it is the best, then the checkpoint, then the tables.
+        """Write what the epoch came to: the model if it is the best, the log, then the checkpoint, then the table.
 
         In this order a run that is killed in between does the end of its epoch again, and the same.
         """
@@ -252,9 +249,9 @@ class _Run:
             if is_best:
                 with self.average.in_place():
                     checkpoint.replace_folder(self.out / "best", self.model.save)
+            self.logger.log_metrics(row, self._steps())
             self.save_last()
             write_csv(position.history, self.out / "history.csv")
-            self.logger.log_metrics(row, self._steps())
         self.reporter.epoch_done(row, is_best=is_best)
 
     # --- Checkpoints --------------------------------------------------------------------------------------------
@@ -263,6 +260,7 @@ class _Run:
         """Write the checkpoint; between two optimiser steps only, when no gradient is pending."""
         self.saved_at = time.monotonic()
         if self.fabric.is_global_zero:
+            self.logger.save()  # what was logged up to here would not be logged again
             state = (self.model.state_dict(), self.average.state(), self.optimizer.state_dict())
             checkpoint.save(Checkpoint(*state, self.position, self.identity), self.out / LAST)
 
@@ -338,6 +336,13 @@ class _Run:
             epochs=self.config.epochs,
             modules=self.modules,
             peak_bytes=self.plan.peak_bytes,
+        )
+
+
+def _refuse_infinite(sample: Sample, losses: Sequence[float]) -> None:
+    if not all(map(math.isfinite, losses)):
+        raise SlideError(
+            sample.slide_id, "gave a loss that is not finite", "lower train.lr, or train with precision 32"
         )
 
 
