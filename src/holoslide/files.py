@@ -22,12 +22,21 @@ UNREADABLE = (
 
 
 def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
-    """Write under a temporary name, on to the disk, and rename: `path` is the old file or the new one."""
+    """Write under a temporary name, on to the disk, and rename: `path` is the old file or the new one.
+
+    Raises OSError, with the file's name, where the disk does not take it.
+    """
     temporary = path.with_name(f".{path.name}.tmp")  # one writer: what a killed one left is written over
-    with temporary.open("w+b") as file:
-        write(file)
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        with temporary.open("w+b") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+    except BaseException as error:
+        temporary.unlink(missing_ok=True)  # half a file on a disk that may be full
+        if isinstance(error, OSError) and error.filename is None:  # a write does not know it
+            error.filename = str(path)
+        raise
     temporary.replace(path)
     sync(path.parent)
 

@@ -1,9 +1,12 @@
 """Checkpoints: whole or not at all, this version, this run, and no code in the file."""
 
+import errno
+import os
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors import SafetensorError
 
 from holoslide import files
 from holoslide.errors import CheckpointError
@@ -46,6 +49,61 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path):
     files.write_atomically(path, lambda file: file.write(b"new"))
     assert path.read_bytes() == b"new"
     assert list(tmp_path.iterdir()) == [path]
+
+
+class _FullDisk:
+    """Takes so many bytes."""
+
+    def __init__(self, file, room):
+        self.file, self.room = file, room
+
+    def write(self, data):
+        self.room -= len(data)
+        if self.room < 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return self.file.write(data)
+
+    def __getattr__(self, name):
+        return getattr(self.file, name)
+
+
+@pytest.mark.parametrize("room", [0, 100, 2000])
+def test_a_full_disk_is_one_line_and_the_old_checkpoint_stays(tmp_path, monkeypatch, room):
+    """torch raises a RuntimeError about positions in its archive."""
+    path, save = tmp_path / "a.ckpt", torch.save
+    checkpoint.save(_checkpoint(), path)
+    before = path.read_bytes()
+    monkeypatch.setattr(torch, "save", lambda content, file: save(content, _FullDisk(file, room)))
+    with pytest.raises(
+        CheckpointError, match=r"a\.ckpt: cannot be written \(.*No space left.*\); make room there"
+    ):
+        checkpoint.save(_checkpoint(), path)
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_full_disk_at_the_best_model_is_one_line_and_the_old_one_stays(tmp_path, monkeypatch):
+    model = tiny.model()
+    checkpoint.replace_folder(tmp_path / "best", model.save)
+    before = {path: path.read_bytes() for path in (tmp_path / "best").iterdir()}
+
+    def full(state, path):
+        Path(path).write_bytes(b"half of it")
+        message = "Error while serializing: I/O error: No space left on device (os error 28)"
+        raise SafetensorError(message)
+
+    monkeypatch.setattr("safetensors.torch.save_file", full)
+    with pytest.raises(
+        CheckpointError, match=r"best: cannot be written \(.*No space left.*\); make room there"
+    ):
+        checkpoint.replace_folder(tmp_path / "best", model.save)
+    assert {path: path.read_bytes() for path in (tmp_path / "best").iterdir()} == before
+
+
+def test_a_full_disk_at_a_table_names_the_table(tmp_path):
+    with pytest.raises(OSError, match=r"No space left on device: '.*history\.csv'"):
+        files.write_atomically(tmp_path / "history.csv", lambda file: _FullDisk(file, 3).write(b"epoch,lr"))
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_folder_is_replaced_file_by_file_and_is_a_model_throughout(tmp_path, monkeypatch):

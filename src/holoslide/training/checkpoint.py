@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from holoslide.errors import CheckpointError
 from holoslide.files import UNREADABLE, sync, write_atomically
+from holoslide.slides.facts import one_line
 
 FORMAT = "holoslide training checkpoint"
 VERSION = 2
@@ -57,7 +60,7 @@ class Checkpoint:
 
 
 def save(checkpoint: Checkpoint, path: Path) -> None:
-    """Write it whole or not at all."""
+    """Write it whole or not at all. Raises `CheckpointError` where the disk does not take it."""
     content = {
         "format": FORMAT,
         "version": VERSION,
@@ -67,7 +70,8 @@ def save(checkpoint: Checkpoint, path: Path) -> None:
         "position": dataclasses.asdict(checkpoint.position),
         "identity": checkpoint.identity,
     }
-    write_atomically(path, lambda file: torch.save(content, file))
+    with _written(path):
+        write_atomically(path, lambda file: torch.save(content, file))
 
 
 def load(path: Path, *, identity: Identity) -> Checkpoint:
@@ -130,13 +134,28 @@ def replace_folder(folder: Path, save: Callable[[Path], object]) -> None:
     """Let `save` fill a temporary folder and move its files, one by one, over those of `folder`.
 
     For a model directory: only the weights differ from one epoch to the next, so it is whole at any moment.
+    Raises `CheckpointError` where the disk does not take it.
     """
     temporary = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
-    save(temporary)
-    folder.mkdir(parents=True, exist_ok=True)
-    for path in sorted(temporary.iterdir(), key=lambda p: p.suffix == ".safetensors"):  # weights last
-        sync(path)
-        path.replace(folder / path.name)
-    temporary.rmdir()
-    sync(folder)
+    with _written(folder):
+        save(temporary)
+        folder.mkdir(parents=True, exist_ok=True)
+        for path in sorted(temporary.iterdir(), key=lambda p: p.suffix == ".safetensors"):  # weights last
+            sync(path)
+            path.replace(folder / path.name)
+        temporary.rmdir()
+        sync(folder)
+
+
+@contextmanager
+def _written(path: Path) -> Iterator[None]:
+    """Of a disk that is full, safetensors tells in an error of its own, and torch in one about something else."""
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:
+        cause = error.__context__ if isinstance(error, RuntimeError) else error
+        if not isinstance(cause, OSError | SafetensorError):
+            raise
+        what = f"cannot be written ({one_line(cause)})"
+        raise CheckpointError(path, what, "make room there, and resume") from error
