@@ -13,6 +13,7 @@ from PIL import Image
 from holoslide import cli
 from holoslide.results import Prediction, Predictor
 from holoslide.slides.phantom import PhantomConfig, write_phantoms
+from holoslide.training.loop import FitResult
 
 SETTINGS = """
 prepare: {mpp: 8.0}
@@ -96,6 +97,18 @@ def test_train_writes_all_it_promises(run: Path, cohort: Path) -> None:
     report = (run / "report.html").read_text()
     assert "broken" in report
     assert "No patient is in two parts; the parts were given by the table." in report
+
+
+def test_of_several_processes_only_the_first_ends_with_what_was_left_out(
+    run: Path, cohort: Path, tmp_path: Path, holoslide: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another that ends with any code but 0 has the first one killed, while it writes the report."""
+    done = FitResult(run / "best", run / "last.ckpt", [], 1, rank=1)
+    monkeypatch.setattr("holoslide.pipeline.train", lambda *_, **__: done)
+    table, settings = cohort / "with_broken.csv", cohort / "run.yaml"
+    assert holoslide("train", table, "--config", settings, "-o", tmp_path / "run", "--workers", 1) == 0
+    assert holoslide.out == ""
+    assert "left out:" not in holoslide.err
 
 
 def test_only_test_slides_are_tested(run: Path, cohort: Path) -> None:

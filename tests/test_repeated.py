@@ -5,6 +5,7 @@ import re
 import shutil
 import statistics
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,13 +14,16 @@ import numpy as np
 import pytest
 
 from holoslide import cli
+from holoslide.config import RunConfig
 from holoslide.errors import CohortError, ConfigError
-from holoslide.repeated import folds
+from holoslide.pipeline import Prepared
+from holoslide.repeated import folds, train_folds
 from holoslide.runs import rasters_of
 from holoslide.serve.run import RunView
 from holoslide.slides.cohort import Cohort, SlideRow
 from holoslide.slides.phantom import PhantomConfig, write_phantoms
 from holoslide.slides.splits import SplitConfig
+from holoslide.training.loop import FitResult
 from tests.command import rows_of, words_of
 
 SETTINGS = """
@@ -80,6 +84,27 @@ def test_too_few_folds_or_patients_are_refused() -> None:
         folds(patients(23), 1, SplitConfig())
     with pytest.raises(CohortError, match="class"):
         folds(patients(6), 4, SplitConfig())
+
+
+@pytest.mark.parametrize(("rank", "done"), [(0, ["train"] * 2 + ["test"] * 2), (1, ["train"] * 2)])
+def test_of_several_processes_the_first_alone_tests_when_all_have_trained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rank: int, done: list[str]
+) -> None:
+    """All that test at once write the same files; and those that wait for one that tests give up in time."""
+    said: list[str] = []
+
+    def train(prepared: Prepared, config: RunConfig, out: Path, **_: object) -> FitResult:
+        said.append("train")
+        return FitResult(out / "best", out / "last.ckpt", [], 1, rank=rank, ranks=2)
+
+    monkeypatch.setattr("holoslide.repeated.train", train)
+    monkeypatch.setattr("holoslide.repeated.evaluate_run", lambda *_, **__: said.append("test"))
+    prepared = Prepared(patients(23), {}, [], [])
+    result = None
+    with suppress(FileNotFoundError):  # nothing was written that a report could be made of
+        result = train_folds(prepared, RunConfig(), tmp_path / "run", 2, announce=lambda _: None)
+    assert said == done
+    assert result is None
 
 
 @pytest.fixture(scope="module")

@@ -141,17 +141,20 @@ def train(
         return
     with _training_bar() as progress:
         result = train_run(prepared, settings, out, splits=splits, resume=resume, progress=progress)
+    if result.rank != 0:
+        return  # with exit code 0: for any other, Fabric kills rank 0, which tests and writes the report
     typer.echo(f"best epoch {result.best_epoch}, model in {result.best}")
-    if result.rank == 0:
-        with bar("testing") as advance:
-            evaluation = evaluate_run(out, prepared, progress=advance)
-        _print_evaluation(evaluation)
+    with bar("testing") as advance:
+        evaluation = evaluate_run(out, prepared, progress=advance)
+    _print_evaluation(evaluation)
     report_left_out(prepared)
 
 
-def _train_repeatedly(several: Callable[..., Repeated], prepared: Prepared, *, resume: bool) -> None:
+def _train_repeatedly(several: Callable[..., Repeated | None], prepared: Prepared, *, resume: bool) -> None:
     with _training_bar() as progress:
         found = several(resume=resume, announce=typer.echo, progress=progress)
+    if found is None:
+        return  # as above: rank 0 says the rest
     print_table(["measure", "mean", "s.d.", "of each run"], found.rows())
     typer.echo(f"report: {found.report}")
     report_left_out(prepared)

@@ -103,8 +103,11 @@ def folds(cohort: Cohort, count: int, config: SplitConfig) -> list[Cohort]:
 def train_folds(
     prepared: Prepared, config: RunConfig, out: Path, count: int, *, resume: bool = False,
     announce: Announce, progress: Any = None, advance: Advance | None = None,
-) -> Repeated:  # fmt: skip
-    """Cross-validation: a network for each fold, tested on the patients it has not seen."""
+) -> Repeated | None:  # fmt: skip
+    """Cross-validation: a network for each fold, tested on the patients it has not seen.
+
+    Of several processes the first gets what came of it, the others None.
+    """
     splits = f"drawn by patient, with seed {config.split.seed}"
     runs = []
     for n, cohort in enumerate(folds(prepared.cohort, count, config.split), start=1):
@@ -126,10 +129,11 @@ def train_folds(
 def train_seeds(
     prepared: Prepared, config: RunConfig, out: Path, count: int, *, splits: str = "", resume: bool = False,
     announce: Announce, progress: Any = None, advance: Advance | None = None,
-) -> Repeated:  # fmt: skip
+) -> Repeated | None:  # fmt: skip
     """The same parts, trained anew with `count` seeds from the configuration's on; judged is their mean.
 
-    `splits` says how the parts came about, for the reports.
+    `splits` says how the parts came about, for the reports. Of several processes the first gets what came of it,
+    the others None.
     """
     if count < 2:
         raise ConfigError("--seeds", f"is {count}", "give 2 or more")
@@ -173,23 +177,14 @@ class _Scores:
 def _run_all(
     repeats: Repeats, prepared: Prepared, config: RunConfig, out: Path, planned: Sequence[_Planned], *,
     resume: bool, announce: Announce, progress: Any, advance: Advance | None,
-) -> Repeated:  # fmt: skip
+) -> Repeated | None:  # fmt: skip
     Positive.of(prepared.cohort.classes, config.evaluate.positive)  # refused now, not after the first run
     _refuse_other_runs(repeats, prepared, out, planned, resume=resume)
     out.mkdir(parents=True, exist_ok=True)
     (out / "config.yaml").write_text(config.to_yaml(), encoding="utf-8")
     prepared.cohort.to_csv(out / "cohort.csv")
-    for one in planned:
-        folder = out / one.name
-        if resume and (folder / "metrics.json").exists():
-            announce(f"{one.name}: done before")
-            continue
-        announce(f"{one.name} of {len(planned)}")
-        train(
-            one.prepared, one.config, folder,
-            splits=one.splits, resume=resume and folder.exists(), progress=progress,
-        )  # fmt: skip
-        evaluate_run(folder, one.prepared, progress=advance)
+    if not _train_all(out, planned, resume=resume, announce=announce, progress=progress, advance=advance):
+        return None
     classes = prepared.cohort.classes
     positive = Positive.of(classes, config.evaluate.positive)
     scores = [_scores(out / one.name, one.prepared.cohort, classes, positive) for one in planned]
@@ -207,6 +202,36 @@ def _run_all(
     report = _report(repeats, prepared, out, outcome, summaries, predictions, planned)
     write_report(report, out / "report.html")
     return Repeated(outcome, summaries, out / "report.html")
+
+
+def _train_all(
+    out: Path, planned: Sequence[_Planned], *, resume: bool, announce: Announce, progress: Any,
+    advance: Advance | None,
+) -> bool:  # fmt: skip
+    """Train and test each run that is not done; whether this process is the one to go on.
+
+    Where several processes train, the first tests all runs at the end, when the others need not wait for it: two
+    that test write the same files.
+    """
+    untested, is_first = list[_Planned](), True
+    for one in planned:
+        folder = out / one.name
+        if resume and (folder / "metrics.json").exists():
+            announce(f"{one.name}: done before")
+            continue
+        announce(f"{one.name} of {len(planned)}")
+        result = train(
+            one.prepared, one.config, folder,
+            splits=one.splits, resume=resume and folder.exists(), progress=progress,
+        )  # fmt: skip
+        is_first = result.rank == 0
+        if result.ranks > 1:
+            untested.append(one)
+        else:
+            evaluate_run(folder, one.prepared, progress=advance)
+    for one in untested if is_first else ():
+        evaluate_run(out / one.name, one.prepared, progress=advance)
+    return is_first
 
 
 def _refuse_other_runs(

@@ -55,7 +55,7 @@ class FitResult:
     """`best` is a model directory, `last` the checkpoint of the last epoch, `best_epoch` counts from 1.
 
     The model that was given holds the last weights, not the best. Every rank gets the same result; what must
-    happen once is for `rank` 0.
+    happen once is for `rank` 0 of `ranks`.
     """
 
     best: Path
@@ -63,6 +63,7 @@ class FitResult:
     history: list[Row]
     best_epoch: int
     rank: int = 0
+    ranks: int = 1
 
 
 def fit(
@@ -148,9 +149,10 @@ class _Run:
             self.end_epoch(valid)
         self.logger.finalize("success")
         self.fabric.barrier()  # every rank finds the files written
-        best = self._best()
-        history = self.position.history
-        return FitResult(self.out / "best", self.out / LAST, history, best + 1, self.fabric.global_rank)
+        return FitResult(
+            self.out / "best", self.out / LAST, self.position.history, self._best() + 1,
+            rank=self.fabric.global_rank, ranks=self.fabric.world_size,
+        )  # fmt: skip
 
     def train_epoch(self) -> None:
         """The optimiser steps of an epoch that are left; the last group may be smaller, and is a step too."""
