@@ -78,6 +78,23 @@ def test_resume_refuses_another_configuration_stream_or_cohort(tmp_path):
         tiny.run(tmp_path / "run", other, config=tiny.config(epochs=1), resume=True)
 
 
+def test_two_runs_at_a_time_do_not_share_a_folder(tmp_path):
+    """The second is refused before it writes anything, and the first goes on."""
+    slides, refused = tiny.cohort(tmp_path), []
+
+    class Second(Silent):
+        def slide_done(self, slide):
+            if not refused:
+                before = {path: path.read_bytes() for path in (tmp_path / "run").glob("*.*")}
+                with pytest.raises(CheckpointError, match="run: is trained into by another process; wait"):
+                    tiny.run(tmp_path / "run", slides, config=tiny.config(seed=1), resume=True)
+                refused.append({path: path.read_bytes() for path in before} == before)
+
+    tiny.run(tmp_path / "run", slides, config=tiny.config(epochs=1), progress=Second())
+    assert refused == [True]
+    assert tiny.run(tmp_path / "run", slides, config=tiny.config(epochs=1), resume=True).best_epoch == 1
+
+
 def test_resume_may_change_what_changes_nothing(tmp_path):
     slides = tiny.cohort(tmp_path)
     first = tiny.run(tmp_path / "run", slides, config=tiny.config(epochs=1))

@@ -74,7 +74,7 @@ def _take(path: Path, beat: Callable[[], None]) -> IO[bytes]:
             file = undo.enter_context(
                 os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), "r+b", buffering=0)
             )
-            if _lock(file) and _is_same(file, path):
+            if lock(file) and _is_same(file, path):
                 state = os.fstat(file.fileno())
                 owner, now = file.read(), time.monotonic()
                 mark = (owner, state.st_ino, state.st_mtime_ns)
@@ -89,7 +89,7 @@ def _take(path: Path, beat: Callable[[], None]) -> IO[bytes]:
         time.sleep(_ASK_S)
 
 
-def _lock(file: IO[bytes]) -> bool:
+def lock(file: IO[bytes]) -> bool:
     """Whether no other process on this machine has it; where the file system has no locks, nobody can tell."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

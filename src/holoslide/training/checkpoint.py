@@ -19,10 +19,12 @@ from safetensors import SafetensorError
 
 from holoslide.errors import CheckpointError
 from holoslide.files import UNREADABLE, sync, write_atomically
+from holoslide.slides.claim import lock
 from holoslide.slides.facts import one_line
 
 FORMAT = "holoslide training checkpoint"
 VERSION = 2
+LOCK = ".train.lock"  # in the run's folder; it stays there, and counts while a process holds it
 
 Plain = str | int | float | bool | None
 Identity = dict[str, Plain]
@@ -125,6 +127,20 @@ def describe(value: object, name: str = "") -> Identity:
         return {name: value if value is None or isinstance(value, str | int | float) else str(value)}
     prefix = f"{name}." if name else ""
     return {k: v for key, item in items for k, v in describe(item, prefix + key).items()}
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Keep other processes from training into a folder meanwhile, which is made; a lock dies with its holder.
+
+    Raises `CheckpointError` where there is one.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / LOCK).open("wb") as file:
+        if not lock(file):
+            remedy = "wait until it is done, or train into another folder"
+            raise CheckpointError(folder, "is trained into by another process", remedy)
+        yield
 
 
 # --- Files that are never seen half written ---------------------------------------------------------------------

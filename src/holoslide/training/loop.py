@@ -10,6 +10,7 @@ import dataclasses
 import math
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -84,19 +85,20 @@ def fit(
 
     `resume` goes on from the checkpoint in `out`, or starts where there is none yet, and ends with the weights
     of a run that was never interrupted. `on_start` is called, on rank 0, once it is sure that the run in `out` is
-    this one, or none. Raises `SlideError`, with its name, for a slide that cannot be opened or run,
-    `CheckpointError` where `out` holds another run, `CohortError` where the slides do not allow it.
+    this one, or none. Raises `SlideError`, with its name, for a slide that cannot be opened or run, `CohortError`
+    where the slides do not allow it, `CheckpointError` where `out` holds another run, or one under way.
     """
     if (out / LAST).exists() and not resume:
         raise CheckpointError(out, "holds a run already", "resume it, or train into another folder")
     slides = Slides(train, valid, open_pixels=open_pixels, augment=augment, seed=config.seed)
     fabric = launch(config.accelerator, devices=config.devices, nodes=config.nodes)
-    run = _Run(model, slides, fabric, config=config, stream=stream, out=out)
-    if resume and (out / LAST).exists():
-        run.resume()
-    if on_start is not None and fabric.is_global_zero:
-        on_start()
-    return run.to_the_end(progress or Silent())
+    with checkpoint.alone(out) if fabric.is_global_zero else nullcontext():
+        run = _Run(model, slides, fabric, config=config, stream=stream, out=out)
+        if resume and (out / LAST).exists():
+            run.resume()
+        if on_start is not None and fabric.is_global_zero:
+            on_start()
+        return run.to_the_end(progress or Silent())
 
 
 class _Run:
@@ -132,7 +134,6 @@ class _Run:
 
     def to_the_end(self, progress: Progress) -> FitResult:
         """All epochs that are left; an early stop is a function of the history alone."""
-        self.out.mkdir(parents=True, exist_ok=True)
         self.optimizer.zero_grad()  # of a model that was given
         self.plan = plan_run(
             self.network, self.slides, self.fabric, self.out,
