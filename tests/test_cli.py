@@ -1,7 +1,9 @@
 """The command line, as a user meets it: the whole way on small slides, and one clear line for what is wrong."""
 
 import csv
+import errno
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -268,6 +270,15 @@ def test_a_place_that_cannot_be_written_is_one_line(
     (tmp_path / "taken").write_text("a file")
     assert holoslide("heatmap", run, cohort / "slides.csv", "-o", tmp_path / "taken") == 1
     assert holoslide.err.splitlines()[-1].startswith(f"holoslide: {tmp_path / 'taken'}: ")
+
+
+def test_a_full_disk_is_one_line(tmp_path: Path, holoslide: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("holoslide.slides.cohort.Cohort.from_csv", full)
+    assert holoslide("train", tmp_path / "slides.csv", "-o", tmp_path / "run") == 1
+    assert holoslide.err == "holoslide: No space left on device; make room where the command writes\n"
 
 
 def test_convert_writes_over_no_table_that_it_reads(cohort: Path, tmp_path: Path, holoslide: Command) -> None:

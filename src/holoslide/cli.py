@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shlex
 import sys
@@ -365,6 +366,11 @@ def main() -> None:
         typer.echo(f"holoslide: {error}", err=True)
         sys.exit(USER_ERROR)
     except OSError as error:
+        if (
+            error.errno in (errno.ENOSPC, errno.EDQUOT) and error.filename is None
+        ):  # a write does not know its file
+            typer.echo(f"holoslide: {error.strerror}; make room where the command writes", err=True)
+            sys.exit(USER_ERROR)
         if error.filename is None:
             raise
         what = f"{error.filename}: {error.strerror}"
