@@ -237,6 +237,28 @@ def test_runs_that_are_there_are_not_written_over_nor_taken_for_others(
     assert {path: path.stat().st_mtime_ns for path in folded_copy.rglob("*")} == before
 
 
+def test_a_fold_that_was_stopped_at_its_report_gets_one(train: Train, folded_copy: Path) -> None:
+    (folded_copy / "fold-1" / "report.html").unlink()
+    again = train(folded_copy, "--folds", "2", "--resume", *BENIGN)
+    assert again.code == 0, again.err
+    assert "fold-1: done before" not in again.out
+    assert "fold-2: done before" in again.out
+    assert (folded_copy / "fold-1" / "report.html").exists()
+
+
+def test_folds_that_are_done_are_told_from_others_without_their_checkpoints(
+    train: Train, folded_copy: Path
+) -> None:
+    for n in (1, 2):
+        (folded_copy / f"fold-{n}" / "last.ckpt").unlink()
+    refused = train(folded_copy, "--folds", "2", "--resume", "--set", "train.lr=0.5", *BENIGN)
+    assert refused.code == 1
+    assert "fold-1: belongs to another run: train.lr was " in refused.err
+    refused = train(folded_copy, "--folds", "2", *BENIGN)
+    assert refused.code == 1
+    assert "folds: holds a run already" in refused.err
+
+
 def test_a_slide_that_a_fold_could_not_score_is_named_when_the_folds_go_on(
     train: Train, folded_copy: Path
 ) -> None:

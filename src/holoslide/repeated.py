@@ -216,7 +216,7 @@ def _train_all(
     untested, is_first = list[_Planned](), True
     for one in planned:
         folder = out / one.name
-        if resume and (folder / "metrics.json").exists():
+        if resume and _is_done(folder):
             announce(f"{one.name}: done before")
             continue
         announce(f"{one.name} of {len(planned)}")
@@ -234,18 +234,28 @@ def _train_all(
     return is_first
 
 
+def _is_done(folder: Path) -> bool:
+    """Whether a run is tested, and its report, which comes last, is written."""
+    return (folder / "metrics.json").exists() and (folder / "report.html").exists()
+
+
+def _is_begun(folder: Path) -> bool:
+    """Whether there is a run; of one that is done the checkpoint may have been deleted, which is large."""
+    return (folder / LAST).exists() or _is_done(folder)
+
+
 def _refuse_other_runs(
     repeats: Repeats, prepared: Prepared, out: Path, planned: Sequence[_Planned], *, resume: bool
 ) -> None:
     """Raise `CheckpointError` before anything is written: for runs that are there already, or, where they are to go
     on, for runs of other settings or slides, of which one that is done would be taken for one of these.
     """
-    there = [folder for folder in repeats_of(out) if (folder / LAST).exists()]
+    there = [folder for folder in repeats_of(out) if _is_begun(folder)]
     if (out / LAST).exists():
         raise CheckpointError(out, "holds a single run", f"train {repeats} into another folder")
     if strangers := [folder.name for folder in there if not folder.name.startswith(repeats.rstrip("s"))]:
         raise CheckpointError(out, f"holds {strangers[0]}", f"train {repeats} into another folder")
-    begun = [one for one in planned if (out / one.name / LAST).exists()]
+    begun = [one for one in planned if _is_begun(out / one.name)]
     if (there or begun) and not resume:
         raise CheckpointError(out, "holds a run already", "resume it, or train into another folder")
     data = {row.pop("slide_id"): row for row in data_rows(prepared)} if begun else {}
