@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from holoslide import streaming
-from holoslide.errors import ConfigError
+from holoslide.errors import ConfigError, NotLocal
 from holoslide.streaming import (
     Chain,
     Segment,
@@ -164,6 +164,22 @@ def test_what_would_give_wrong_gradients_in_silence_is_refused(module: nn.Module
     backward_tiles(segment, source, output, grads_CHW)
     with pytest.raises(RuntimeError, match="call forward_tiles once before each"):
         backward_tiles(segment, source, output, grads_CHW)
+
+
+def test_a_segment_follows_its_module_to_another_precision_and_mode(module: nn.Module) -> None:
+    values_CHW = normal(3, 20, 20, seed=10)
+    with torch.inference_mode():  # in which nothing that is to be trained may be made
+        segment = Segment(module.float(), border="zeros")
+    module.double()
+    plain, source = copy.deepcopy(module), TensorSource(values_CHW)
+    plain(values_CHW[None]).sum().backward()
+    output = forward_tiles(segment, source)
+    backward_tiles(segment, source, output, torch.ones(5, 10, 10))
+    assert output.whole().dtype == torch.float64
+    assert_same_gradients(module, plain)
+    module.train()
+    with pytest.raises(NotLocal, match=r"1 \(BatchNorm2d\): sees the whole map"):
+        forward_tiles(segment, source)
 
 
 def test_inputs_of_the_wrong_shape_are_refused() -> None:

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torchvision
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -24,6 +25,74 @@ class Dilated(nn.Module):
 class Coordinates(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return x + torch.linspace(0, 1, x.shape[3], dtype=x.dtype, device=x.device)
+
+
+class Map(nn.Module):
+    """A map that is stretched over whatever comes; it is 0 until it is trained."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.map = nn.Parameter(torch.zeros(1, 3, 8, 8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + F.interpolate(self.map, size=x.shape[2:], mode="bilinear")
+
+
+class Checkered(nn.Module):
+    """The same after one step down and one across, but not after either."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows, columns = (torch.arange(n, device=x.device) for n in x.shape[2:])
+        return x * (1 + (rows[:, None] + columns) % 2)
+
+
+class Transposed(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.transpose(2, 3)
+
+
+class Beside(nn.Module):
+    """Less the mean of all that is run with it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x - x.mean(0, keepdim=True)
+
+
+class Swallowing(nn.Module):
+    """Lets no NaN through where it reads most."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 3, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x[:, :, 2:-2, 2:-2] + self.conv((x > 0.5).to(x.dtype))
+
+
+class Steered(nn.Module):
+    """Reads where a convolution says; at first that is nowhere else."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.steps = nn.Conv2d(3, 2, 1)
+        nn.init.zeros_(self.steps.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.grid_sample(x, self.steps(x).permute(0, 2, 3, 1), align_corners=False)
+
+
+class DeformConv(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.steps, self.conv = nn.Conv2d(3, 18, 1), torchvision.ops.DeformConv2d(3, 3, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x, self.steps(x))
+
+
+class Asking(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x if x.mean() > 0 else -x
 
 
 class Windows(nn.Module):
@@ -89,6 +158,41 @@ def test_a_class_made_anew_under_its_old_name_is_probed_anew() -> None:
     assert [probe(make(reach), 1).high for reach in (1, 2)] == [1, 2]
 
 
+class Pooled(nn.Module):
+    """Its reach stands in a function, a text with an address, or in a tensor, whose text is cut short."""
+
+    def __init__(self, reach: int, *, in_tensor: bool) -> None:
+        super().__init__()
+        if in_tensor:
+            self.ones = torch.ones(1, 1, 2 * reach + 1, 2 * reach + 1, dtype=torch.float64)
+        else:
+            self.pool = lambda x: F.max_pool2d(x, 2 * reach + 1, stride=1, padding=reach)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if hasattr(self, "pool"):
+            return self.pool(x)
+        return F.conv2d(x, self.ones.to(x.dtype), padding=self.ones.shape[2] // 2)
+
+
+class Again(nn.Module):
+    """One layer, which stands there a second time or does not."""
+
+    def __init__(self, *, twice: bool) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(2, 2, 3, padding=1)
+        self.register_module("second", self.first if twice else None)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        return x if self.second is None else self.second(x)
+
+
+def test_modules_that_look_the_same_and_are_not_are_probed_each() -> None:
+    assert [probe(Pooled(reach, in_tensor=False), 1).high for reach in (1, 2, 3)] == [1, 2, 3]
+    assert [probe(Pooled(reach, in_tensor=True), 1).high for reach in (16, 17)] == [16, 17]
+    assert [probe(Again(twice=twice), 2).high for twice in (False, True, False)] == [1, 2, 1]
+
+
 @pytest.mark.parametrize(
     ("module", "text"),
     [
@@ -112,6 +216,19 @@ def test_a_class_made_anew_under_its_old_name_is_probed_anew() -> None:
         (nn.Upsample(scale_factor=2), "its stride is not a whole number"),
         (Coordinates(), "Coordinates: gives a window other values than the same place of the whole map"),
         (Windows(), "Windows: gives a window other values.*attention in fixed windows"),
+        (Map(), "Map: gives a window other values"),
+        (Checkered(), "Checkered: gives a window other values"),
+        (Transposed(), "Transposed: gives a window other values"),
+        (Beside(), "Beside: gives a window other values.*leave out what depends on the batch"),
+        (Swallowing(), "Swallowing: gives a window other values"),
+        (Steered(), "Steered: reads where its input says, however far that is; use another layer"),
+        (DeformConv(), "DeformConv: reads where its input says"),
+        (Asking(), r"Asking: cannot be tried on maps of 3 channels and of several sizes \(Tensor.item\(\)"),
+        (nn.Conv2d(4, 3, 1), r"Conv2d: cannot be tried on maps of 3 channels.*\(Segment's `channels`\)"),
+        (
+            nn.Sequential(nn.ReLU(), nn.InstanceNorm2d(3, track_running_stats=True).eval()),
+            r"1 \(InstanceNorm2d\): is what BatchNorm is in evaluation mode.*make it a BatchNorm2d",
+        ),
     ],
 )
 def test_what_cannot_be_streamed_is_refused_by_name(module: nn.Module, text: str) -> None:

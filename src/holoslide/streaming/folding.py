@@ -8,7 +8,7 @@ weights, BatchNorm scale and shift. Nothing is approximated.
 
 from __future__ import annotations
 
-import copy
+import itertools
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,8 +17,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from holoslide.geometry import ceil_div
 from holoslide.streaming.convolution import with_strips
-from holoslide.streaming.receptive import input_channels, least_side
+from holoslide.streaming.receptive import copy_of, input_channels, least_side, varied
 
 _TOLERANCE = 1e-9
 _TRIAL_SIDE = 16  # of a map, in cells: what is folded is the same in every cell
@@ -39,18 +40,21 @@ class Folded(nn.Module):
     `pull_back` once after the last backward pass: it adds to the module's own `.grad`.
     """
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, module: nn.Module, channels: int | None = None, *, stride: int = 1) -> None:
+        """`channels` and `stride` are the module's, as `holoslide.streaming.receptive` tells them."""
         super().__init__()
         self.module = module
-        self._pairs = find_pairs(module)
+        self._pairs = find_pairs(module, channels, stride=stride)
         self.twin = _make_twin(module, self._pairs)
+        self.in_place = _works_in_place(_sample(module, channels, stride), module)
+        """Whether it writes into what it is given: then autograd takes no leaf."""
         self._values: list[tuple[nn.Parameter, Tensor]] = []
         self._fresh = False
 
     def refresh(self) -> None:
         """Give the twin the module's present values."""
         values = _folded_values(self.module, self.twin, self._pairs)
-        buffers = dict(self.module.named_buffers())
+        buffers = dict(self.module.named_buffers(remove_duplicate=False))
         with torch.no_grad():
             for name, buffer in self.twin.named_buffers():  # of norms that are not folded
                 buffer.copy_(buffers[name])
@@ -97,9 +101,9 @@ def fold(conv: nn.Conv2d, norm: _BatchNorm) -> tuple[Tensor, Tensor]:
     return conv.weight * scale[:, None, None, None], bias
 
 
-def find_pairs(module: nn.Module) -> list[Pair]:
+def find_pairs(module: nn.Module, channels: int | None = None, *, stride: int = 1) -> list[Pair]:
     """Convolutions whose output goes straight into a frozen BatchNorm, found in a run, checked by value."""
-    trial = copy.deepcopy(module).cpu().double().eval()
+    trial = varied(copy_of(module).cpu().double())
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for tensor in (
@@ -107,9 +111,7 @@ def find_pairs(module: nn.Module) -> list[Pair]:
         ):
             if tensor.is_floating_point():  # fresh statistics of 0 and 1 would hide a wrong pair
                 tensor.copy_(torch.rand(tensor.shape, generator=generator, dtype=torch.float64) + 0.5)
-        channels = input_channels(module)
-        side = least_side(module, channels, _TRIAL_SIDE)
-        sample = torch.rand(1, channels, side, side, dtype=torch.float64, generator=generator)
+        sample = _sample(module, channels, stride)
         found, expected = _watch_pairs(trial, sample)
         pairs = [pair for pair in found if _frozen(module, pair.norm)]
         twin = _make_twin(trial, pairs)
@@ -117,6 +119,23 @@ def find_pairs(module: nn.Module) -> list[Pair]:
             parameter.copy_(value)
         same = torch.allclose(twin(sample), expected, rtol=_TOLERANCE, atol=_TOLERANCE)
     return pairs if same else []
+
+
+def _sample(module: nn.Module, channels: int | None, stride: int) -> Tensor:
+    """A map that the module can be tried on, (1, C, H, W), of values from 0 to 1."""
+    channels = input_channels(module) if channels is None else channels
+    side = least_side(module, channels, ceil_div(_TRIAL_SIDE, stride) * stride)
+    generator = torch.Generator().manual_seed(0)
+    return torch.rand(1, channels, side, side, dtype=torch.float64, generator=generator)
+
+
+def _works_in_place(sample: Tensor, module: nn.Module) -> bool:
+    tensors = itertools.chain(module.parameters(), module.buffers())
+    sample = sample.to(next((tensor for tensor in tensors if tensor.is_floating_point()), torch.empty(0)))
+    before = sample._version
+    with torch.no_grad():
+        module(sample)
+    return sample._version != before
 
 
 def _watch_pairs(module: nn.Module, sample: Tensor) -> tuple[list[Pair], Tensor]:
@@ -148,7 +167,6 @@ def _folded_values(
 ) -> list[tuple[nn.Parameter, Tensor]]:
     """Each parameter of the twin with the value it stands for, as a function of the module's parameters."""
     values: list[tuple[nn.Parameter, Tensor]] = []
-    convs = {pair.conv for pair in pairs}
     for pair in pairs:
         conv, norm, folded = (module.get_submodule(pair.conv), module.get_submodule(pair.norm),
                               twin.get_submodule(pair.conv))  # fmt: skip
@@ -159,8 +177,10 @@ def _folded_values(
         assert isinstance(folded.bias, nn.Parameter)
         weight, bias = fold(conv, norm)
         values += [(folded.weight, weight), (folded.bias, bias)]
-    own = dict(module.named_parameters())
-    values += [(p, own[name]) for name, p in twin.named_parameters() if name.rpartition(".")[0] not in convs]
+    # What layers share is found by each of its names: the first may be that of a norm which is folded.
+    own = dict(module.named_parameters(remove_duplicate=False))
+    made = {id(parameter) for parameter, _ in values}
+    values += [(p, own[name]) for name, p in twin.named_parameters() if id(p) not in made]
     return values
 
 
@@ -170,7 +190,7 @@ def _frozen(module: nn.Module, name: str) -> bool:
 
 
 def _make_twin(module: nn.Module, pairs: list[Pair]) -> nn.Module:
-    twin = copy.deepcopy(module)
+    twin = copy_of(module)
     for pair in pairs:
         conv = twin.get_submodule(pair.conv)
         assert isinstance(conv, nn.Conv2d)
@@ -178,4 +198,7 @@ def _make_twin(module: nn.Module, pairs: list[Pair]) -> nn.Module:
             conv.bias = nn.Parameter(conv.weight.new_zeros(conv.out_channels))
         parent, _, leaf = pair.norm.rpartition(".")
         setattr(twin.get_submodule(parent), leaf, nn.Identity())
-    return with_strips(twin.to(memory_format=torch.channels_last))
+    for tensor in itertools.chain(twin.parameters(), twin.buffers()):
+        if tensor.dim() == 4:
+            tensor.data = tensor.data.contiguous(memory_format=torch.channels_last)
+    return with_strips(twin)

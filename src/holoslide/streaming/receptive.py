@@ -2,8 +2,8 @@
 
 NaN passes through every layer that reads it, whatever the weights, so the cells it reaches are exactly the
 cells that depend on the pixel. Nothing is known about any network here; a layer that lets one pixel reach the
-whole map is refused by its name. A window is then held to the whole map: that refuses what reads little, but
-depends on where it stands, such as coordinates or attention in fixed windows.
+whole map is refused by its name. Windows are then held to the whole map: that refuses what reads little, but
+depends on where it stands, such as coordinates or attention in fixed windows, or on what runs beside it.
 """
 
 from __future__ import annotations
@@ -11,21 +11,26 @@ from __future__ import annotations
 import copy
 import functools
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from holoslide.errors import NotLocal
 from holoslide.geometry import Box, ceil_div
 
 _DIVISIBLE = 40_320  # a field side that every stride up to 10, and the usual larger ones, divide
 _FIELD_BYTES = 2**27
-# Sides, in output cells, of the first field that is tried and of the map that is verified.
-_LEAST_CELLS, _VERIFIED_CELLS = 16, 32
+# Sides, in output cells, of the first field that is tried, of the map that is verified, and of a tile of it.
+_LEAST_CELLS, _VERIFIED_CELLS, _VERIFIED_TILE = 16, 32, 8
 _DROPS = ("Dropout", "Dropout2d", "StochasticDepth", "DropPath")  # PyTorch's, torchvision's, timm's
-_TOLERANCE = 1e-9  # of float64 values of about 1
+_TOLERANCE = 1e-9  # of the largest value, in float64
+# Operations that read where their input says: no reach that is found today holds after the next step.
+_STEERED = ("aten::grid_sampler_2d", "aten::grid_sampler_3d", "torchvision::deform_conv2d")
+_CANNOT_RUN = (RuntimeError, TypeError, ValueError, IndexError, AttributeError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +96,17 @@ class Receptive:
         """Output cells by which a window must end late."""
         return max(0, ceil_div(self.high + 1 - self.stride, self.stride))
 
+    def window(self, start: int, stop: int, length: int | None = None) -> tuple[int, int, int]:
+        """First and last + 1 input cell of the window of output cells [start, stop), and the crop's start.
+
+        A map of `length` cells cuts it off, but leaves one input cell, also to outputs that read padding alone.
+        """
+        first, last = start - self.margin_before, stop + self.margin_after
+        if length is None:
+            return first * self.stride, last * self.stride, start - first
+        first = min(max(first, 0), (length - 1) // self.stride)
+        return first * self.stride, min(last * self.stride, length), start - first
+
 
 @dataclass(frozen=True, slots=True)
 class Link:
@@ -120,7 +136,7 @@ def probe(module: nn.Module, channels: int | None = None, *, name: str = "") -> 
 def links(module: nn.Module, channels: int | None = None, *, name: str = "") -> list[Link]:
     """A chain, link by link, so that the maps to probe stay small; a module that is no chain is one link."""
     channels = channels if channels is not None else input_channels(module)
-    if type(module) is nn.Sequential:
+    if type(module) is nn.Sequential and not _hooked(module):
         found: list[Link] = []
         for (
             child_name,
@@ -129,25 +145,47 @@ def links(module: nn.Module, channels: int | None = None, *, name: str = "") -> 
             seen = found[-1].out_channels if found else channels
             found += links(child, seen, name=f"{name}.{child_name}".lstrip("."))
         return found
-    key = (
-        tuple((n, type(m), _settings(m)) for n, m in module.named_modules()),
-        tuple((n, t.shape) for n, t in itertools.chain(module.named_parameters(), module.named_buffers())),
-        channels,
-    )
-    if key not in _known:
+    key = _key(module, channels)
+    told = _known.get(key) if key is not None else None
+    if told is None:
         field = _probe_atom(module, channels, name)
-        _known[key] = field, output_shape(module, channels, (512, 512))[1]
-    return [Link(name, module, *_known[key])]
+        told = field, output_shape(module, channels, (_DIVISIBLE, _DIVISIBLE))[1]
+        if key is not None:
+            _known[key] = told
+    return [Link(name, module, *told)]
+
+
+def _key(module: nn.Module, channels: int) -> tuple[object, ...] | None:
+    """What modules have in common that need one probe; None where nothing tells whether they do.
+
+    Weights do not matter, nor does how much is dropped, as long as nothing is. An address does not tell: what is
+    made next may get it. What stands in a module twice is named twice, to differ from what stands there once.
+    """
+    layers = [(n, type(m), _settings(m)) for n, m in module.named_modules(remove_duplicate=False)]
+    tensors = itertools.chain(
+        module.named_parameters(remove_duplicate=False), module.named_buffers(remove_duplicate=False)
+    )
+    hooked = any(_hooked(layer) for layer in module.modules())
+    if hooked or any(" at 0x" in text for _, _, settings in layers for _, text in settings):
+        return None
+    return (*layers, *((n, t.shape) for n, t in tensors), channels)
 
 
 def _settings(layer: nn.Module) -> tuple[tuple[str, str], ...]:
-    """What a layer was made with, also where its text does not say.
-
-    Equal layers need one probe: weights do not matter, nor does how much is dropped, as long as nothing is.
-    """
+    """What a layer was made with, also where its text does not say."""
     if not layer.training and type(layer).__name__ in _DROPS:
         return ()
-    return tuple((name, repr(value)) for name, value in vars(layer).items() if name not in _OF_TORCH)
+    return tuple((name, _text(value)) for name, value in vars(layer).items() if name not in _OF_TORCH)
+
+
+def _text(value: object) -> str:
+    # The text of a long tensor is cut short.
+    return f"{tuple(value.shape)} {value!r}" if isinstance(value, Tensor) else repr(value)
+
+
+def _hooked(layer: nn.Module) -> bool:
+    """Whether more than its `forward` is run."""
+    return bool(layer._forward_hooks or layer._forward_pre_hooks)
 
 
 def input_channels(module: nn.Module) -> int:
@@ -164,12 +202,21 @@ def input_channels(module: nn.Module) -> int:
 
 
 def _probe_atom(module: nn.Module, channels: int, name: str) -> Receptive:
-    for layer_name, layer in module.named_modules():
-        if getattr(layer, "padding_mode", None) == "circular":  # no window shows it: the map's edges do
-            where = _label(layer, ".".join(filter(None, (name, layer_name))))
-            raise NotLocal(where, "pads one edge of the map with the other", "give it another padding_mode")
+    _refuse_by_kind(module, name)
+    try:
+        return _try_atom(module, channels, name)
+    except _CANNOT_RUN as error:
+        line = str(error).partition("\n")[0].rstrip(" .")
+        raise NotLocal(
+            label(module, name),
+            f"cannot be tried on maps of {channels} channels and of several sizes ({line})",
+            "say how many channels it takes (Segment's `channels`), or leave it out",
+        ) from error
+
+
+def _try_atom(module: nn.Module, channels: int, name: str) -> Receptive:
     stride = _stride(module, channels, name)
-    twin = copy.deepcopy(module).double().cpu()
+    twin = varied(copy_of(module).double().cpu())
     side = least = least_side(twin, channels, _LEAST_CELLS * stride)
     while 8 * channels * side * side * stride <= _FIELD_BYTES or side == least:
         low, high, reaches_edge = _reach(twin, channels, side, stride)
@@ -180,6 +227,41 @@ def _probe_atom(module: nn.Module, channels: int, name: str) -> Receptive:
             return field
         side *= 2
     raise _not_local(twin, channels, 64 * stride, name)
+
+
+def _refuse_by_kind(module: nn.Module, name: str) -> None:
+    """What no window shows."""
+    for layer_name, layer in module.named_modules():
+        where = label(layer, ".".join(filter(None, (name, layer_name))))
+        if getattr(layer, "padding_mode", None) == "circular":  # the map's edges would show it
+            raise NotLocal(where, "pads one edge of the map with the other", "give it another padding_mode")
+        if isinstance(layer, nn.InstanceNorm2d) and layer.track_running_stats and not layer.training:
+            # torch 2.15 on a CPU: wrong gradients where those of the output come in channels_last.
+            raise NotLocal(
+                where, "is what BatchNorm is in evaluation mode, but slower", "make it a BatchNorm2d"
+            )
+
+
+def copy_of(module: nn.Module) -> nn.Module:
+    """A copy, also where a hook makes a weight of others before each run: `deepcopy` refuses its last result."""
+    return copy.deepcopy(module, {id(t): t.detach().clone() for t in _bare(module) if not t.is_leaf})
+
+
+def _bare(module: nn.Module) -> list[Tensor]:
+    """Tensors that are neither parameters nor buffers."""
+    values = itertools.chain.from_iterable(vars(layer).values() for layer in module.modules())
+    return [value for value in values if isinstance(value, Tensor)]
+
+
+def varied(module: nn.Module) -> nn.Module:
+    """The module itself, now with no constant parameter: a 0 hides what it multiplies, until it is trained."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            if parameter.is_floating_point() and parameter.numel() and parameter.min() == parameter.max():
+                noise = torch.rand(parameter.shape, generator=generator, dtype=torch.float64)
+                parameter.add_(0.1 * noise.to(parameter))
+    return module
 
 
 def least_side(module: nn.Module, channels: int, side: int) -> int:
@@ -229,8 +311,10 @@ def output_shape(module: nn.Module, channels: int, shape: tuple[int, int]) -> tu
 def shape_twin(module: nn.Module) -> nn.Module:
     """A copy of the module that tells shapes: it runs on meta tensors in float32, and holds no values."""
     # deepcopy takes these for copies it has made already: no weight is copied
+    empty = {id(t): t.detach().to("meta") for t in (*module.buffers(), *_bare(module))}
+    empty = {key: t.float() if t.is_floating_point() else t for key, t in empty.items()}
     weights = {id(p): nn.Parameter(p.detach().to("meta"), requires_grad=False) for p in module.parameters()}
-    twin = copy.deepcopy(module, weights | {id(b): b.to("meta") for b in module.buffers()}).float()
+    twin = copy.deepcopy(module, weights | empty).float()
     for layer in twin.modules():
         # On meta tensors it is Python, and would take most of the time. A class of its own may do more than it.
         if type(layer) is nn.BatchNorm2d:
@@ -242,11 +326,28 @@ def _unchanged(features: Tensor) -> Tensor:
     return features
 
 
+class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's own class hook has no types
+    """Collects the names of all operations."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.names: set[str] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.names.add(func.name())
+        return func(*args, **(kwargs or {}))
+
+
 def _stride(module: nn.Module, channels: int, name: str) -> int:
-    shapes = [output_shape(module, channels, (n * _DIVISIBLE, n * _DIVISIBLE)) for n in (1, 2)]
+    with _Watch() as watch:
+        shapes = [output_shape(module, channels, (n * _DIVISIBLE, n * _DIVISIBLE)) for n in (1, 2)]
+    if not watch.names.isdisjoint(_STEERED):
+        raise NotLocal(
+            label(module, name), "reads where its input says, however far that is", "use another layer"
+        )
     if any(len(shape) != 4 for shape in shapes):
         raise NotLocal(
-            _label(module, name),
+            label(module, name),
             "does not give one feature map",
             "stream only layers before pooling, that give one",
         )
@@ -254,42 +355,58 @@ def _stride(module: nn.Module, channels: int, name: str) -> int:
     if steps <= 0:
         raise _not_local(copy.deepcopy(module).double().cpu(), channels, 128, name)
     if _DIVISIBLE % steps:
-        raise NotLocal(_label(module, name), "its stride is not a whole number", "choose another backbone")
+        raise NotLocal(label(module, name), "its stride is not a whole number", "choose another backbone")
     if shapes[1][3] - shapes[0][3] != steps:
         raise NotLocal(
-            _label(module, name), "has another stride down than across", "give both the same, or leave it out"
+            label(module, name), "has another stride down than across", "give both the same, or leave it out"
         )
     return _DIVISIBLE // steps
 
 
-def _trial_map(channels: int, side: int) -> Tensor:
+def trial_map(channels: int, height: int, width: int) -> Tensor:
+    """Float64 values from 0.1 to 1.1, (1, C, H, W), the same each time."""
     generator = torch.Generator().manual_seed(0)
-    return torch.rand(1, channels, side, side, generator=generator, dtype=torch.float64) + 0.1
+    return torch.rand(1, channels, height, width, generator=generator, dtype=torch.float64) + 0.1
 
 
 def _verify(module: nn.Module, channels: int, side: int, field: Receptive, name: str) -> None:
-    """Hold the whole map to a window that begins one output cell further on."""
-    whole = _trial_map(channels, side)
-    with torch.no_grad():
-        first, window = module(whole), module(whole[:, :, field.stride :, field.stride :])
-    start, stop = field.margin_before, first.shape[2] - 1 - field.margin_after
-    inner, expected = (
-        window[:, :, start:stop, start:stop],
-        first[:, :, start + 1 : stop + 1, start + 1 : stop + 1],
-    )
-    same_shape = inner.shape == expected.shape
-    if not (same_shape and torch.allclose(inner, expected, rtol=_TOLERANCE, atol=_TOLERANCE)):
+    """Hold the whole map to windows: a tile's, and those of a tile one cell further down, and one cell across."""
+    first, size = field.margin_before + 1, _VERIFIED_TILE
+    side = max(side, (first + size + 1 + field.margin_after) * field.stride)
+    whole = trial_map(channels, side, side)
+    places = (first, first), (first + 1, first), (first, first + 1)
+    if not tiles_hold(module, whole, [Box.at(*place, size, size) for place in places], field):
         raise NotLocal(
-            _label(module, name),
+            label(module, name),
             "gives a window other values than the same place of the whole map",
-            "leave out what depends on the place: coordinates, or attention in fixed windows",
+            "leave out what depends on the batch or on the place: coordinates, or attention in fixed windows",
         )
 
 
-def _refuse_random(module: nn.Module, channels: int, side: int, name: str) -> None:
-    whole = _trial_map(channels, side)
+def tiles_hold(
+    module: nn.Module, whole: Tensor, tiles: Sequence[Box], field: Receptive, *, clip: bool = False
+) -> bool:
+    """Whether tiles of one shape, from their windows of a map (1, C, H, W), are what the whole map gives there.
+
+    The windows are run together; `clip` cuts them off at the map's edges.
+    """
+    height, width = whole.shape[2:] if clip else (None, None)
+    spans = [(field.window(t.top, t.bottom, height), field.window(t.left, t.right, width)) for t in tiles]
+    windows = [whole[:, :, y[0] : y[1], x[0] : x[1]] for y, x in spans]
+    crop = Box.at(spans[0][0][2], spans[0][1][2], *tiles[0].shape)
     with torch.no_grad():
-        if torch.equal(module(whole), module(whole)):
+        made = module(whole.clone())  # a first layer may work in place
+        # In the layout that windows of a slide have.
+        found = module(torch.cat(windows).contiguous(memory_format=torch.channels_last))[:, :, *crop.slices]
+    expected = torch.cat([made[:, :, *tile.slices] for tile in tiles])
+    allowed = _TOLERANCE * float(made.abs().max())
+    return found.shape == expected.shape and torch.allclose(found, expected, rtol=0, atol=allowed)
+
+
+def _refuse_random(module: nn.Module, channels: int, side: int, name: str) -> None:
+    whole = trial_map(channels, side, side)
+    with torch.no_grad():
+        if torch.equal(module(whole.clone()), module(whole.clone())):  # a first layer may work in place
             return
     layers = [n for n, m in module.named_modules() if m.training and "drop" in type(m).__name__.lower()]
     raise NotLocal(
@@ -307,7 +424,7 @@ def _not_local(module: nn.Module, channels: int, side: int, name: str) -> NotLoc
         def hook(layer: nn.Module, inputs: tuple[object, ...], output: object) -> None:
             if inputs and _partly_nan(inputs[0]) and _all_nan(output) and not found:
                 found.append(
-                    _label(layer, ".".join(filter(None, (name, layer_name)))) + _parent(module, layer_name)
+                    label(layer, ".".join(filter(None, (name, layer_name)))) + _parent(module, layer_name)
                 )
 
         return hook
@@ -319,13 +436,14 @@ def _not_local(module: nn.Module, channels: int, side: int, name: str) -> NotLoc
         module(field)
     for handle in handles:
         handle.remove()
-    where = found[0] if found else _label(module, name)
+    where = found[0] if found else label(module, name)
     return NotLocal(
         where, "sees the whole map", "freeze it, put it in evaluation mode or choose another backbone"
     )
 
 
-def _label(module: nn.Module, name: str) -> str:
+def label(module: nn.Module, name: str) -> str:
+    """How a layer is called in messages."""
     return f"{name} ({type(module).__name__})" if name else type(module).__name__
 
 

@@ -9,6 +9,7 @@ does: windows are then cut off at the edge, so that the layers' own padding acts
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 
 from holoslide.errors import ConfigError
 from holoslide.geometry import Box, ceil_div
+from holoslide.streaming.edges import refuse_at_edges
 from holoslide.streaming.features import (
     Batch,
     FeatureMap,
@@ -32,7 +34,7 @@ from holoslide.streaming.features import (
     make_grid,
 )
 from holoslide.streaming.folding import Folded
-from holoslide.streaming.receptive import Receptive, input_channels, links, output_shape, probe
+from holoslide.streaming.receptive import Receptive, input_channels, links, output_shape
 from holoslide.streaming.storage import Storage, StorageConfig
 
 Border = Literal["glass", "zeros"]
@@ -85,22 +87,40 @@ class Segment:
     """
 
     def __init__(
-        self, module: nn.Module, *, border: Border = "glass", mixed: torch.dtype | None = None
+        self,
+        module: nn.Module,
+        *,
+        border: Border = "glass",
+        mixed: torch.dtype | None = None,
+        channels: int | None = None,
     ) -> None:
-        self.module = module
-        self.channels = input_channels(module)
-        self.field, self._links = probe(module, self.channels), links(module, self.channels)
+        """`channels` of the input are those of the first layer that says (default)."""
+        self.module, self.border, self.mixed = module, border, mixed
+        self.channels = input_channels(module) if channels is None else channels
+        self._examine()
+
+    @torch.inference_mode(mode=False)  # else the twin could not be trained later
+    def _examine(self) -> None:
+        module, self._state = self.module, _state(self.module)
+        self._links = links(module, self.channels)
+        self.field = functools.reduce(Receptive.then, (link.field for link in self._links), Receptive())
         self.out_channels = self._links[-1].out_channels if self._links else self.channels
-        self.folded = Folded(module)
-        self.border: Border = border
-        self.mixed = mixed
-        tensor = next(chain(module.parameters(), module.buffers()), None)
+        if self.border == "zeros":
+            refuse_at_edges(module, self.channels, self._links)
+        self.folded = Folded(module, self.channels, stride=self.field.stride)
+        tensors = chain(module.parameters(), module.buffers())
+        tensor = next((tensor for tensor in tensors if tensor.is_floating_point()), None)
         self._has_tensors = tensor is not None
         self.device = torch.device("cpu") if tensor is None else tensor.device
-        self.dtype = mixed or (torch.float32 if tensor is None else tensor.dtype)
+        self.dtype = self.mixed or (torch.float32 if tensor is None else tensor.dtype)
 
     def adopt(self, source: Source) -> None:
-        """Take the source's device and precision, where the module has none of its own: pooling, for one."""
+        """Follow the module, where it was moved or given another mode, precision or layer since the last slide.
+
+        Where it has no device and precision of its own, as pooling, for one, it takes the source's.
+        """
+        if self._state != _state(self.module):
+            self._examine()
         if not self._has_tensors:
             self.device, self.dtype = source.device, self.mixed or source.glass.dtype
 
@@ -109,6 +129,8 @@ class Segment:
         return torch.autocast(self.device.type, dtype=self.mixed, enabled=enabled and self.mixed is not None)
 
     def __call__(self, windows_BCHW: Tensor) -> Tensor:
+        if self.folded.in_place and windows_BCHW.requires_grad:
+            windows_BCHW = windows_BCHW.clone()
         output: Tensor = self.folded(windows_BCHW)
         return output.to(self.dtype)
 
@@ -130,6 +152,12 @@ class Segment:
         if self.border == "glass":
             return Box(0, 0, *(ceil_div(n, self.field.stride) for n in frame.shape))
         return Box(0, 0, *output_shape(self.module, self.channels, frame.shape)[2:])
+
+
+def _state(module: nn.Module) -> list[object]:
+    """What a twin takes over once and for all; values it is given anew for each slide."""
+    tensors = chain(module.parameters(), module.buffers())
+    return [*((layer, layer.training) for layer in module.modules()), *((t.dtype, t.device) for t in tensors)]
 
 
 def forward_tiles(
@@ -251,9 +279,11 @@ def backward_glass(segment: Segment, glass_C: Tensor, grad_C: Tensor) -> Tensor:
     leaf = glass_C.detach().clone().requires_grad_()
     with segment.autocast():
         output = segment.glass(leaf)
-    torch.autograd.backward([output], [grad_C.to(output.dtype)])
-    assert leaf.grad is not None
-    return leaf.grad
+    if output.requires_grad:
+        torch.autograd.backward([output], [grad_C.to(output.dtype)])
+    return (
+        torch.zeros_like(leaf) if leaf.grad is None else leaf.grad
+    )  # None behind what lets no gradient pass
 
 
 def _pull_back(
@@ -297,8 +327,8 @@ def _batches(grid: Grid, segment: Segment, inputs: Box, size: int) -> Iterator[B
     clip = segment.border == "zeros"
     for tile in grid.index:
         box = grid.box(tile)
-        rows = _window(box.top, box.bottom, inputs.height, segment.field, clip=clip)
-        columns = _window(box.left, box.right, inputs.width, segment.field, clip=clip)
+        rows = segment.field.window(box.top, box.bottom, inputs.height if clip else None)
+        columns = segment.field.window(box.left, box.right, inputs.width if clip else None)
         window = Box(rows[0], columns[0], rows[1], columns[1])
         crop = Box.at(rows[2], columns[2], *box.shape)
         groups.setdefault((window.shape, crop), []).append((tile, box, window))
@@ -308,15 +338,6 @@ def _batches(grid: Grid, segment: Segment, inputs: Box, size: int) -> Iterator[B
             tiles, boxes, windows = zip(*members[start : start + size], strict=True)
             yield Batch(number, tiles, boxes, windows, crop)
             number += 1
-
-
-def _window(start: int, stop: int, length: int, field: Receptive, *, clip: bool) -> tuple[int, int, int]:
-    """First and last + 1 input cell of the window of output cells [start, stop), and the crop's start."""
-    first, last = start - field.margin_before, stop + field.margin_after
-    if clip:
-        first = max(first, 0)
-        return first * field.stride, min(last * field.stride, length), start - first
-    return first * field.stride, last * field.stride, start - first
 
 
 def _read_ahead(
