@@ -9,8 +9,9 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
+from torchvision.models.resnet import BasicBlock
 
 from holoslide.geometry import Box
 from holoslide.models.backbone import BackboneConfig
@@ -309,6 +310,16 @@ def test_patches_reach_past_all_that_sees_tissue(tile: int) -> None:
     )
     slide = make_slide(240, 240, 8, 0.0, seed=0)
     compare(model, slide, StreamConfig(tile_cells=tile), glass_margin=192, seed=3)
+
+
+def test_a_block_may_name_its_layers_in_any_order() -> None:
+    """The first that is named takes other channels than the first that runs."""
+    model = make_model("resnet18", 2, seed=1, truncate="layer2", kernel=2, side=7)
+    for block in (m for m in model.parts.modules() if isinstance(m, BasicBlock)):
+        for name in ("conv1", "bn1"):
+            block._modules[name] = block._modules.pop(name)  # to the end
+    assert next(m for m in model.parts[1][0].modules() if isinstance(m, nn.Conv2d)).in_channels == 128
+    compare(model, make_slide(60, 70, 8, 0.3, seed=2), StreamConfig(tile_cells=8), glass_margin=96, seed=3)
 
 
 @pytest.mark.parametrize("modules", [1, 3])

@@ -78,17 +78,23 @@ class StreamedClassifier:
         parts = cast("list[nn.Sequential]", list(model.parts))
         self.mixed = mixed
         self.costs: dict[tuple[int, bool, bool], Cost] = {}  # what `memory.py` has measured
-        self.stem = self._chain([model.stem])
-        self.parts = [
-            self._chain(_segments(part, config.segment_units), block=head_stride(head), last=True)
-            for part, head in zip(parts, self.heads, strict=True)
-        ]
+        self.stem = self._chain([model.stem], PixelSource.channels)
+        self.parts: list[Chain] = []
+        for part, head in zip(parts, self.heads, strict=True):
+            before = self.parts[-1] if self.parts else self.stem
+            seen, pieces = before.segments[-1].out_channels, _segments(part, config.segment_units)
+            self.parts.append(self._chain(pieces, seen, block=head_stride(head), last=True))
         every = model.config.barrier_every
         self.groups = [range(len(parts))[k : k + every] for k in range(0, len(parts), every)]
         """Parts with no gradient barrier between them; one follows each group."""
 
-    def _chain(self, modules: Sequence[nn.Module], *, block: int = 1, last: bool = False) -> Chain:
-        segments = [Segment(m, border=self.border, mixed=self.mixed) for m in modules]
+    def _chain(
+        self, modules: Sequence[nn.Module], channels: int, *, block: int = 1, last: bool = False
+    ) -> Chain:
+        segments: list[Segment] = []
+        for module in modules:
+            segments.append(Segment(module, border=self.border, mixed=self.mixed, channels=channels))
+            channels = segments[-1].out_channels
         everywhere = last and self.pool == "all"
         tilings = [self._tiling()] * len(segments)
         return Chain(segments, tilings, self.storage, block=block, everywhere=everywhere)
