@@ -52,13 +52,13 @@ def _exact(module: nn.Module, channels: int, field: Receptive) -> bool:
     for shape in {(side, side), (side + stride - 1, side + min(1, stride - 1))}:
         whole = trial_map(channels, *shape)
         try:
-            cells = twin(whole.clone()).shape[2:]
+            made = twin(whole.clone()).detach()
         except RuntimeError:  # it takes none but whole strides, whatever the border
             continue
         for place in _PLACES:
-            tile = Box.at(place % cells[0], place % cells[1], 1, 1)
+            tile = Box.at(place % made.shape[2], place % made.shape[3], 1, 1)
             try:
-                if not tiles_hold(twin, whole, [tile], field, clip=True):
+                if not tiles_hold(twin, (whole, made), [tile], field, clip=True):
                     return False
             except RuntimeError:  # a window is too small to be padded
                 return False

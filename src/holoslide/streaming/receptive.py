@@ -375,7 +375,9 @@ def _verify(module: nn.Module, channels: int, side: int, field: Receptive, name:
     side = max(side, (first + size + 1 + field.margin_after) * field.stride)
     whole = trial_map(channels, side, side)
     places = (first, first), (first + 1, first), (first, first + 1)
-    if not tiles_hold(module, whole, [Box.at(*place, size, size) for place in places], field):
+    with torch.no_grad():
+        made = module(whole.clone())  # a first layer may work in place
+    if not tiles_hold(module, (whole, made), [Box.at(*place, size, size) for place in places], field):
         raise NotLocal(
             label(module, name),
             "gives a window other values than the same place of the whole map",
@@ -384,18 +386,23 @@ def _verify(module: nn.Module, channels: int, side: int, field: Receptive, name:
 
 
 def tiles_hold(
-    module: nn.Module, whole: Tensor, tiles: Sequence[Box], field: Receptive, *, clip: bool = False
+    module: nn.Module,
+    run: tuple[Tensor, Tensor],
+    tiles: Sequence[Box],
+    field: Receptive,
+    *,
+    clip: bool = False,
 ) -> bool:
-    """Whether tiles of one shape, from their windows of a map (1, C, H, W), are what the whole map gives there.
+    """Whether tiles of one shape, from their windows of a map (1, C, H, W), are what its run gave there.
 
     The windows are run together; `clip` cuts them off at the map's edges.
     """
+    whole, made = run
     height, width = whole.shape[2:] if clip else (None, None)
     spans = [(field.window(t.top, t.bottom, height), field.window(t.left, t.right, width)) for t in tiles]
     windows = [whole[:, :, y[0] : y[1], x[0] : x[1]] for y, x in spans]
     crop = Box.at(spans[0][0][2], spans[0][1][2], *tiles[0].shape)
     with torch.no_grad():
-        made = module(whole.clone())  # a first layer may work in place
         # In the layout that windows of a slide have.
         found = module(torch.cat(windows).contiguous(memory_format=torch.channels_last))[:, :, *crop.slices]
     expected = torch.cat([made[:, :, *tile.slices] for tile in tiles])
