@@ -366,9 +366,8 @@ def main() -> None:
         typer.echo(f"holoslide: {error}", err=True)
         sys.exit(USER_ERROR)
     except OSError as error:
-        if (
-            error.errno in (errno.ENOSPC, errno.EDQUOT) and error.filename is None
-        ):  # a write does not know its file
+        is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        if is_full and error.filename is None:  # a write does not know its file
             typer.echo(f"holoslide: {error.strerror}; make room where the command writes", err=True)
             sys.exit(USER_ERROR)
         if error.filename is None:

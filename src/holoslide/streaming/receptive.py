@@ -138,10 +138,7 @@ def links(module: nn.Module, channels: int | None = None, *, name: str = "") -> 
     channels = channels if channels is not None else input_channels(module)
     if type(module) is nn.Sequential and not _hooked(module):
         found: list[Link] = []
-        for (
-            child_name,
-            child,
-        ) in module._modules.items():  # `named_children` leaves out what stands there twice
+        for child_name, child in module._modules.items():  # `named_children` leaves out what is there twice
             seen = found[-1].out_channels if found else channels
             found += links(child, seen, name=f"{name}.{child_name}".lstrip("."))
         return found

@@ -281,9 +281,8 @@ def backward_glass(segment: Segment, glass_C: Tensor, grad_C: Tensor) -> Tensor:
         output = segment.glass(leaf)
     if output.requires_grad:
         torch.autograd.backward([output], [grad_C.to(output.dtype)])
-    return (
-        torch.zeros_like(leaf) if leaf.grad is None else leaf.grad
-    )  # None behind what lets no gradient pass
+    grad_in = leaf.grad  # None behind what lets no gradient pass
+    return torch.zeros_like(leaf) if grad_in is None else grad_in
 
 
 def _pull_back(
