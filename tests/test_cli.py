@@ -113,6 +113,35 @@ def test_of_several_processes_only_the_first_ends_with_what_was_left_out(
     assert "left out:" not in holoslide.err
 
 
+def test_without_test_slides_there_is_a_model(cohort: Path, tmp_path: Path, holoslide: Command) -> None:
+    rows = [row for row in read(cohort / "slides.csv") if row["split"] != "test"]
+    for row in rows:
+        row["path"] = str(cohort / row["path"])
+    with (tmp_path / "slides.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    quick = ("--set", "train.epochs=1", "--set", "model.modules=1", "--rasters", cohort / "rasters")
+    command = (
+        "train",
+        tmp_path / "slides.csv",
+        "--config",
+        cohort / "run.yaml",
+        *quick,
+        "-o",
+        tmp_path / "run",
+    )
+    assert holoslide(*command, "--seeds", 2) == 1
+    assert "slides.csv: has no test slides to judge by; give it some, or train once" in holoslide.err
+    assert not (tmp_path / "run").exists()
+    assert holoslide(*command) == 0
+    assert holoslide.out.endswith(
+        "nothing was tested: the table has no test slides; `holoslide evaluate` takes others\n"
+    )
+    assert (tmp_path / "run" / "best" / "model.safetensors").exists()
+    assert not (tmp_path / "run" / "report.html").exists()
+
+
 def test_only_test_slides_are_tested(run: Path, cohort: Path) -> None:
     parts = {row["slide_id"]: row["split"] for row in read(cohort / "slides.csv")}
     predictions = read(run / "predictions.csv")

@@ -145,9 +145,12 @@ def train(
     if result.rank != 0:
         return  # with exit code 0: for any other, Fabric kills rank 0, which tests and writes the report
     typer.echo(f"best epoch {result.best_epoch}, model in {result.best}")
-    with bar("testing") as advance:
-        evaluation = evaluate_run(out, prepared, progress=advance)
-    _print_evaluation(evaluation)
+    if cohort.test:
+        with bar("testing") as advance:
+            evaluation = evaluate_run(out, prepared, progress=advance)
+        _print_evaluation(evaluation)
+    else:
+        typer.echo("nothing was tested: the table has no test slides; `holoslide evaluate` takes others")
     report_left_out(prepared)
 
 

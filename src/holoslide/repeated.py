@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from holoslide.config import RunConfig
-from holoslide.errors import CheckpointError, ConfigError
+from holoslide.errors import CheckpointError, CohortError, ConfigError
 from holoslide.evaluation.calibration import Temperature, fit_temperature
 from holoslide.evaluation.decision import Threshold, choose_threshold
 from holoslide.evaluation.metrics import Predictions, compute_metrics
@@ -137,6 +137,10 @@ def train_seeds(
     """
     if count < 2:
         raise ConfigError("--seeds", f"is {count}", "give 2 or more")
+    if not prepared.cohort.test:
+        raise CohortError(
+            prepared.cohort.name, "has no test slides to judge by", "give it some, or train once"
+        )
     runs = []
     for seed in range(config.train.seed, config.train.seed + count):
         changed = dataclasses.replace(config, train=dataclasses.replace(config.train, seed=seed))
