@@ -142,9 +142,8 @@ def reliability(given: Predictions, *, seed: int = 0) -> Reliability:
     by_chance = [_ece(stated, rng.random(len(names))[patient_N] < stated, bin_N) for _ in range(DRAWS)]
     low, high = np.quantile(by_chance, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     one_hot = np.eye(len(given.classes))[given.labels]
-    own = np.clip(
-        given.probabilities[slides, given.labels], _EPS, 1 - _EPS
-    )  # as the log loss of the measures
+    # Kept off 0 and 1 as in the log loss of the measures.
+    own = np.clip(given.probabilities[slides, given.labels], _EPS, 1 - _EPS)
     return Reliability(
         of=given.positive,
         bins=tuple(
