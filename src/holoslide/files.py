@@ -34,7 +34,7 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
             os.fsync(file.fileno())
     except BaseException as error:
         temporary.unlink(missing_ok=True)  # half a file on a disk that may be full
-        if isinstance(error, OSError) and error.filename is None:  # a write does not know it
+        if isinstance(error, OSError) and error.errno and error.filename is None:  # a write does not know it
             error.filename = str(path)
         raise
     temporary.replace(path)
