@@ -1,5 +1,6 @@
 """Where an evaluation goes, and what its report and the model's card say it is of."""
 
+import dataclasses
 import hashlib
 import json
 import shutil
@@ -8,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from holoslide.api import Run
+from holoslide.api import Run, evaluate
 from holoslide.config import RunConfig
 from holoslide.errors import CheckpointError
 from holoslide.inference.card import model_card
@@ -135,6 +136,21 @@ def test_a_report_of_another_cohort_is_of_that_cohort(other: Path, finished_run:
         assert digest[:16] in words
         assert digest in (other / "data.csv").read_text()
     assert " focus-00" not in words  # the slides of the training
+
+
+def test_slides_of_another_cohort_do_not_take_the_place_of_the_runs_own(
+    finished_run: Path, tmp_path: Path
+) -> None:
+    own = rasters_of(finished_run)
+    assert own is not None
+    before = {path.name: path.stat().st_mtime_ns for path in own.iterdir()}
+    first, second, *_ = Cohort.from_csv(finished_run / "cohort.csv").rows
+    swapped = Cohort.from_rows(
+        [dataclasses.replace(first, path=second.path), dataclasses.replace(second, path=first.path)]
+    )
+    evaluate(finished_run, swapped, split="all", out=tmp_path / "other")
+    assert {path.name: path.stat().st_mtime_ns for path in own.iterdir()} == before
+    assert len(list((tmp_path / "other" / "rasters").glob("*.tif"))) == 2
 
 
 def test_slides_that_training_had_are_known_by_their_files(other: Path) -> None:

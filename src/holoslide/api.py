@@ -79,13 +79,15 @@ def evaluate(
     """Measure a run on a part of a cohort (default: its own), and write its report.
 
     The run's folder is for its test part; another part goes to `<run>/<split>`, unless `out` is given, and another
-    cohort to `out`; `ConfigError` without one.
+    cohort to `out`, with its prepared slides; `ConfigError` without one.
     """
     folder = run.folder if isinstance(run, Run) else Path(run)
     table = None if cohort is None else cohort.name
     place = place_of(folder, split, Path(out) if out is not None else None, table=table)
+    # Slides of another cohort may bear the names of the run's own, whose place they must not take.
+    home = folder if cohort is None else place
     cohort = cohort or Cohort.from_csv(folder / "cohort.csv")
-    prepared = _prepare(cohort, Predictor(folder), rasters_of(folder) or folder / "rasters")
+    prepared = _prepare(cohort, Predictor(folder), rasters_of(home) or home / "rasters")
     return evaluate_run(folder, prepared, split=split, table=table, out=place)
 
 
