@@ -1,13 +1,15 @@
-"""Files that are never seen half written."""
+"""Files that are never seen half written, and locks of those that have one writer."""
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import pickle
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 UNREADABLE = (
     OSError,
@@ -19,6 +21,7 @@ UNREADABLE = (
     zipfile.BadZipFile,
 )
 """What `torch.load` and `numpy.load` raise for a file that is something else, or cut short."""
+_NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL}  # of a file system that has none
 
 
 def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
@@ -48,3 +51,18 @@ def sync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def lock(file: IO[Any], *, wait: bool = False) -> bool:
+    """Lock an open file; whether no other process on this machine has it. A lock dies with its holder.
+
+    Where the file system has no locks, nobody can tell. Raises OSError.
+    """
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+    return True

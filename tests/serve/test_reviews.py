@@ -1,6 +1,8 @@
 """What reviewers write is on the disk, whole, with who and when; nothing that was written is ever lost."""
 
 import csv
+import errno
+import os
 import threading
 from datetime import UTC, datetime
 from pathlib import Path
@@ -78,6 +80,15 @@ def test_many_writers_lose_nothing(tmp_path: Path) -> None:
         f"s{worker}": ["0", "1", "2", "3", "4"] for worker in range(6)
     }
     assert not list(tmp_path.glob("*.tmp"))
+
+
+def test_a_file_system_without_locks_keeps_reviews(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr("fcntl.flock", missing)
+    Reviews(tmp_path).add("s", reviewer="A", label="", note="kept")
+    assert [review.note for review in Reviews(tmp_path).of("s")] == ["kept"]
 
 
 def test_a_write_that_fails_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

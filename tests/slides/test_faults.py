@@ -15,7 +15,7 @@ import pytest
 from benchmarks import kill
 from benchmarks.kill import contents
 
-from holoslide import cli
+from holoslide import cli, files
 from holoslide.errors import ConfigError, SlideError
 from holoslide.slides import claim
 from holoslide.slides import inspect as inspect_module
@@ -388,7 +388,7 @@ def test_a_claim_of_another_machine_lasts_as_long_as_it_is_touched(slide: Path, 
 
 def test_a_file_system_without_locks_serves(slide: Path, tmp_path: Path) -> None:
     missing = OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
-    with patch.object(claim.fcntl, "flock", side_effect=missing):
+    with patch.object(files.fcntl, "flock", side_effect=missing):
         assert prepare_slide(PrepareJob("one", slide), tmp_path, PrepareConfig()).status == "made"
         (tmp_path / ".one.tif.lock").write_bytes(b"another machine")
         with patch.object(claim, "LEASE_S", 1.0):

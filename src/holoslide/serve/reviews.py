@@ -10,7 +10,6 @@ apostrophe before it, which is taken away when they are read.
 from __future__ import annotations
 
 import csv
-import fcntl
 import io
 import re
 import threading
@@ -22,7 +21,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from holoslide.errors import SlideError
-from holoslide.files import write_atomically
+from holoslide.files import lock, write_atomically
 
 FILE = "reviews.csv"
 FREE = ("reviewer", "note")  # what reviewers type
@@ -119,5 +118,5 @@ def _read_free(cell: str) -> str:
 def _alone(path: Path) -> Iterator[None]:
     """Keep other processes from writing the same file."""
     with path.with_name(f".{path.name}.lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        lock(file, wait=True)
         yield

@@ -13,8 +13,6 @@ in a container without an init, lasts its full time.)
 from __future__ import annotations
 
 import contextlib
-import errno
-import fcntl
 import os
 import socket
 import threading
@@ -24,9 +22,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
+from holoslide.files import lock
+
 LEASE_S = 60.0
 _ASK_S = 0.1  # how often one asks who waits
-_NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL}  # of a file system that has none
 
 
 class LostClaim(Exception):  # noqa: N818 - what happened, not what is wrong
@@ -87,18 +86,6 @@ def _take(path: Path, beat: Callable[[], None]) -> IO[bytes]:
                     return file
         beat()
         time.sleep(_ASK_S)
-
-
-def lock(file: IO[bytes]) -> bool:
-    """Whether no other process on this machine has it; where the file system has no locks, nobody can tell."""
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError as error:
-        if error.errno not in _NO_LOCKS:
-            raise
-    return True
 
 
 def _machine() -> bytes:

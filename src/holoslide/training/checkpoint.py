@@ -18,8 +18,7 @@ import torch
 from safetensors import SafetensorError
 
 from holoslide.errors import CheckpointError
-from holoslide.files import UNREADABLE, sync, write_atomically
-from holoslide.slides.claim import lock
+from holoslide.files import UNREADABLE, lock, sync, write_atomically
 from holoslide.slides.facts import one_line
 
 FORMAT = "holoslide training checkpoint"
