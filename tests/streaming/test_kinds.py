@@ -12,6 +12,7 @@ from torch.nn.utils import prune
 
 from holoslide.streaming import Chain, Segment, Storage, StorageConfig, TensorGradient, TensorSource, Tiling
 from holoslide.streaming.receptive import copy_of
+from holoslide.streaming.tiled import Border
 from tests.streaming.oracle import pad_with_glass, randomise, relative_error
 
 TOLERANCE = 1e-10
@@ -131,7 +132,7 @@ KINDS: dict[str, Callable[[], nn.Module]] = {
 
 @pytest.mark.parametrize("border", ["zeros", "glass"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_modules_of_any_kind_are_exact(kind: str, border: str) -> None:
+def test_modules_of_any_kind_are_exact(kind: str, border: Border) -> None:
     generator = torch.Generator().manual_seed(0)
     torch.manual_seed(0)
     module = randomise(KINDS[kind](), generator)
@@ -145,7 +146,7 @@ def test_modules_of_any_kind_are_exact(kind: str, border: str) -> None:
     whole_CHW.backward(grads_CHW)
 
     source = TensorSource(values_CHW, glass=glass_C)
-    segment = Segment(module, border=border, channels=4)  # type: ignore[arg-type]
+    segment = Segment(module, border=border, channels=4)
     largest = max((float(p.grad.abs().max()) for p in plain.parameters()), default=0.0)
     for side, keep in ((1, 0), (3, 2)):
         module.zero_grad()
@@ -153,7 +154,7 @@ def test_modules_of_any_kind_are_exact(kind: str, border: str) -> None:
         chain = Chain([segment], [Tiling(side, 3, keep)], storage)
         output = chain.forward(source, training=True, input_grad=True)
         assert relative_error(output.whole(), whole_CHW) < TOLERANCE
-        chain.backward(grads_CHW, into=pixels)  # type: ignore[arg-type]
+        chain.backward(grads_CHW, into=pixels)
         assert relative_error(pixels.values_CHW, leaf_CHW.grad) < TOLERANCE
         for (name, ours), (_, theirs) in zip(
             module.named_parameters(), plain.named_parameters(), strict=True

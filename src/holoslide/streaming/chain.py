@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from holoslide.streaming.features import FeatureMap, GradientMap, GridSpec, Source
+from holoslide.streaming.features import FeatureMap, GradientMap, GridSpec, InputGradient, Source
 from holoslide.streaming.receptive import Receptive
 from holoslide.streaming.storage import Storage
 from holoslide.streaming.tiled import Gradients, Segment, Tiling, backward_tiles, forward_tiles
@@ -74,19 +74,20 @@ class Chain:
         self._output = output if training else None
         return output
 
-    def backward(self, *grads: Gradients, into: GradientMap | None = None) -> None:
+    def backward(self, *grads: Gradients, into: InputGradient | None = None) -> None:
         """Add dL/d(parameters) of every segment to its module's `.grad`, and dL/d(source) to `into` where it is
         given; `grads` are dL/d(the last output), and add up.
         """
         if self._output is None:
             message = "Chain.backward: there is nothing to go back through; call forward with training=True"
             raise RuntimeError(message)
-        output, behind = self._output, None
+        output = self._output
+        behind: GradientMap | None = None
         for i in reversed(range(len(self.segments))):
             source = self._sources[i]
-            before = GradientMap(source) if i > 0 and isinstance(source, FeatureMap) else into
+            before = GradientMap(source) if i > 0 and isinstance(source, FeatureMap) else None
             following = grads if behind is None else (behind,)
-            backward_tiles(self.segments[i], source, output, *following, into=before)
+            backward_tiles(self.segments[i], source, output, *following, into=before if i > 0 else into)
             if behind is not None:
                 behind.free()
                 output.free()

@@ -6,7 +6,6 @@ than it reaches reads cells further in; one that pads by the map's own side, or 
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 
 from torch import nn
@@ -17,6 +16,7 @@ from holoslide.streaming.receptive import (
     Link,
     Receptive,
     copy_of,
+    field_of,
     label,
     least_side,
     tiles_hold,
@@ -32,17 +32,17 @@ def refuse_at_edges(module: nn.Module, channels: int, chain: Sequence[Link]) -> 
 
     `chain` are the module's links: padding and the convolution that reads it may be two of them.
     """
-    for link, seen in zip(chain, (channels, *(link.out_channels for link in chain)), strict=False):
-        if _exact(link.module, seen, link.field):
-            continue
-        field = functools.reduce(Receptive.then, (each.field for each in chain), Receptive())
-        if len(chain) > 1 and _exact(module, channels, field):
-            return
-        raise NotLocal(
-            label(link.module, link.name),
-            "gives a window at the map's edge other values than the whole map",
-            "stream it with the border of glass, or choose another padding",
-        )
+    seen = channels
+    for link in chain:
+        if not _exact(link.module, seen, link.field):
+            if len(chain) > 1 and _exact(module, channels, field_of(chain)):
+                return
+            raise NotLocal(
+                label(link.module, link.name),
+                "gives a window at the map's edge other values than the whole map",
+                "stream it with the border of glass, or choose another padding",
+            )
+        seen = link.out_channels
 
 
 def _exact(module: nn.Module, channels: int, field: Receptive) -> bool:

@@ -128,9 +128,12 @@ def probe(module: nn.Module, channels: int | None = None, *, name: str = "") -> 
     `channels` is the number of input channels (default: those of the first layer that has weights). Raises
     `NotLocal` with the name of the layer that sees the whole map or draws random numbers.
     """
-    return functools.reduce(
-        Receptive.then, (link.field for link in links(module, channels, name=name)), Receptive()
-    )
+    return field_of(links(module, channels, name=name))
+
+
+def field_of(chain: Sequence[Link]) -> Receptive:
+    """What the last link of a chain sees of what goes into the first."""
+    return functools.reduce(Receptive.then, (link.field for link in chain), Receptive())
 
 
 def links(module: nn.Module, channels: int | None = None, *, name: str = "") -> list[Link]:
@@ -327,7 +330,7 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's own
     """Collects the names of all operations."""
 
     def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()  # type: ignore[no-untyped-call]  # nor has its constructor
         self.names: set[str] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

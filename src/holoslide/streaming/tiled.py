@@ -9,7 +9,6 @@ does: windows are then cut off at the edge, so that the layers' own padding acts
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
@@ -34,7 +33,7 @@ from holoslide.streaming.features import (
     make_grid,
 )
 from holoslide.streaming.folding import Folded
-from holoslide.streaming.receptive import Receptive, input_channels, links, output_shape
+from holoslide.streaming.receptive import field_of, input_channels, links, output_shape
 from holoslide.streaming.storage import Storage, StorageConfig
 
 Border = Literal["glass", "zeros"]
@@ -103,7 +102,7 @@ class Segment:
     def _examine(self) -> None:
         module, self._state = self.module, _state(self.module)
         self._links = links(module, self.channels)
-        self.field = functools.reduce(Receptive.then, (link.field for link in self._links), Receptive())
+        self.field = field_of(self._links)
         self.out_channels = self._links[-1].out_channels if self._links else self.channels
         if self.border == "zeros":
             refuse_at_edges(module, self.channels, self._links)
