@@ -13,8 +13,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from holoslide.evaluated import Evaluated
 from holoslide.evaluation.outcome import Outcome
 from holoslide.evaluation.overlay import BoxPx, box_on_picture
@@ -31,7 +29,7 @@ from holoslide.evaluation.report_data import (
 )
 from holoslide.evaluation.scales import evidence_for
 from holoslide.inference.heatmap import Heatmap
-from holoslide.models.classifier import CARD_FILE
+from holoslide.models.classifier import read_card
 from holoslide.pipeline import command_given, environment
 from holoslide.runs import DATA, FACTS, LEFT_OUT, read_json
 from holoslide.slides.cohort import SPLITS, Cohort
@@ -73,9 +71,8 @@ class Run:
     @property
     def barrier_every(self) -> int:
         """A gradient barrier follows every so many modules of its model; 1 where that is not known."""
-        path = self.folder / "best" / CARD_FILE
-        card = yaml.safe_load(path.read_text(encoding="utf-8")) if path.exists() else {}
-        return int(card.get("model", {}).get("barrier_every", 1))
+        best = self.folder / "best"
+        return int(read_card(best)["model"]["barrier_every"]) if best.is_dir() else 1
 
     @property
     def metrics(self) -> dict[str, Any]:

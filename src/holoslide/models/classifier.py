@@ -233,7 +233,7 @@ class LocalClassifier(nn.Module):
         Raises `CheckpointError` if the directory is not whole, or the hub has no such model.
         """
         folder = model_folder(source)
-        card = _read_card(folder / CARD_FILE)
+        card = read_card(folder)
         config: ModelConfig = _validate(ModelConfig, card["model"], folder / CARD_FILE)
         inputs: InputConfig = _validate(InputConfig, card["inputs"], folder / CARD_FILE)
         with _drawing_from(torch.Generator()):  # leave the caller's draws alone
@@ -295,7 +295,9 @@ def _regroup(trunk: Trunk, names: Sequence[Sequence[str]], where: Path) -> list[
     return [tuple(itertools.islice(units, len(group))) for group in names]
 
 
-def _read_card(path: Path) -> dict[str, Any]:
+def read_card(folder: Path) -> dict[str, Any]:
+    """What a saved model says of itself beside its weights. Raises `CheckpointError`."""
+    path = folder / CARD_FILE
     try:
         card = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
