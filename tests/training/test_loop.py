@@ -15,7 +15,7 @@ import torch
 from sklearn.metrics import roc_auc_score
 from torch.nn import functional as F
 
-from holoslide.errors import CheckpointError, CohortError, ConfigError, MemoryPlanError, SlideError
+from holoslide.errors import MemoryPlanError, SlideError
 from holoslide.models.classifier import LocalClassifier
 from holoslide.models.streamed import StreamConfig, StreamedClassifier
 from holoslide.slides.augment import AugmentConfig
@@ -41,11 +41,6 @@ class Told:
 
     def epoch_done(self, row, *, is_best):
         self.rows.append((row, is_best))
-
-
-@pytest.fixture(scope="module")
-def slides(tmp_path_factory):
-    return tiny.cohort(tmp_path_factory.mktemp("slides"))
 
 
 def weights(*modules):
@@ -425,70 +420,6 @@ def test_auroc_is_macro_over_classes_against_the_rest_and_nan_for_one_class():
     targets = np.array([0, 1, 2, 2])
     assert module_auroc(targets, probabilities) == roc_auc_score(targets, probabilities, multi_class="ovr")
     assert math.isnan(module_auroc(np.array([1, 1]), probabilities[:2]))
-
-
-# --- What is refused ----------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"epochs": 0}, "train.epochs: is 0; give 1 or more"),
-        ({"lr": 0}, "train.lr: is 0; give a number above 0"),
-        ({"lr": math.nan}, "train.lr: is nan"),
-        ({"heads_first": -1}, "train.heads_first: is -1; give 0 or more, and less than"),
-        ({"backbone_lr_ratio": -1}, "train.backbone_lr_ratio: is -1"),
-        ({"weight_decay": -1}, "train.weight_decay: is -1"),
-        ({"accumulate": 0}, "train.accumulate: is 0"),
-        ({"seed": -1}, "train.seed: is -1"),
-        ({"precision": "16"}, "train.precision: is 16; choose auto, 32, bf16"),
-        ({"schedule": "linear"}, "train.schedule: is linear"),
-        ({"monitor": "f1"}, "train.monitor: is f1; choose auroc, loss"),
-        ({"class_weights": "some"}, "train.class_weights: is some"),
-        ({"devices": 0}, "train.devices: is 0"),
-        ({"patience": -1}, "train.patience: is -1"),
-        ({"average": 1}, "train.average: is 1; give 0 or more, and less than 1"),
-        ({"warmup_epochs": 99}, "train.warmup_epochs: is 99"),
-    ],
-)
-def test_settings_out_of_range(changes, message):
-    with pytest.raises(ConfigError, match=message):
-        tiny.config(**changes)
-
-
-def test_refuses_to_write_over_another_run(tmp_path, slides):
-    tiny.run(tmp_path, slides, config=tiny.config(epochs=1))
-    before = (tmp_path / "last.ckpt").read_bytes()
-    with pytest.raises(CheckpointError, match="holds a run already; resume it"):
-        tiny.run(tmp_path, slides, config=tiny.config(epochs=1))
-    assert (tmp_path / "last.ckpt").read_bytes() == before
-
-
-def test_refuses_slides_that_cannot_be_trained_on(tmp_path, slides):
-    train, valid = slides
-    one_class = [sample for sample in valid if sample.target == 0]
-    for cohort, message in (
-        ((train, []), "valid: holds no slide"),
-        (([], valid), "train: holds no slide"),
-        ((train, [train[0], *valid]), "patient0: is a patient of both train and valid"),
-        ((train, one_class), "valid: holds one class, so it has no AUROC; set train.monitor to loss"),
-    ):
-        with pytest.raises(CohortError, match=message):
-            tiny.run(tmp_path, cohort)
-    result = tiny.run(tmp_path, (train, one_class), config=tiny.config(epochs=1, monitor="loss"))
-    assert math.isnan(result.history[0]["valid/auroc_2"])
-
-
-def test_refuses_a_slide_without_tissue(tmp_path, slides):
-    @contextmanager
-    def open_pixels(path):
-        with tiny.open_npz(path) as pixels:
-            if path == slides[0][1].raster:
-                pixels.mask[:] = False
-            yield pixels
-
-    with pytest.raises(SlideError, match="slide1: has no tissue"):
-        tiny.run(tmp_path, slides, open_pixels=open_pixels)
 
 
 # --- Precision ----------------------------------------------------------------------------------------------------
