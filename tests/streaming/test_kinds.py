@@ -11,8 +11,8 @@ from torch.nn import functional as F
 from torch.nn.utils import prune
 
 from holoslide.streaming import Chain, Segment, Storage, StorageConfig, TensorGradient, TensorSource, Tiling
-from holoslide.streaming.receptive import copy_of
 from holoslide.streaming.tiled import Border
+from holoslide.streaming.trials import copy_of
 from tests.streaming.oracle import pad_with_glass, randomise, relative_error
 
 TOLERANCE = 1e-10

@@ -7,7 +7,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from holoslide.errors import NotLocal
-from holoslide.streaming.receptive import Receptive, probe
+from holoslide.streaming.probe import probe
+from holoslide.streaming.receptive import Receptive
 
 
 class Dilated(nn.Module):

@@ -20,7 +20,9 @@ from torch import Tensor, nn
 
 from holoslide.errors import ConfigError, ModelError
 from holoslide.models.backbone import BackboneConfig, create, load_file
-from holoslide.streaming.receptive import Receptive, probe, shape_twin
+from holoslide.streaming.probe import probe
+from holoslide.streaming.receptive import Receptive
+from holoslide.streaming.trials import shape_twin
 
 _SAMPLE_SHAPE = (1, 3, 160, 128)  # an image to try networks on: two sides, so that no transpose goes unseen
 _LARGE_PX = 1024  # maps, unlike pooled features, double when an image of this side does

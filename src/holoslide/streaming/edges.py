@@ -12,17 +12,9 @@ from torch import nn
 
 from holoslide.errors import NotLocal
 from holoslide.geometry import Box
-from holoslide.streaming.receptive import (
-    Link,
-    Receptive,
-    copy_of,
-    field_of,
-    label,
-    least_side,
-    tiles_hold,
-    trial_map,
-    varied,
-)
+from holoslide.streaming.probe import Link, field_of, label
+from holoslide.streaming.receptive import Receptive
+from holoslide.streaming.trials import copy_of, least_side, tiles_hold, trial_map, varied
 
 _PLACES = (0, 1, 2, -3, -2, -1)  # along both axes, of tiles of one cell
 

@@ -19,7 +19,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from holoslide.geometry import ceil_div
 from holoslide.streaming.convolution import with_strips
-from holoslide.streaming.receptive import copy_of, input_channels, least_side, varied
+from holoslide.streaming.trials import copy_of, input_channels, least_side, varied
 
 _TOLERANCE = 1e-9
 _TRIAL_SIDE = 16  # of a map, in cells: what is folded is the same in every cell
@@ -41,7 +41,7 @@ class Folded(nn.Module):
     """
 
     def __init__(self, module: nn.Module, channels: int | None = None, *, stride: int = 1) -> None:
-        """`channels` and `stride` are the module's, as `holoslide.streaming.receptive` tells them."""
+        """`channels` and `stride` are the module's, as `holoslide.streaming.probe` tells them."""
         super().__init__()
         self.module = module
         self._pairs = find_pairs(module, channels, stride=stride)

@@ -33,8 +33,9 @@ from holoslide.streaming.features import (
     make_grid,
 )
 from holoslide.streaming.folding import Folded
-from holoslide.streaming.receptive import field_of, input_channels, links, output_shape
+from holoslide.streaming.probe import field_of, links
 from holoslide.streaming.storage import Storage, StorageConfig
+from holoslide.streaming.trials import input_channels, output_shape
 
 Border = Literal["glass", "zeros"]
 Pull = Callable[[Batch, Tensor], list[tuple[Tensor, Tensor]]]
