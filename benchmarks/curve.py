@@ -24,12 +24,16 @@ from numpy.typing import NDArray
 
 from benchmarks.common import Figure, Options, Result, main
 from benchmarks.plain import plain_step, whole
-from holoslide.models.backbone import BackboneConfig
 from holoslide.models.calibration import calibrate
-from holoslide.models.classifier import LocalClassifier, ModelConfig
-from holoslide.models.heads import HeadConfig
-from holoslide.models.reconstruction import ReconstructionConfig
-from holoslide.models.streamed import StreamConfig, StreamedClassifier
+from holoslide.models.classifier import LocalClassifier
+from holoslide.models.options import (
+    BackboneConfig,
+    HeadConfig,
+    ModelConfig,
+    ReconstructionConfig,
+    StreamConfig,
+)
+from holoslide.models.streamed import StreamedClassifier
 from holoslide.pixels import ArrayPixels
 from holoslide.training.local import LocalStep
 

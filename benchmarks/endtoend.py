@@ -31,9 +31,9 @@ from benchmarks.common import Figure, Options, Result, main, paired, peak_memory
 from benchmarks.plain import normalised, whole
 from benchmarks.slides import GLASS, NoisePixels
 from benchmarks.steps import draws, follow_plan, plain, streamed, without_graphs
-from holoslide.models.backbone import BackboneConfig
-from holoslide.models.classifier import InputConfig, LocalClassifier, ModelConfig
-from holoslide.models.streamed import StreamConfig, StreamedClassifier
+from holoslide.models.classifier import LocalClassifier
+from holoslide.models.options import BackboneConfig, InputConfig, ModelConfig, StreamConfig
+from holoslide.models.streamed import StreamedClassifier
 
 RIVAL = "1.0.7"
 

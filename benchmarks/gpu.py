@@ -34,7 +34,8 @@ from benchmarks.slides import NoisePixels
 from benchmarks.steps import Step, follow_plan, plain, streamed
 from benchmarks.streaming import resnet34
 from holoslide.geometry import Box
-from holoslide.models.streamed import StreamConfig, StreamedClassifier
+from holoslide.models.options import StreamConfig
+from holoslide.models.streamed import StreamedClassifier
 
 BF16 = torch.bfloat16
 SIDES_PX, QUICK_PX = (10_000, 20_000, 40_000, 80_000), (192, 320)

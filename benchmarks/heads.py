@@ -36,11 +36,11 @@ from torch.nn import functional as F
 from benchmarks.common import Figure, Options, Result, main
 from benchmarks.mil import PARTS, prepared_slides
 from holoslide.geometry import Box
-from holoslide.models.backbone import BackboneConfig
-from holoslide.models.classifier import InputConfig, LocalClassifier, ModelConfig
-from holoslide.models.heads import Head, HeadConfig, StandardConv
-from holoslide.models.streamed import StreamConfig, StreamedClassifier, head_stride
-from holoslide.pipeline import Prepared
+from holoslide.models.classifier import LocalClassifier
+from holoslide.models.heads import Head, StandardConv
+from holoslide.models.options import BackboneConfig, HeadConfig, InputConfig, ModelConfig, StreamConfig
+from holoslide.models.streamed import StreamedClassifier, head_stride
+from holoslide.prepared import Prepared
 from holoslide.slides.raster import Raster
 from holoslide.streaming.receptive import Receptive
 from holoslide.streaming.tissue import Tissue

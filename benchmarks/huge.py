@@ -19,7 +19,8 @@ from benchmarks.common import Figure, Options, Result, main, peak_memory
 from benchmarks.slides import NoisePixels
 from benchmarks.steps import follow_plan, streamed
 from benchmarks.streaming import resnet34
-from holoslide.models.streamed import StreamConfig, StreamedClassifier
+from holoslide.models.options import StreamConfig
+from holoslide.models.streamed import StreamedClassifier
 
 QUICK_PX, FULL_PX = 6000, 60000
 

@@ -16,9 +16,9 @@ import torch
 
 from benchmarks.common import Figure, HeldForBackward, Options, Result, main
 from benchmarks.plain import plain_step
-from holoslide.models.backbone import BackboneConfig
-from holoslide.models.classifier import LocalClassifier, ModelConfig
-from holoslide.models.streamed import StreamConfig, StreamedClassifier
+from holoslide.models.classifier import LocalClassifier
+from holoslide.models.options import BackboneConfig, ModelConfig, StreamConfig
+from holoslide.models.streamed import StreamedClassifier
 from holoslide.pixels import ArrayPixels
 from holoslide.training.local import LocalStep
 

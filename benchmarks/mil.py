@@ -36,9 +36,9 @@ from benchmarks.plain import normalised
 from holoslide.demo import draw_demo
 from holoslide.evaluation.metrics import compute_metrics
 from holoslide.geometry import Box
-from holoslide.models.backbone import BackboneConfig
-from holoslide.models.classifier import InputConfig, LocalClassifier, ModelConfig
-from holoslide.pipeline import Prepared, prepare_cohort
+from holoslide.models.classifier import LocalClassifier
+from holoslide.models.options import BackboneConfig, InputConfig, ModelConfig
+from holoslide.prepared import Prepared, prepare_cohort
 from holoslide.slides.cohort import Cohort, SplitConfig
 from holoslide.slides.prepare import PrepareConfig
 from holoslide.slides.raster import Raster

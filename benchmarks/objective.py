@@ -17,11 +17,16 @@ from torch import Tensor
 from benchmarks.common import Figure, Options, Result, in_turn, main
 from benchmarks.slides import GLASS, NoisePixels
 from benchmarks.steps import Step, streamed
-from holoslide.models.backbone import BackboneConfig
-from holoslide.models.classifier import InputConfig, LocalClassifier, ModelConfig
+from holoslide.models.classifier import LocalClassifier
 from holoslide.models.memory import plan_for
-from holoslide.models.reconstruction import ReconstructionConfig
-from holoslide.models.streamed import StreamConfig, StreamedClassifier
+from holoslide.models.options import (
+    BackboneConfig,
+    InputConfig,
+    ModelConfig,
+    ReconstructionConfig,
+    StreamConfig,
+)
+from holoslide.models.streamed import StreamedClassifier
 from holoslide.streaming.features import Batch
 from holoslide.streaming.tiled import OutputGradient
 

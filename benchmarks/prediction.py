@@ -28,10 +28,10 @@ from benchmarks.mil import features
 from benchmarks.mil_models import MODELS
 from benchmarks.prepare import cpu_s
 from holoslide.inference.predict import score_slide
-from holoslide.models.backbone import BackboneConfig
-from holoslide.models.classifier import InputConfig, LocalClassifier, ModelConfig
+from holoslide.models.classifier import LocalClassifier
 from holoslide.models.memory import plan_for
-from holoslide.models.streamed import StreamConfig, StreamedClassifier
+from holoslide.models.options import BackboneConfig, InputConfig, ModelConfig, StreamConfig
+from holoslide.models.streamed import StreamedClassifier
 from holoslide.slides.phantom import LABELS, PhantomConfig, draw_phantom
 from holoslide.slides.prepare import PrepareConfig, PrepareJob, prepare_slide
 from holoslide.slides.raster import Raster

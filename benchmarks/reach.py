@@ -33,7 +33,8 @@ from benchmarks.streaming import resnet34
 from holoslide.models.classifier import LocalClassifier
 from holoslide.models.heads import Head
 from holoslide.models.memory import plan_for
-from holoslide.models.streamed import StreamConfig, StreamedClassifier, head_map
+from holoslide.models.options import StreamConfig
+from holoslide.models.streamed import StreamedClassifier, head_map
 from holoslide.streaming.cost import PeakBytes
 from holoslide.streaming.plan import parameter_bytes
 

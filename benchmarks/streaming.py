@@ -37,14 +37,13 @@ from benchmarks.common import (
 )
 from benchmarks.plain import plain_step
 from benchmarks.slides import GLASS, NoisePixels
-from holoslide.geometry import Box
-from holoslide.models.backbone import BackboneConfig
-from holoslide.models.classifier import InputConfig, LocalClassifier, ModelConfig
+from holoslide.geometry import Border, Box
+from holoslide.models.classifier import LocalClassifier
 from holoslide.models.memory import plan_for
-from holoslide.models.streamed import StreamConfig, StreamedClassifier
+from holoslide.models.options import BackboneConfig, InputConfig, ModelConfig, StreamConfig
+from holoslide.models.streamed import StreamedClassifier
 from holoslide.streaming.plan import Plan, parameter_bytes
 from holoslide.streaming.storage import StorageConfig
-from holoslide.streaming.tiled import Border
 from holoslide.training.local import LocalStep
 
 Mixed = torch.dtype | None

@@ -36,7 +36,8 @@ def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     a run take `run_copy`.
     """
     from holoslide.config import RunConfig
-    from holoslide.pipeline import prepare_cohort, train
+    from holoslide.pipeline import train
+    from holoslide.prepared import prepare_cohort
     from holoslide.results import evaluate_run
     from holoslide.slides.cohort import Cohort
     from holoslide.slides.phantom import PhantomConfig, write_phantoms

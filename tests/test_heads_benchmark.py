@@ -6,8 +6,9 @@ import torch
 from benchmarks.heads import VALUES, Setting, logits, network, settings, slides_of
 from benchmarks.mil import PARTS
 
-from holoslide.models.streamed import StreamConfig, StreamedClassifier
-from holoslide.pipeline import prepare_cohort
+from holoslide.models.options import StreamConfig
+from holoslide.models.streamed import StreamedClassifier
+from holoslide.prepared import prepare_cohort
 from holoslide.slides.cohort import Cohort, SplitConfig
 from holoslide.slides.phantom import PhantomConfig, write_phantoms
 from holoslide.slides.prepare import PrepareConfig

@@ -12,8 +12,10 @@ import torch
 from holoslide.config import PRESETS, RunConfig
 from holoslide.errors import CheckpointError, ConfigError, SlideError
 from holoslide.geometry import Box
-from holoslide.models.classifier import InputConfig, LocalClassifier
-from holoslide.pipeline import Prepared, normalisation, prepare_cohort, train
+from holoslide.models.classifier import LocalClassifier
+from holoslide.models.options import InputConfig
+from holoslide.pipeline import normalisation, train
+from holoslide.prepared import Prepared, prepare_cohort
 from holoslide.runs import read_json, repeats_of
 from holoslide.slides.cohort import Cohort
 from holoslide.slides.raster import Raster

@@ -16,7 +16,7 @@ import pytest
 from holoslide import cli
 from holoslide.config import RunConfig
 from holoslide.errors import CohortError, ConfigError
-from holoslide.pipeline import Prepared
+from holoslide.prepared import Prepared
 from holoslide.repeated import folds, train_folds
 from holoslide.runs import rasters_of
 from holoslide.serve.run import RunView

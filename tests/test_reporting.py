@@ -16,7 +16,7 @@ import pytest
 from holoslide.config import RunConfig
 from holoslide.inference.heatmap import Heatmap
 from holoslide.inference.layers import layers_of
-from holoslide.pipeline import command_given, environment
+from holoslide.records import command_given, environment
 from holoslide.slides.cohort import Cohort
 
 

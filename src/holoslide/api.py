@@ -12,8 +12,8 @@ from holoslide.evaluated import place_of
 from holoslide.inference.heatmap import Heatmap
 from holoslide.inference.show import table_html
 from holoslide.models.classifier import LocalClassifier
-from holoslide.pipeline import Prepared, cohort_of, prepare_cohort
 from holoslide.pipeline import train as train_run
+from holoslide.prepared import Prepared, cohort_of, prepare_cohort
 from holoslide.results import Evaluation, Prediction, Predictor, evaluate_run, predict_cohort
 from holoslide.runs import rasters_of
 from holoslide.slides.cohort import Cohort

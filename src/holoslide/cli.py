@@ -41,7 +41,7 @@ from holoslide.errors import ConfigError, HoloslideError
 if TYPE_CHECKING:
     from holoslide.config import RunConfig
     from holoslide.console import TrainingBar
-    from holoslide.pipeline import Prepared
+    from holoslide.prepared import Prepared
     from holoslide.repeated import Repeated
     from holoslide.results import Evaluation
     from holoslide.slides.cohort import Cohort
@@ -75,7 +75,8 @@ def plan(
     as_json: JsonOption = False,
 ) -> None:
     """Say what training and validation will need for the largest slide of a cohort: memory and time."""
-    from holoslide.pipeline import default_rasters, plan_cohort
+    from holoslide.pipeline import plan_cohort
+    from holoslide.prepared import default_rasters
 
     sets = [*(sets or []), *([f"stream.memory_gib={memory}"] if memory is not None else [])]
     settings = settings_of(config, preset, sets, None)
@@ -121,8 +122,8 @@ def train(
     ] = None,
 ) -> None:
     """Train on a cohort, preparing first what is not prepared; then test once, and write the report."""
-    from holoslide.pipeline import default_rasters
     from holoslide.pipeline import train as train_run
+    from holoslide.prepared import default_rasters
     from holoslide.results import evaluate_run
 
     if folds is not None and seeds is not None:
@@ -201,7 +202,7 @@ def evaluate(
     """Measure a trained model on labelled slides, with intervals over patients, and write the report."""
     from holoslide.config import RunConfig
     from holoslide.evaluated import place_of
-    from holoslide.pipeline import default_rasters
+    from holoslide.prepared import default_rasters
     from holoslide.results import evaluate_run
     from holoslide.runs import model_of, rasters_of
     from holoslide.slides.cohort import Cohort
@@ -252,7 +253,7 @@ def predict(
     shard: ShardOption = None,
 ) -> None:
     """Score new slides, labelled or not, into a table; with --shard 2/20, into predictions-2-of-20.csv."""
-    from holoslide.pipeline import cohort_of, default_rasters, prepare_cohort
+    from holoslide.prepared import cohort_of, default_rasters, prepare_cohort
     from holoslide.results import Predictor, predict_cohort
 
     predictor = Predictor(run)
@@ -338,7 +339,7 @@ def _cohort_to_train(
 
 def _prepared(cohort: Cohort, folder: Path, settings: RunConfig, *, workers: int) -> Prepared:
     """The labelled slides of a cohort with their rasters."""
-    from holoslide.pipeline import prepare_cohort
+    from holoslide.prepared import prepare_cohort
 
     with bar("preparing") as advance:
         prepared = prepare_cohort(

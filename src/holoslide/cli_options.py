@@ -11,7 +11,7 @@ import typer
 if TYPE_CHECKING:
     from holoslide.config import RunConfig
     from holoslide.console import Bar
-    from holoslide.pipeline import Prepared
+    from holoslide.prepared import Prepared
     from holoslide.slides.cohort import Cohort
 
 USER_ERROR = 1

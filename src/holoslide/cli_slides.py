@@ -165,7 +165,7 @@ def prepare(
     as_json: JsonOption = False,
 ) -> None:
     """Find the tissue of slides and write each as one file at the resolution to train at."""
-    from holoslide.pipeline import cohort_of, default_rasters, prepare_cohort
+    from holoslide.prepared import cohort_of, default_rasters, prepare_cohort
 
     settings = settings_of(config, "default", sets, mpp)
     cohort = with_masks(cohort_of(sources, slides=slides, mpp=slide_mpp), masks)

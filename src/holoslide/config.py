@@ -16,12 +16,11 @@ import yaml
 
 from holoslide.errors import ConfigError
 from holoslide.evaluation.options import EvaluateConfig
-from holoslide.models.classifier import ModelConfig
-from holoslide.models.streamed import StreamConfig
+from holoslide.models.options import ModelConfig, StreamConfig
 from holoslide.slides.augment import AugmentConfig
 from holoslide.slides.cohort import SplitConfig
 from holoslide.slides.prepare import PrepareConfig
-from holoslide.training.loop import TrainConfig
+from holoslide.training.options import TrainConfig
 
 PRESETS: dict[str, dict[str, Any]] = {
     "default": {},

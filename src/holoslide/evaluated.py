@@ -12,7 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from holoslide.errors import CohortError, ConfigError
-from holoslide.pipeline import Prepared, data_rows, run_facts, write_json, write_left_out, write_rows
+from holoslide.files import write_json, write_rows
+from holoslide.prepared import Prepared
+from holoslide.records import data_rows, run_facts, write_left_out
 from holoslide.runs import DATA, FACTS, LEFT_OUT, read_json
 from holoslide.slides.cohort import SlideRow
 

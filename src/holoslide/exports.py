@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from holoslide.errors import ConfigError, SlideError
+from holoslide.files import write_rows
 from holoslide.inference.card import model_card
 from holoslide.inference.export import Exported, write_geojson, write_h5
 from holoslide.inference.export_onnx import export_onnx
 from holoslide.inference.export_tiff import write_ome_tiff
-from holoslide.pipeline import Advance, Prepared, write_rows
+from holoslide.prepared import Advance, Prepared
 from holoslide.results import Prediction, Predictor, predictions_of
 from holoslide.runs import read_json
 from holoslide.slides.raster import Raster

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import csv
 import errno
 import fcntl
+import io
+import json
 import os
 import pickle
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -66,3 +69,22 @@ def lock(file: IO[Any], *, wait: bool = False) -> bool:
         if error.errno not in _NO_LOCKS:
             raise
     return True
+
+
+def write_text(text: str, path: Path) -> None:
+    """A text, whole or not at all."""
+    write_atomically(path, lambda file: file.write(text.encode()))
+
+
+def write_json(values: object, path: Path) -> None:
+    """Plain values as JSON, whole or not at all."""
+    write_text(json.dumps(values, indent=2), path)
+
+
+def write_rows(rows: Sequence[Mapping[str, object]], path: Path) -> None:
+    """A CSV of equal rows, whole or not at all."""
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, list(rows[0]) if rows else ["slide_id"])
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(text.getvalue(), path)

@@ -8,6 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Literal
+
+Border = Literal["glass", "zeros"]
+"""What lies around a map: a slide that goes on for ever as glass, or what each layer pads with."""
 
 
 def ceil_div(a: int, b: int) -> int:

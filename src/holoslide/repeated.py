@@ -29,16 +29,10 @@ from holoslide.evaluation.options import Positive
 from holoslide.evaluation.outcome import Outcome, assess, pool
 from holoslide.evaluation.report import write_report
 from holoslide.evaluation.report_data import CohortPart, PredictionRow, Repeats, RunReport, RunSummary
-from holoslide.pipeline import (
-    Advance,
-    Prepared,
-    command_given,
-    data_rows,
-    environment,
-    train,
-    write_json,
-    write_rows,
-)
+from holoslide.files import write_json, write_rows
+from holoslide.pipeline import train
+from holoslide.prepared import Advance, Prepared
+from holoslide.records import command_given, data_rows, environment
 from holoslide.reporting import (
     Run,
     command_again,

@@ -30,7 +30,7 @@ from holoslide.evaluation.report_data import (
 from holoslide.evaluation.scales import evidence_for
 from holoslide.inference.heatmap import Heatmap
 from holoslide.models.classifier import read_card
-from holoslide.pipeline import command_given, environment
+from holoslide.records import command_given, environment
 from holoslide.runs import DATA, FACTS, LEFT_OUT, read_json
 from holoslide.slides.cohort import SPLITS, Cohort
 from holoslide.slides.raster import Raster

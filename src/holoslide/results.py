@@ -44,7 +44,7 @@ from holoslide.evaluation.scales import (
     evidence_sums,
     relative_attention,
 )
-from holoslide.files import write_atomically
+from holoslide.files import write_atomically, write_json, write_rows
 from holoslide.inference.heatmap import Heatmap, make_heatmap, save_heatmaps
 from holoslide.inference.predict import SlideScores, score_slide
 from holoslide.inference.show import PICTURE_PX, prediction_html
@@ -52,7 +52,7 @@ from holoslide.models.classifier import LocalClassifier
 from holoslide.models.hub import model_folder
 from holoslide.models.memory import plan_for
 from holoslide.models.streamed import StreamedClassifier
-from holoslide.pipeline import Advance, Prepared, write_json, write_rows
+from holoslide.prepared import Advance, Prepared
 from holoslide.reporting import pictures_of, raster_picture, report_of
 from holoslide.runs import model_of, read_json, settings_of
 from holoslide.slides.cluster import on_cluster

@@ -9,10 +9,9 @@ import torch
 
 from holoslide.inference.export_onnx import export_onnx, onnx_inputs
 from holoslide.inference.predict import score_slide
-from holoslide.models.backbone import BackboneConfig
-from holoslide.models.classifier import InputConfig, LocalClassifier, ModelConfig
-from holoslide.models.heads import HeadConfig
-from holoslide.models.streamed import StreamConfig, StreamedClassifier
+from holoslide.models.classifier import LocalClassifier
+from holoslide.models.options import BackboneConfig, HeadConfig, InputConfig, ModelConfig, StreamConfig
+from holoslide.models.streamed import StreamedClassifier
 from holoslide.pixels import ArrayPixels
 
 onnx = pytest.importorskip("onnx", reason="the extra `onnx` is not installed")

@@ -5,10 +5,9 @@ import pytest
 import torch
 
 from holoslide.inference.predict import score_slide
-from holoslide.models.backbone import BackboneConfig
-from holoslide.models.classifier import InputConfig, LocalClassifier, ModelConfig
-from holoslide.models.heads import HeadConfig
-from holoslide.models.streamed import StreamConfig, StreamedClassifier
+from holoslide.models.classifier import LocalClassifier
+from holoslide.models.options import BackboneConfig, HeadConfig, InputConfig, ModelConfig, StreamConfig
+from holoslide.models.streamed import StreamedClassifier
 from holoslide.pixels import ArrayPixels
 
 GLASS = (243, 243, 243)

@@ -20,10 +20,9 @@ from holoslide.evaluation.scales import evidence_scale
 from holoslide.geometry import Box
 from holoslide.inference.heatmap import Heatmap, make_heatmap
 from holoslide.inference.predict import SlideScores, score_slide
-from holoslide.models.backbone import BackboneConfig
-from holoslide.models.classifier import InputConfig, LocalClassifier, ModelConfig
-from holoslide.models.heads import HeadConfig
-from holoslide.models.streamed import StreamConfig, StreamedClassifier
+from holoslide.models.classifier import LocalClassifier
+from holoslide.models.options import BackboneConfig, HeadConfig, InputConfig, ModelConfig, StreamConfig
+from holoslide.models.streamed import StreamedClassifier
 from holoslide.reporting import pictures_of, raster_picture
 from holoslide.results import Prediction, draw_heatmap
 from holoslide.slides import prepare as prepare_module

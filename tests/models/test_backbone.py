@@ -8,7 +8,8 @@ import torch
 import torchvision
 
 from holoslide.errors import ConfigError, ModelError
-from holoslide.models.backbone import BackboneConfig, create
+from holoslide.models.backbone import create
+from holoslide.models.options import BackboneConfig
 from holoslide.models.partition import build_trunk
 
 

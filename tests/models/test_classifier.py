@@ -9,10 +9,14 @@ import yaml
 from torch import nn
 
 from holoslide.errors import CheckpointError, ConfigError
-from holoslide.models.backbone import BackboneConfig
-from holoslide.models.classifier import InputConfig, LocalClassifier, ModelConfig
-from holoslide.models.heads import HeadConfig
-from holoslide.models.reconstruction import ReconstructionConfig
+from holoslide.models.classifier import LocalClassifier
+from holoslide.models.options import (
+    BackboneConfig,
+    HeadConfig,
+    InputConfig,
+    ModelConfig,
+    ReconstructionConfig,
+)
 
 CLASSES = ("LUAD", "LUSC", "other")
 BACKBONE = BackboneConfig(name="resnet18", weights="none", stem_stride=3, truncate="layer3")

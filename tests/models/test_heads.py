@@ -7,7 +7,8 @@ from torch.nn import functional as F
 
 from holoslide.errors import ConfigError, SlideError
 from holoslide.models import readout as readouts
-from holoslide.models.heads import Head, HeadConfig, kernel_for
+from holoslide.models.heads import Head, kernel_for
+from holoslide.models.options import HeadConfig
 from holoslide.models.pooling import dropout
 from holoslide.models.readout import Readout
 from holoslide.streaming.cost import PeakBytes

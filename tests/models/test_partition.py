@@ -9,7 +9,7 @@ import torchvision
 from torch import nn
 
 from holoslide.errors import ConfigError, ModelError, NotLocal
-from holoslide.models.backbone import BackboneConfig
+from holoslide.models.options import BackboneConfig
 from holoslide.models.partition import Appending, Trunk, build_trunk, cut
 from holoslide.streaming.receptive import Receptive
 

@@ -9,7 +9,8 @@ from torch.nn import functional as F
 
 from holoslide.errors import ConfigError, SlideError
 from holoslide.geometry import Box
-from holoslide.models.reconstruction import Decoder, ReconstructionConfig, draw_patches
+from holoslide.models.options import ReconstructionConfig
+from holoslide.models.reconstruction import Decoder, draw_patches
 
 
 def seeded(seed: int = 0) -> torch.Generator:

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import prune
 
+from holoslide.geometry import Border
 from holoslide.streaming import Chain, Segment, Storage, StorageConfig, TensorGradient, TensorSource, Tiling
-from holoslide.streaming.tiled import Border
 from holoslide.streaming.trials import copy_of
 from tests.streaming.oracle import pad_with_glass, randomise, relative_error
 

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from holoslide.models.memory import plan_for
-from holoslide.models.streamed import StreamConfig, StreamedClassifier
+from holoslide.models.options import StreamConfig
+from holoslide.models.streamed import StreamedClassifier
 from holoslide.streaming.storage import Storage, StorageConfig
 from holoslide.training.local import LocalStep, StepResult
 from tests.streaming.oracle import relative_error

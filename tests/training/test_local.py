@@ -14,13 +14,21 @@ from torch.nn import functional as F
 from torchvision.models.resnet import BasicBlock
 
 from holoslide.geometry import Box
-from holoslide.models.backbone import BackboneConfig
-from holoslide.models.classifier import InputConfig, LocalClassifier, ModelConfig
-from holoslide.models.heads import Head, HeadConfig
-from holoslide.models.pooling import Pooling
-from holoslide.models.readout import CellNorm, CellReadout, Norm
-from holoslide.models.reconstruction import ReconstructionConfig, draw_patches
-from holoslide.models.streamed import StreamConfig, StreamedClassifier
+from holoslide.models.classifier import LocalClassifier
+from holoslide.models.heads import Head
+from holoslide.models.options import (
+    BackboneConfig,
+    HeadConfig,
+    InputConfig,
+    ModelConfig,
+    Norm,
+    Pooling,
+    ReconstructionConfig,
+    StreamConfig,
+)
+from holoslide.models.readout import CellNorm, CellReadout
+from holoslide.models.reconstruction import draw_patches
+from holoslide.models.streamed import StreamedClassifier
 from holoslide.training.local import LocalStep, StepResult
 from tests.streaming.oracle import randomise, relative_error
 

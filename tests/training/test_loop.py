@@ -17,7 +17,8 @@ from torch.nn import functional as F
 
 from holoslide.errors import MemoryPlanError, SlideError
 from holoslide.models.classifier import LocalClassifier
-from holoslide.models.streamed import StreamConfig, StreamedClassifier
+from holoslide.models.options import StreamConfig
+from holoslide.models.streamed import StreamedClassifier
 from holoslide.slides.augment import AugmentConfig
 from holoslide.training import loop
 from holoslide.training.history import best_row, module_auroc

@@ -10,12 +10,16 @@ import torch
 
 from holoslide.errors import MemoryPlanError
 from holoslide.models import memory
-from holoslide.models.backbone import BackboneConfig
-from holoslide.models.classifier import LocalClassifier, ModelConfig
-from holoslide.models.heads import HeadConfig
+from holoslide.models.classifier import LocalClassifier
 from holoslide.models.memory import plan_for
-from holoslide.models.reconstruction import ReconstructionConfig
-from holoslide.models.streamed import StreamConfig, StreamedClassifier
+from holoslide.models.options import (
+    BackboneConfig,
+    HeadConfig,
+    ModelConfig,
+    ReconstructionConfig,
+    StreamConfig,
+)
+from holoslide.models.streamed import StreamedClassifier
 from holoslide.pixels import ArrayPixels
 from holoslide.slides.augment import AugmentConfig
 from holoslide.streaming.cost import PeakBytes

@@ -10,7 +10,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from holoslide.errors import CheckpointError
-from holoslide.models.streamed import StreamConfig
+from holoslide.models.options import StreamConfig
 from holoslide.training.progress import Silent
 from tests.training import tiny
 

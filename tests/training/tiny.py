@@ -15,13 +15,17 @@ import torch
 from numpy.typing import NDArray
 
 from holoslide.geometry import Box
-from holoslide.models.backbone import BackboneConfig
-from holoslide.models.classifier import LocalClassifier, ModelConfig
-from holoslide.models.heads import HeadConfig
-from holoslide.models.reconstruction import ReconstructionConfig
-from holoslide.models.streamed import StreamConfig
+from holoslide.models.classifier import LocalClassifier
+from holoslide.models.options import (
+    BackboneConfig,
+    HeadConfig,
+    ModelConfig,
+    ReconstructionConfig,
+    StreamConfig,
+)
 from holoslide.slides.augment import AugmentConfig
-from holoslide.training.loop import FitResult, Sample, TrainConfig, fit
+from holoslide.training.loop import FitResult, Sample, fit
+from holoslide.training.options import TrainConfig
 
 MASK_CELL_PX = 16
 GLASS = np.array([240, 240, 240], np.uint8)

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 from holoslide.errors import ConfigError
 from holoslide.evaluation.scales import evidence_for, evidence_scale, relative_attention
-from holoslide.files import write_atomically
+from holoslide.files import write_atomically, write_text
 from holoslide.geometry import Box
 from holoslide.inference.heatmap import Heatmap
 from holoslide.slides.polygons import mask_polygons
@@ -85,7 +85,7 @@ def write_geojson(path: Path, slide: Exported, *, share: float = 0.5) -> None:
     checked_share(share)
     features = [*_regions(slide, share), *_cells(slide)]
     text = json.dumps({"type": "FeatureCollection", "features": features}, allow_nan=False)
-    write_atomically(path, lambda file: file.write(text.encode()))
+    write_text(text, path)
 
 
 def checked_share(share: float) -> float:

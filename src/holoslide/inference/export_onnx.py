@@ -29,8 +29,9 @@ from holoslide.files import write_atomically
 from holoslide.geometry import Box, ceil_div
 from holoslide.inference.card import ATTENTION
 from holoslide.models.classifier import LocalClassifier
+from holoslide.models.options import StreamConfig
 from holoslide.models.readout import Readout
-from holoslide.models.streamed import StreamConfig, StreamedClassifier, head_stride
+from holoslide.models.streamed import StreamedClassifier, head_stride
 from holoslide.pixels import Pixels
 from holoslide.streaming.receptive import Receptive
 

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
 
 import safetensors
 import safetensors.torch
@@ -15,52 +13,11 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from holoslide.errors import ConfigError, ModelError
+from holoslide.errors import ModelError
 from holoslide.files import UNREADABLE
+from holoslide.models.options import BackboneConfig
 
-Scale = Literal["weights", "cohort"]
 _COUNTER = "num_batches_tracked"  # BatchNorm counts its training steps; frozen, it never reads the count
-
-
-@dataclass(frozen=True, kw_only=True)
-class BackboneConfig:
-    """Which network, and which of its weights."""
-
-    name: str = "resnet34"
-    """A network of torchvision's or else timm's; `torchvision/...` or `timm/...` forces one."""
-    weights: str = "default"
-    """`default` (the library's pretrained ones, downloaded), `none` (random) or a local file: a state dict
-    (.pth) or .safetensors."""
-    truncate: str | None = None
-    """The last layer or stage that is kept; null keeps all."""
-    stem_stride: int | None = None
-    """Replaces the stride of the first convolution (the paper's ResNet-34 takes 3 instead of 2); null leaves
-    the network as it is."""
-    scale: Scale = "cohort"
-    """What pixels are normalised by: `cohort` (the paper's, and of random weights the only one) mean and deviation
-    of the training slides' tissue, `weights` ImageNet's, as pretrained weights learned them."""
-
-    def __post_init__(self) -> None:
-        if not self.name:
-            raise ConfigError("model.backbone.name", "is empty", "name a network of torchvision or timm")
-        if not self.weights:
-            raise ConfigError("model.backbone.weights", "is empty", "give default, none or a file")
-        if self.scale not in get_args(Scale):
-            raise ConfigError("model.backbone.scale", f"is {self.scale}", "choose weights or cohort")
-        if self.stem_stride is not None and self.stem_stride < 1:
-            raise ConfigError(
-                "model.backbone.stem_stride", f"is {self.stem_stride}", "give 1 or more, or null"
-            )
-
-    @property
-    def by_cohort(self) -> bool:
-        """Whether pixels are normalised by the cohort's own."""
-        return self.scale == "cohort" or self.weights == "none"
-
-    @property
-    def file(self) -> Path | None:
-        """The local file of weights, if that is what `weights` names."""
-        return None if self.weights in ("default", "none") else Path(self.weights)
 
 
 def create(config: BackboneConfig) -> nn.Module:

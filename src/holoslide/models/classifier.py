@@ -7,9 +7,8 @@ import itertools
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Self, get_args
+from typing import Any, Self
 
 import safetensors
 import safetensors.torch
@@ -18,74 +17,16 @@ import yaml
 from torch import Tensor, nn
 
 from holoslide.errors import CheckpointError, ConfigError
-from holoslide.models.backbone import BackboneConfig
-from holoslide.models.heads import Head, HeadConfig
+from holoslide.models.heads import Head
 from holoslide.models.hub import model_folder
+from holoslide.models.options import BackboneConfig, InputConfig, ModelConfig
 from holoslide.models.partition import Trunk, Unit, build_trunk, cut
-from holoslide.models.reconstruction import Decoder, ReconstructionConfig, side_for
-from holoslide.streaming.tiled import Border
+from holoslide.models.reconstruction import Decoder, side_for
 
-Pool = Literal["tissue", "all"]
 FORMAT = "holoslide model"
 VERSION = 1
 WEIGHTS_FILE = "model.safetensors"
 CARD_FILE = "model.yaml"
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelConfig:
-    """The network: a backbone cut into modules, each with a head and, but for the last, a decoder."""
-
-    backbone: BackboneConfig = field(default_factory=BackboneConfig)
-    """Which network, and which of its weights."""
-    modules: int = 4
-    """K, the number of locally trained modules; 1 is end-to-end training."""
-    barrier_every: int = 1
-    """A gradient barrier follows every so many modules. 1 is the paper's local learning; with `modules` or more
-    there is none: end-to-end training, which the auxiliary heads and reconstruction supervise on its way."""
-    border: Border = "glass"
-    """What lies around a slide: `glass` takes it to go on for ever as glass, `zeros` pads as the paper does."""
-    pool: Pool = "tissue"
-    """Heads pool over the cells whose own square of the raster holds tissue, or over `all`."""
-    heads: HeadConfig = field(default_factory=HeadConfig)
-    """All heads of a model."""
-    reconstruction: ReconstructionConfig = field(default_factory=ReconstructionConfig)
-    """The second local loss: a module's input, made again from its output."""
-
-    def __post_init__(self) -> None:
-        if self.modules < 1:
-            raise ConfigError("model.modules", f"is {self.modules}", "give 1 or more")
-        if self.barrier_every < 1:
-            raise ConfigError("model.barrier_every", f"is {self.barrier_every}", "give 1 or more")
-        for name, choices in (("border", get_args(Border)), ("pool", get_args(Pool))):
-            if getattr(self, name) not in choices:
-                raise ConfigError(
-                    f"model.{name}", f"is {getattr(self, name)}", f"choose {' or '.join(choices)}"
-                )
-
-
-@dataclass(frozen=True, kw_only=True)
-class InputConfig:
-    """What the model expects of a raster: microns per pixel, and the colours it is normalised by.
-
-    `mean` and `std` are per channel, of pixels from 0 to 1 (default: ImageNet's); `glass` is the RGB that
-    stands outside the tissue. `mpp` is None until the model has been trained.
-    """
-
-    mpp: float | None = None
-    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
-    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
-    glass: tuple[int, int, int] = (255, 255, 255)
-
-    def __post_init__(self) -> None:
-        for name, kind in (("mean", float), ("std", float), ("glass", int)):  # from NumPy's numbers, too
-            object.__setattr__(self, name, tuple(kind(value) for value in getattr(self, name)))
-        if self.mpp is not None and self.mpp <= 0:
-            raise ConfigError("input.mpp", f"is {self.mpp}", "give microns per pixel above 0")
-        if min(self.std) <= 0:
-            raise ConfigError("input.std", f"is {self.std}", "give numbers above 0")
-        if not all(0 <= value <= 255 for value in self.glass):
-            raise ConfigError("input.glass", f"is {self.glass}", "give RGB from 0 to 255")
 
 
 class LocalClassifier(nn.Module):

@@ -6,57 +6,19 @@ small map, as the list of those of its cells that vote. Axes: N cells, C channel
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from holoslide.errors import ConfigError
-from holoslide.models.pooling import ATTENTIONS, Pooling
-from holoslide.models.readout import CellReadout, Norm, Readout, VectorReadout
+from holoslide.models.options import HeadConfig
+from holoslide.models.pooling import ATTENTIONS
+from holoslide.models.readout import CellReadout, Readout, VectorReadout
 
 # arXiv 2207.08267: hidden widths of the auxiliary classifiers and of H, the last.
 _AUXILIARY_HIDDEN = 128
 _FINAL_HIDDEN = 512
 _FINAL_ATTENTION = 128
-
-
-@dataclass(frozen=True, kw_only=True)
-class HeadConfig:
-    """All heads of a model."""
-
-    pooling: Pooling = "gated"
-    """How cells become one answer. `gated` (the paper's) and `attention`: the cells are pooled to one vector by
-    learned weights, which is classified; `mean`: by equal weights. `auto`: each cell is classified, and each
-    class's logits are pooled by a softmax over them; a small lesion teaches from the first step."""
-    norm: Norm = "slide"
-    """`slide` is the paper's GroupNorm over all cells of a slide. It lets each cell know of all others, so
-    that evidence may stand beside what it is about. With `cohort` the stem's input is normalised by
-    statistics measured once on the training slides, and a cell speaks for what it sees alone."""
-    kernel: int | None = None
-    """Side of the last head's stem, in cells of the last map. The earlier heads' are larger by as much as their
-    maps are finer, so that the cells of all heads are the same squares of tissue. null takes the paper's for
-    each map's depth: 9, 9, 7, 5 in layer1 to layer4 of a ResNet."""
-    max_channels: int = 512
-    """A head keeps its map's channels, but at most so many: the paper's networks end in 512, and a 5 x 5
-    convolution from 2,048 channels to as many would alone outweigh the backbone."""
-    dropout: float = 0.2
-    """Falls on the attention weights, in training only."""
-
-    def __post_init__(self) -> None:
-        if self.pooling not in get_args(Pooling):
-            raise ConfigError(
-                "model.heads.pooling", f"is {self.pooling}", f"choose {', '.join(get_args(Pooling))}"
-            )
-        if self.norm not in get_args(Norm):
-            raise ConfigError("model.heads.norm", f"is {self.norm}", f"choose {', '.join(get_args(Norm))}")
-        if self.kernel is not None and self.kernel < 1:
-            raise ConfigError("model.heads.kernel", f"is {self.kernel}", "give 1 or more, or null")
-        if self.max_channels < 2:
-            raise ConfigError("model.heads.max_channels", f"is {self.max_channels}", "give 2 or more")
-        if not 0 <= self.dropout < 1:
-            raise ConfigError("model.heads.dropout", f"is {self.dropout}", "give a number from 0 to below 1")
 
 
 def kernel_for(depth: int) -> int:

@@ -19,7 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from holoslide.errors import ConfigError, ModelError
-from holoslide.models.backbone import BackboneConfig, create, load_file
+from holoslide.models.backbone import create, load_file
+from holoslide.models.options import BackboneConfig
 from holoslide.streaming.probe import probe
 from holoslide.streaming.receptive import Receptive
 from holoslide.streaming.trials import shape_twin

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 Attending = Literal["gated", "attention", "mean"]
-Pooling = Literal["auto", "gated", "attention", "mean"]
 
 
 @final

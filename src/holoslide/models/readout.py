@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, final
+from typing import Any, Protocol, final
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from holoslide.errors import SlideError
+from holoslide.models.options import Norm
 from holoslide.models.pooling import dropout
 
 CHUNK_VALUES = 2**18  # numbers of one chunk: a few MB with all that is made of them
@@ -59,7 +60,6 @@ class CellScale(nn.Module):
         return cells_NC * self.weight + self.bias
 
 
-Norm = Literal["slide", "cohort"]
 NORMS: dict[Norm, type[CellNorm] | type[CellScale]] = {"slide": CellNorm, "cohort": CellScale}
 
 

@@ -6,55 +6,17 @@ H W cells.
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from holoslide.errors import ConfigError, SlideError
+from holoslide.errors import SlideError
 from holoslide.geometry import Box
+from holoslide.models.options import ReconstructionConfig
 
 _FIRST_SIDE = 128  # cells, in maps as fine as the backbone's stem's
-
-
-@dataclass(frozen=True, kw_only=True)
-class ReconstructionConfig:
-    """The second local loss: a module's input, made again from its output (RFR)."""
-
-    alpha: float = 1.0
-    """Weighs the loss, a mean absolute difference; 0: none, and no decoders."""
-    patches: int = 10
-    """How many are drawn of each slide in each module."""
-    side: int | None = None
-    """Of a patch, in cells of the module's output; null takes the paper's for the map's depth: 128 in layer1,
-    64 in layer2, 32 in layer3."""
-    share: float | None = 0.25
-    """All patches together take at most this share of a slide's tissue, and are made smaller for that: on a small
-    slide they would be more cells than there are. null: never smaller, as the paper."""
-
-    def __post_init__(self) -> None:
-        if self.alpha < 0:
-            raise ConfigError("model.reconstruction.alpha", f"is {self.alpha}", "give 0 or more")
-        if self.patches < 2:  # of a map of one cell, a single patch has no variance to normalise by
-            raise ConfigError("model.reconstruction.patches", f"is {self.patches}", "give 2 or more")
-        if self.side is not None and self.side < 1:
-            raise ConfigError("model.reconstruction.side", f"is {self.side}", "give 1 or more, or null")
-        if self.share is not None and self.share <= 0:
-            raise ConfigError("model.reconstruction.share", f"is {self.share}", "give more than 0, or null")
-
-    def side_in(self, tissue_cells: float, *, largest: int) -> int:
-        """Side of the patches in a map with so many cells of tissue, where `largest` is the map's own.
-
-        >>> [ReconstructionConfig().side_in(cells, largest=128) for cells in (1_000_000, 62_500, 10)]
-        [128, 39, 1]
-        """
-        if self.share is None:
-            return largest
-        return max(1, min(largest, math.isqrt(int(self.share * tissue_cells / self.patches))))
 
 
 def side_for(depth: int) -> int:

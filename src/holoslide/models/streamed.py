@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from holoslide.errors import ConfigError
 from holoslide.geometry import Box
-from holoslide.models.classifier import LocalClassifier, Pool
+from holoslide.models.classifier import LocalClassifier
 from holoslide.models.heads import Head
+from holoslide.models.options import Pool, StreamConfig
 from holoslide.models.reconstruction import Decoder
 from holoslide.pixels import Pixels
 from holoslide.streaming.chain import Chain
@@ -28,34 +28,6 @@ from holoslide.streaming.plan import Plan
 from holoslide.streaming.receptive import Receptive
 from holoslide.streaming.storage import Storage, StorageConfig
 from holoslide.streaming.tiled import OutputGradient, Segment, Tiling, backward_readers
-
-
-@dataclass(frozen=True)
-class StreamConfig:
-    """How a slide is streamed."""
-
-    memory_gib: float | None = None
-    """The budget that tiles are planned for; null takes most of what is free when a run starts. Past it,
-    feature maps go to a file."""
-    folder: str | None = None
-    """Where that file is; null takes the system's folder for temporary files."""
-    tile_cells: int | None = None
-    """Tiles of this side, in cells of any map, instead of a plan."""
-    batch: int = 1
-    """With `tile_cells`: how many tiles are run together."""
-    keep: int = 0
-    """With `tile_cells`: how many batches' graphs are kept from the forward pass for the backward one."""
-    segment_units: int = 0
-    """Units of the backbone that run as one segment inside a module; 0: all of the module's."""
-
-    def __post_init__(self) -> None:
-        for name in ("memory_gib", "tile_cells", "batch"):
-            value = getattr(self, name)
-            if value is not None and value <= 0:
-                raise ConfigError(f"stream.{name}", f"is {value}", "give a number above 0")
-        for name in ("keep", "segment_units"):
-            if getattr(self, name) < 0:
-                raise ConfigError(f"stream.{name}", f"is {getattr(self, name)}", "give 0 or more")
 
 
 class StreamedClassifier:
@@ -304,7 +276,6 @@ def _votes(box: Box, output: FeatureMap, stride: int, *, pool: Pool, clipped: bo
 __all__ = [
     "Batch",
     "HeadCells",
-    "StreamConfig",
     "StreamedClassifier",
     "head_cells",
     "head_map",

@@ -21,7 +21,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from holoslide.errors import SlideError
-from holoslide.files import lock, write_atomically
+from holoslide.files import lock, write_text
 
 FILE = "reviews.csv"
 FREE = ("reviewer", "note")  # what reviewers type
@@ -70,7 +70,7 @@ class Reviews:
             writer = csv.DictWriter(text, COLUMNS, lineterminator="\n", quoting=csv.QUOTE_ALL)
             writer.writeheader()
             writer.writerows(_cells(each) for each in [*self._read(), review])
-            write_atomically(self._path, lambda file: file.write(text.getvalue().encode()))
+            write_text(text.getvalue(), self._path)
         return review
 
     def _read(self) -> list[Review]:

@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 
 from holoslide.errors import CohortError, SlideError
-from holoslide.files import write_atomically
+from holoslide.files import write_text
 from holoslide.slides.facts import shown
 from holoslide.slides.findings import Finding, some
 from holoslide.slides.locate import SlideFiles
@@ -202,7 +202,7 @@ class Cohort:
             extra = {"mask": _written(row.mask, folder), "site": row.site}
             values = [row.slide_id, row.patient_id, row.label, row.split, mpp, _written(row.path, folder)]
             writer.writerow([*values, *(extra[name] for name in more)])
-        write_atomically(path, lambda file: file.write(text.getvalue().encode()))
+        write_text(text.getvalue(), path)
 
     # --- Parts --------------------------------------------------------------------------------------------------
 

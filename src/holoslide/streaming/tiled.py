@@ -14,13 +14,12 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from itertools import chain
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from holoslide.errors import ConfigError
-from holoslide.geometry import Box, ceil_div
+from holoslide.geometry import Border, Box, ceil_div
 from holoslide.streaming.edges import refuse_at_edges
 from holoslide.streaming.features import (
     Batch,
@@ -37,7 +36,6 @@ from holoslide.streaming.probe import field_of, links
 from holoslide.streaming.storage import Storage, StorageConfig
 from holoslide.streaming.trials import input_channels, output_shape
 
-Border = Literal["glass", "zeros"]
 Pull = Callable[[Batch, Tensor], list[tuple[Tensor, Tensor]]]
 """From a batch of tiles and its output (B, C, H, W) with its graph: the tensors to pull back, and dL/d each."""
 

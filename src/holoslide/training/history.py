@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 import resource
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
 
-from holoslide.files import write_atomically
+from holoslide.training.options import Monitor
 
 Row = dict[str, float]
-Monitor = Literal["auroc", "loss"]
 
 
 def numbered(prefix: str, values: Sequence[float]) -> Row:
@@ -77,12 +73,3 @@ def resident_bytes() -> int:
     if not path.exists():
         return 0
     return int(path.read_text(encoding="ascii").split()[1]) * resource.getpagesize()
-
-
-def write_csv(history: Sequence[Row], path: Path) -> None:
-    """The whole history as a table, replaced at once, so that a killed run leaves no half rows and no doubles."""
-    text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, fieldnames=list(history[0]) if history else ["epoch"])
-    writer.writeheader()
-    writer.writerows(history)
-    write_atomically(path, lambda file: file.write(text.getvalue().encode()))

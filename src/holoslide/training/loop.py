@@ -22,8 +22,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from holoslide.errors import CheckpointError, CohortError, SlideError
+from holoslide.files import write_rows
 from holoslide.models.classifier import LocalClassifier
-from holoslide.models.streamed import StreamConfig, StreamedClassifier
+from holoslide.models.options import StreamConfig
+from holoslide.models.streamed import StreamedClassifier
 from holoslide.pixels import Pixels
 from holoslide.slides.augment import AugmentConfig
 from holoslide.slides.raster import Raster
@@ -31,7 +33,7 @@ from holoslide.streaming.host import hand_back_freed
 from holoslide.training import checkpoint
 from holoslide.training.averaging import Average
 from holoslide.training.checkpoint import Checkpoint, Identity, Position
-from holoslide.training.history import Row, best_row, module_auroc, numbered, peaks, write_csv
+from holoslide.training.history import Row, best_row, module_auroc, numbered, peaks
 from holoslide.training.local import LocalStep, StepResult
 from holoslide.training.options import TrainConfig
 from holoslide.training.parallel import (
@@ -254,7 +256,7 @@ class _Run:
                     checkpoint.replace_folder(self.out / "best", self.model.save)
             self.logger.log_metrics(row, self._steps())
             self.save_last()
-            write_csv(position.history, self.out / "history.csv")
+            write_rows(position.history, self.out / "history.csv")
         self.reporter.epoch_done(row, is_best=is_best)
 
     # --- Checkpoints --------------------------------------------------------------------------------------------
@@ -275,7 +277,7 @@ class _Run:
         self.optimizer.load_state_dict(saved.optimizer)
         self.position = saved.position
         if self.fabric.is_global_zero and self.position.history:
-            write_csv(self.position.history, self.out / "history.csv")  # it may have been killed before this
+            write_rows(self.position.history, self.out / "history.csv")  # it may have been killed before this
 
     # --- Rates, weights, the best epoch -------------------------------------------------------------------------
 

@@ -15,9 +15,7 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from holoslide.errors import ConfigError
-
-Accelerator = Literal["auto", "cpu", "cuda"]
-Precision = Literal["auto", "32", "bf16"]
+from holoslide.training.options import Accelerator, Precision
 
 
 def launch(accelerator: Accelerator, *, devices: int | Literal["auto"], nodes: int) -> Fabric:

@@ -7,16 +7,16 @@ with, whatever memory is free by then, unless it is given another budget.
 from __future__ import annotations
 
 import dataclasses
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
 import pydantic
 from lightning_fabric import Fabric
 
-from holoslide.files import write_atomically
+from holoslide.files import write_json
 from holoslide.models.memory import plan_for
-from holoslide.models.streamed import StreamConfig, StreamedClassifier
+from holoslide.models.options import StreamConfig
+from holoslide.models.streamed import StreamedClassifier
 from holoslide.pixels import Pixels
 from holoslide.streaming.plan import Plan, parameter_bytes
 from holoslide.training.samples import Slides
@@ -77,8 +77,7 @@ def plan_part(
 
 
 def _write(plan: RunPlan, path: Path) -> None:
-    text = json.dumps(dataclasses.asdict(plan), indent=2).encode()
-    write_atomically(path, lambda file: file.write(text))
+    write_json(dataclasses.asdict(plan), path)
 
 
 def _read(path: Path) -> RunPlan | None:

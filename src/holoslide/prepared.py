@@ -1,0 +1,98 @@
+"""The slides of a cohort made ready: what can be used, and what cannot, with the reason."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from holoslide.slides.cluster import prepare_on_cluster
+from holoslide.slides.cohort import Cohort, SlideRow
+from holoslide.slides.facts import Mpp
+from holoslide.slides.prepare import STALL_S, PrepareConfig, PrepareJob, PrepareResult, prepare
+
+TABLES = {".csv", ".tsv", ".txt"}
+Advance = Callable[[int, int, str], None]  # (done, total, what was done last)
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """The slides of a cohort that can be used, with their rasters, and those that cannot, with the reason."""
+
+    cohort: Cohort
+    rasters: dict[str, Path]
+    left_out: list[tuple[str, str]]
+    results: list[PrepareResult]
+
+    def outcomes(self) -> list[dict[str, str | None]]:
+        """What became of every slide, ready for JSON; those that had no file to prepare are failed, too."""
+        tried = {r.slide_id for r in self.results}
+        found: list[dict[str, str | None]] = [
+            {
+                "slide_id": r.slide_id,
+                "status": r.status,
+                "raster": None if r.path is None else str(r.path),
+                "reason": r.reason,
+            }
+            for r in self.results
+        ]
+        return found + [
+            {"slide_id": slide_id, "status": "failed", "raster": None, "reason": reason}
+            for slide_id, reason in self.left_out
+            if slide_id not in tried
+        ]
+
+
+def cohort_of(sources: Sequence[Path], *, slides: Path | None = None, mpp: float | None = None) -> Cohort:
+    """A slide table, or slide files taken as a cohort without labels; `mpp` is theirs, where they do not say.
+
+    A patient may be in two splits: what is done slide by slide asks for none.
+    """
+    if len(sources) == 1 and sources[0].suffix.lower() in TABLES:
+        cohort = Cohort.from_csv(sources[0], slides=slides, require_splits=False)
+    else:
+        cohort = Cohort.from_files(sources)
+    return cohort if mpp is None else cohort.with_mpp(mpp)
+
+
+def default_rasters(table: Path) -> Path:
+    """Where the prepared slides of a table go unless told otherwise."""
+    return table.parent / "rasters"
+
+
+def prepare_cohort(
+    cohort: Cohort, rasters: Path, config: PrepareConfig, *, labels: bool = False, workers: int = 0,
+    stall_s: float = STALL_S, cluster: str | None = None, progress: Advance | None = None,
+) -> Prepared:  # fmt: skip
+    """Prepare what is not prepared; a slide that fails is left out with its reason, the rest go on.
+
+    With `labels`, slides without one are left out, too. `cluster` is the address of a Dask scheduler, whose
+    workers prepare in place of `workers` processes here.
+    """
+    usable, findings = cohort.usable(labels=labels)
+    jobs = [
+        PrepareJob(row.slide_id, row.path, row.mpp, row.mask, row.fallback_mpp)
+        for row in usable
+        if row.path is not None
+    ]
+    if cluster is not None:
+        results = prepare_on_cluster(jobs, rasters, config, cluster, stall_s=stall_s, progress=progress)
+    else:
+        count = workers or os.cpu_count() or 1
+        results = prepare(jobs, rasters, config, workers=count, stall_s=stall_s, progress=progress)
+    left_out = [(finding.where, f"{finding.what}; {finding.remedy}") for finding in findings]
+    left_out += [(r.slide_id, r.reason or "failed") for r in results if r.status == "failed"]
+    paths = {r.slide_id: r.path for r in results if r.path is not None and r.status != "failed"}
+    used = {r.slide_id: r.mpp for r in results}
+    rows = tuple(_with_mpp(row, used[row.slide_id]) for row in usable if row.slide_id in paths)
+    kept = dataclasses.replace(usable, rows=rows)
+    return Prepared(kept, paths, left_out, results)
+
+
+def _with_mpp(row: SlideRow, used: Mpp | None) -> SlideRow:
+    """The row with the user's microns per pixel, if they were needed, so that a run's own table has them."""
+    if row.mpp is not None or used is None or used.source != "user":
+        return row
+    return dataclasses.replace(row, mpp=used.y)
