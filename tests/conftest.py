@@ -88,10 +88,10 @@ if __name__ == "__main__":
 """
 
 
-@pytest.fixture(scope="session")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The address of a scheduler, in processes of its own."""
-    script = tmp_path_factory.mktemp("cluster") / "cluster.py"
+@pytest.fixture
+def cluster(tmp_path: Path) -> Iterator[str]:
+    """The address of a scheduler, in processes of its own, which take a tenth of a core while they wait."""
+    script = tmp_path / "cluster.py"
     script.write_text(CLUSTER)
     process = subprocess.Popen(
         [sys.executable, script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True

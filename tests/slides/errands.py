@@ -17,7 +17,7 @@ def errand(what: str, beat: Callable[[], None]) -> int:
     if what == "hang":
         time.sleep(600)
     if what == "slow":
-        for _ in range(12):
+        for _ in range(30):
             time.sleep(0.1)
             beat()
         return -1
