@@ -4,19 +4,25 @@ import json
 import pickle
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 import pytest
 from shapely import contains_xy
+from shapely.affinity import translate
 from shapely.geometry import MultiPolygon, Point, Polygon, mapping, shape
 
 from holoslide import cli
 from holoslide.errors import SlideError
-from holoslide.slides.outlines import Frame, find_outline, read_outline
+from holoslide.geometry import Box
+from holoslide.slides import prepare as prepare_module
+from holoslide.slides.outlines import Frame, find_outline, outline_sha256, read_outline
 from holoslide.slides.prepare import PrepareConfig, PrepareJob, prepare_slide
 from holoslide.slides.raster import Raster
+from holoslide.slides.reader import Reader, open_slide
 from tests.slides.drawn import blobs, iou, paint, write_slide
 
 FRAME = Frame(shape=(150, 200), origin_l0=(80, 40), l0_per_px=(8.0, 8.0), shape_l0=(1400, 1700))
@@ -70,6 +76,44 @@ def test_what_is_classified_to_be_ignored_is_taken_out(tmp_path: Path) -> None:
         json.dumps([ignored, {"type": "Feature", "geometry": mapping(whole), "properties": None}])
     )
     assert iou(read_outline(path, FRAME), truth(whole.difference(BAR))) > 0.98
+
+
+def test_qupath_counts_from_the_corner_of_the_scanned_part(tmp_path: Path) -> None:
+    """MRXS and SCN say which part was scanned, and QuPath shows that alone; others count from the first pixel."""
+    scanned = Box(60, 200, 1360, 1660)
+    frame = replace(FRAME, scanned_l0=scanned)
+    drawn = translate(DISC, -scanned.left, -scanned.top)
+    for name, geometry, properties in (
+        ("new", drawn, {"objectType": "annotation"}),
+        ("old", drawn, {"isLocked": False, "measurements": []}),
+        ("trident", DISC, {"tissue_id": 1}),
+    ):
+        path = tmp_path / f"{name}.geojson"
+        path.write_text(collection(geometry, **properties))
+        assert iou(read_outline(path, frame), truth(DISC)) > 0.98, name
+    path.write_text(collection(translate(DISC, 300, 0), objectType="annotation"))
+    with pytest.raises(SlideError, match=r"1460 x 1300 pixels, the scanned part.*without --no-crop"):
+        read_outline(path, frame)
+    assert len({outline_sha256(path, Box(0, 0, 9, 9)), outline_sha256(path, scanned)}) == 2  # made anew
+
+
+def test_a_raster_lies_where_qupath_shows_its_mask(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    slide = write_slide(tmp_path / "one.tif", paint(np.ones((400, 500), np.bool_)), 2.0)
+    square = Polygon([(80, 60), (180, 60), (180, 160), (80, 160)])
+    (tmp_path / "one.geojson").write_text(collection(square, objectType="annotation"))
+
+    def bounded(path: Path, **more: Any) -> Reader:
+        reader = open_slide(path, **more)
+        reader.bounds_l0 = Box(40, 200, 400, 500)
+        return reader
+
+    monkeypatch.setattr(prepare_module, "open_slide", bounded)
+    job = PrepareJob("one", slide, mask=tmp_path / "one.geojson")
+    (tmp_path / "out").mkdir()
+    made = prepare_slide(job, tmp_path / "out", PrepareConfig(mpp=2.0))
+    assert made.path is not None
+    with Raster.open(made.path) as raster:
+        assert raster.origin_l0 == (100, 280)
 
 
 def test_transparent_is_no_tissue(tmp_path: Path) -> None:

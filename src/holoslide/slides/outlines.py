@@ -2,7 +2,7 @@
 
 | file | what it is |
 | --- | --- |
-| `.geojson`, `.json` | polygons in level-0 pixels, with holes: QuPath's annotations, TRIDENT's `contours_geojson`. What QuPath classifies with a trailing asterisk (`Ignore*`) is taken out |
+| `.geojson`, `.json` | polygons in level-0 pixels, with holes: TRIDENT's `contours_geojson`, from the slide's first pixel; QuPath's annotations, from the corner of the scanned part, which is all that it shows. What QuPath classifies with a trailing asterisk (`Ignore*`) is taken out |
 | `.pkl` | CLAM's contours: `tissue` and `holes` in level-0 pixels. Read without running what a pickle may hold |
 | `.h5` | places of patches: `coords` of CLAM, TRIDENT or STAMP, see `coords.py` |
 | `.png` | a picture of the whole slide, of any size: what is not 0 is tissue, what is transparent is not |
@@ -24,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from holoslide.errors import SlideError
+from holoslide.geometry import Box
 from holoslide.slides.coords import read_patches
 from holoslide.slides.facts import DAMAGE, one_line, shown
 from holoslide.slides.morphology import Mask
@@ -42,18 +43,27 @@ Polygon = list[Ring]  # the outline, then its holes
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """A grid on a slide of `shape_l0`: (h, w) of its cells, where the first begins, and level-0 pixels per cell."""
+    """A grid on a slide of `shape_l0`: (h, w) of its cells, where the first begins, and level-0 pixels per cell.
+
+    `scanned_l0` is the part that was scanned, where the slide says which.
+    """
 
     shape: tuple[int, int]
     origin_l0: tuple[int, int]
     l0_per_px: tuple[float, float]
     shape_l0: tuple[int, int]
     um_per_l0: tuple[float, float] | None = None  # where it is known
+    scanned_l0: Box | None = None
 
 
-def outline_sha256(path: Path) -> str:
-    """The SHA-256 of a mask's file; SlideError where it cannot be read."""
-    return hashlib.sha256(_bytes(path)).hexdigest()
+def outline_sha256(path: Path, scanned_l0: Box) -> str:
+    """The SHA-256 of a mask's file, and of where the slide's scanned part begins, unless at the first pixel.
+
+    SlideError where it cannot be read.
+    """
+    digest, corner = hashlib.sha256(_bytes(path)), (scanned_l0.top, scanned_l0.left)
+    digest.update(repr(corner).encode() if any(corner) else b"")
+    return digest.hexdigest()
 
 
 def _bytes(path: Path) -> bytes:
@@ -71,13 +81,17 @@ def read_outline(path: Path, frame: Frame) -> Mask:
     if suffix not in SUFFIXES:
         raise SlideError(shown(path), "is no mask in a known format", f"give {', '.join(SUFFIXES)}")
     ignored: list[Polygon] = []
+    shown_l0 = Box(0, 0, *frame.shape_l0)  # what the program showed that the mask was drawn in
     if suffix == ".h5":
         kept = _squares(path, frame)
     elif suffix == ".pkl":
         kept = _contours(data, path)
     else:
-        kept, ignored = _geojson(data, path)
-    _refuse_strange(kept, path, frame)
+        kept, ignored, is_qupaths = _geojson(data, path)
+        shown_l0 = frame.scanned_l0 if is_qupaths and frame.scanned_l0 is not None else shown_l0
+    _refuse_strange(kept, path, shown_l0)
+    corner = shown_l0.left, shown_l0.top
+    kept, ignored = ([[ring + corner for ring in each] for each in some] for some in (kept, ignored))
     return _fill(kept, frame) & ~_fill(ignored, frame)
 
 
@@ -98,19 +112,21 @@ def find_outline(folder: Path, slide_id: str) -> Path:
 # --- Polygons -----------------------------------------------------------------------------------------------------
 
 
-def _geojson(data: bytes, path: Path) -> tuple[list[Polygon], list[Polygon]]:
-    """What is tissue, and what is to be ignored."""
+def _geojson(data: bytes, path: Path) -> tuple[list[Polygon], list[Polygon], bool]:
+    """What is tissue, what is to be ignored, and whether QuPath wrote it, or a program that writes as it does."""
     kept: list[Polygon] = []
     ignored: list[Polygon] = []
+    is_qupaths = False
     try:
         found = json.loads(data)
         for feature in _features(found):
+            is_qupaths |= _is_qupaths(feature)
             polygons = _polygons(feature["geometry"] if feature.get("type") == "Feature" else feature)
             (ignored if _is_ignored(feature) else kept).extend(polygons)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         what = f"is no GeoJSON of polygons ({one_line(error)})"
         raise SlideError(shown(path), what, "export annotations with area as GeoJSON") from error
-    return kept, ignored
+    return kept, ignored, is_qupaths
 
 
 def _features(found: Any) -> list[Any]:
@@ -119,6 +135,11 @@ def _features(found: Any) -> list[Any]:
     if found["type"] == "FeatureCollection":
         return list(found["features"])
     return [found]
+
+
+def _is_qupaths(feature: dict[str, Any]) -> bool:
+    """By what every version of it writes with each object, and nobody else does."""
+    return bool({"objectType", "object_type", "isLocked"} & set(feature.get("properties") or ()))
 
 
 def _is_ignored(feature: dict[str, Any]) -> bool:
@@ -200,18 +221,22 @@ def _contours(data: bytes, path: Path) -> list[Polygon]:
     return kept
 
 
-def _refuse_strange(polygons: list[Polygon], path: Path, frame: Frame) -> None:
-    """SlideError for outlines that hold nothing, or are not of this slide."""
+def _refuse_strange(polygons: list[Polygon], path: Path, shown_l0: Box) -> None:
+    """SlideError for outlines that hold nothing, or are not of this slide, of which a box is shown."""
     if not polygons:
         raise SlideError(shown(path), "holds no polygon", "draw the tissue, or leave the mask out")
     points = np.concatenate([polygon[0] for polygon in polygons])
-    height, width = frame.shape_l0
+    height, width = shown_l0.shape
     slack = OVERHANG * max(height, width)
     (left, top), (right, bottom) = points.min(axis=0), points.max(axis=0)
     if left < -slack or top < -slack or right > width + slack or bottom > height + slack:
         what = f"reaches x {left:.0f} to {right:.0f}, y {top:.0f} to {bottom:.0f}"
         what += f" on a slide of {width} x {height} pixels"
-        raise SlideError(shown(path), what, "give a mask of this slide, in full-resolution pixels")
+        remedy = "give a mask of this slide, in full-resolution pixels"
+        if shown_l0.top or shown_l0.left:
+            what += ", the scanned part, which QuPath shows"
+            remedy += " from its corner (in QuPath: without --no-crop)"
+        raise SlideError(shown(path), what, remedy)
 
 
 def _fill(polygons: list[Polygon], frame: Frame) -> Mask:

@@ -243,7 +243,7 @@ def _recipe(job: PrepareJob, slide: Reader, config: PrepareConfig, sha256: str) 
         slide_mpp=(mpp.y, mpp.x),
         slide_mpp_source=mpp.source,
         settings=dataclasses.asdict(config),
-        mask_sha256=None if job.mask is None else outline_sha256(job.mask),
+        mask_sha256=None if job.mask is None else outline_sha256(job.mask, slide.bounds_l0),
         algorithm=ALGORITHM,
     )
 

@@ -45,7 +45,7 @@ def frame_of(slide: Reader, config: TissueConfig) -> tuple[Frame, float]:
     l0_per_px = (um_per_px / own.y, um_per_px / own.x)
     shape = [max(1, math.ceil(n / per - 1e-6)) for n, per in zip(bounds.shape, l0_per_px, strict=True)]
     place = ((shape[0], shape[1]), (bounds.top, bounds.left), l0_per_px)
-    return Frame(*place, slide.shape_l0, (own.y, own.x)), um_per_px
+    return Frame(*place, slide.shape_l0, (own.y, own.x), bounds), um_per_px
 
 
 def find_tissue(slide: Reader, config: TissueConfig, mask: Path | None = None) -> tuple[Mask, Frame]:
