@@ -1,6 +1,8 @@
 """Cohorts: slide files are found, or stay as rows with their reason; a folder for each class is a cohort."""
 
 import os
+import shutil
+from pathlib import Path
 
 import pytest
 
@@ -64,6 +66,28 @@ def test_missing_and_ambiguous_files_stay_as_rows_with_their_reason(tmp_path):
         CohortError, match=r"row 2: slide a has no file: 2 files could .* \(5 slides have none\)"
     ):
         read(tmp_path, text, slides=slides, require_files=True)
+
+
+def test_a_prepared_slide_is_never_taken_for_the_slide_that_is_missing(tmp_path):
+    slides = touch(tmp_path, "a.svs")
+    (slides / "rasters").mkdir()
+    for name in ("a", "b", "c"):
+        shutil.copy(Path(__file__).parent / "golden" / "raster-v2.tif", slides / "rasters" / f"{name}.tif")
+    cohort = read(tmp_path, "slide_id,path\na,\nb,\nd,rasters/c.tif\n", slides=slides)
+    assert [row.path for row in cohort] == [slides / "a.svs", None, None]
+    assert [row.fault and row.fault.what for row in cohort][1:] == [
+        f"no file b.* under {slides}, only a prepared slide, rasters/b.tif",
+        "rasters/c.tif is a prepared slide, not the slide itself",
+    ]
+    assert [note for note in cohort.notes if note.kind == "file without a row"] == []
+    assert Cohort.from_files([slides / "rasters" / "a.tif"]).rows[0].path is None
+
+
+def test_a_file_is_not_taken_from_another_folder_than_the_one_that_is_named_with_it(tmp_path):
+    slides = touch(tmp_path, "A/x.svs", "B/1.svs", "A/old/2.svs", "B/2.svs")
+    cohort = read(tmp_path, "slide_id\nA/1.svs\nA/2.svs\n/mnt/wsi/x.svs\n", slides=slides)
+    assert [row.path for row in cohort] == [None, slides / "A/old/2.svs", slides / "A/x.svs"]
+    assert cohort.rows[0].fault.what == f"no file A/1.svs under {slides}"
 
 
 def test_usable_asks_only_for_what_is_needed(tmp_path):

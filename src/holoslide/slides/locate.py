@@ -27,6 +27,7 @@ class SlideFiles:
         self._by_name: dict[str, list[Path]] = defaultdict(list)
         self._by_id: dict[str, list[Path]] = defaultdict(list)
         self._dicom: dict[str, list[Path]] = defaultdict(list)  # folders of parts, by name
+        self._homes: set[str] = set()  # the names of all folders
         if slides is not None:
             self._walk(slides)
         self._names = sorted(self._by_name)
@@ -39,17 +40,14 @@ class SlideFiles:
         `name` is the file's name with extension, maybe below a folder, `path` the table's path.
         """
         if path is not None:
-            what = f"there is no file {shown(Path(path))}"
-            return self._at(path) or _missing(slide_id, row, what, "mend its path")
+            return self._told(slide_id, path, row)
         if self.slides is None:
             return None
-        if name is not None and "/" in name:
-            below = _slide_at(self.slides / name)
-            if below is not None:
-                return below
-        found = self._named(name) if name is not None else self._with_id(slide_id)
-        if len(found) > 1:  # prepared slides may lie below the slides' folder
-            found = [path for path in found if not is_raster(path)] or found
+        below = _slide_at(self.slides / name) if name is not None and "/" in name else None
+        if below is not None and not is_raster(below):
+            return below
+        every = self._named(name) if name is not None else self._with_id(slide_id)
+        found = [path for path in every if not is_raster(path)]  # those may lie below the slides' folder
         if len(found) == 1:
             what = f"{shown(found[0])} is there, but cannot be read, or is a link to nothing"
             return _slide_at(found[0]) or _missing(slide_id, row, what, "mend it")
@@ -60,10 +58,22 @@ class SlideFiles:
                 "error", "ambiguous file", slide_id, what, "give the table a path column", row
             )
         what = f"no file {name or slide_id + '.*'} under {shown(self.slides)}"
-        near = self._near(slide_id)
+        if every:
+            what += f", only a prepared slide, {shown(every[0].relative_to(self.slides))}"
+        near = None if every else self._near(slide_id)
         return _missing(
             slide_id, row, what, f"did you mean {near}?" if near else "add it, or take the row out"
         )
+
+    def _told(self, slide_id: str, path: str, row: int | None) -> Path | Finding:
+        """The file that the table's path names."""
+        found = self._at(path)
+        if found is None:
+            return _missing(slide_id, row, f"there is no file {shown(Path(path))}", "mend its path")
+        if is_raster(found):
+            what = f"{shown(Path(path))} is a prepared slide, not the slide itself"
+            return _missing(slide_id, row, what, "give the file that it was made from")
+        return found
 
     def beside(self, path: str) -> Path | None:
         """A file that the table names, as an absolute path, whether or not it is there; None for no name."""
@@ -87,7 +97,7 @@ class SlideFiles:
             where, remedy = shown(self.slides or Path()), "add a row for one that is a slide"
             notes.append(Finding("warning", "file without a row", where, what, remedy))
             found = [path for path in found if not is_picture(path.name)]
-        return [path for path in _one_each(found) if not (path.is_file() and is_raster(path))], notes
+        return [path for path in _one_each(found) if not is_raster(path)], notes
 
     def without_row(self, used: set[Path], ids: set[str], table: str) -> list[Finding]:
         """A warning where slide files lie in the folder that no row of the table has; pictures may be anything.
@@ -106,6 +116,7 @@ class SlideFiles:
             and path.absolute() not in used
             and path.parent.absolute() not in homes
             and not is_picture(path.name)
+            and not is_raster(path)
         ]
         if not idle or self.slides is None:
             return []
@@ -120,7 +131,10 @@ class SlideFiles:
         return next((found for found in tries if found is not None), None)
 
     def _named(self, name: str) -> list[Path]:
-        return self._by_name.get(_plain(name.rsplit("/", 1)[-1]), [])
+        """Files of that name; in the folder that is named with it, too, if there is one of that name."""
+        folder, _, last = name.rpartition("/")
+        found, home = self._by_name.get(_plain(last), []), _plain(folder.rpartition("/")[2])
+        return [path for path in found if home not in self._homes or home in map(_plain, path.parts[:-1])]
 
     def _with_id(self, slide_id: str) -> list[Path]:
         """Its slides; a PNG or JPEG beside one is taken for a thumbnail."""
@@ -143,6 +157,7 @@ class SlideFiles:
                 folders.clear()
                 continue
             seen.add((status.st_dev, status.st_ino))
+            self._homes.update(map(_plain, folders))
             chunked = sorted(name for name in folders if is_zarr(Path(place, name)))
             folders[:] = sorted(set(folders) - set(chunked))  # a Zarr's own folders are many, and no slides
             for name in sorted([*files, *chunked]):

@@ -42,6 +42,7 @@ READABLE = (1, 2, 3)
 TILE_PX = 256
 CACHE_BYTES = 2**26  # decoded tiles kept per open raster
 MASK_TAG = 65_108
+HEAD_BYTES = 4096  # the record begins within them
 ANEW = "delete it and run `holoslide prepare` again"
 
 _cache_lock = (
@@ -358,9 +359,11 @@ def _level(page: Any) -> _Level:
 
 
 def is_raster(path: Path) -> bool:
-    """Whether a file is a prepared slide, and not a slide."""
+    """Whether a file is a prepared slide, whole or not, and not a slide; by its head, as thousands may be asked."""
+    if path.suffix.lower() not in (".tif", ".tiff"):
+        return False
     try:
-        with Raster.open(path):
-            return True
-    except SlideError:
+        with path.open("rb") as file:
+            return f'"format": "{FORMAT}"'.encode() in file.read(HEAD_BYTES)
+    except OSError:
         return False
