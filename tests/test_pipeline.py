@@ -10,12 +10,12 @@ import pytest
 import torch
 
 from holoslide.config import PRESETS, RunConfig
-from holoslide.errors import CheckpointError, ConfigError, SlideError
+from holoslide.errors import CheckpointError, CohortError, ConfigError, SlideError
 from holoslide.geometry import Box
 from holoslide.models.classifier import LocalClassifier
 from holoslide.models.options import InputConfig
 from holoslide.pipeline import normalisation, train
-from holoslide.prepared import Prepared, prepare_cohort
+from holoslide.prepared import Prepared, prepare_cohort, refuse_copies
 from holoslide.runs import read_json, repeats_of
 from holoslide.slides.cohort import Cohort
 from holoslide.slides.raster import Raster
@@ -143,6 +143,26 @@ def test_slides_that_are_prepared_anew_are_not_mixed_into_a_run(finished_run: Pa
     with pytest.raises(CheckpointError, match=r"belongs to another run: slides\.train\.0 was .*, made as "):
         train(prepared(80), config, run, resume=True)
     assert (run / "run.json").read_bytes() == before
+
+
+def test_a_file_that_two_patients_have_is_not_trained_on(finished_run: Path, tmp_path: Path) -> None:
+    """Under another name, and maybe copied, it would be in the test part as well."""
+    cohort, config = Cohort.from_csv(finished_run / "cohort.csv"), RunConfig.from_dict(SETTINGS)
+    first, last = cohort.rows[0], cohort.rows[-1]
+    assert first.path is not None
+    copy = tmp_path / "again.tiff"
+    shutil.copy(first.path, copy)
+
+    def prepared(**changes: object) -> Prepared:
+        rows = (*cohort.rows[:-1], dataclasses.replace(last, slide_id="again", path=copy, **changes))
+        twice = dataclasses.replace(cohort, rows=rows)
+        return prepare_cohort(twice, tmp_path / "rasters", config.prepare, labels=True, workers=1)
+
+    said = rf"slide again of patient \S+ is the same file as slide {first.slide_id} of patient"
+    with pytest.raises(CohortError, match=said):
+        train(prepared(), config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    refuse_copies(prepared(patient_id=first.patient_id))  # whose slides are all in one part
 
 
 def test_a_model_that_is_given_has_its_heads_measured_once(finished_run: Path, tmp_path: Path) -> None:

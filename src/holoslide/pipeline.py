@@ -29,7 +29,7 @@ from holoslide.models.calibration import calibrate, needs_statistics
 from holoslide.models.classifier import LocalClassifier
 from holoslide.models.options import InputConfig
 from holoslide.models.streamed import StreamedClassifier
-from holoslide.prepared import Prepared
+from holoslide.prepared import Prepared, refuse_copies
 from holoslide.records import begun, data_rows, run_facts, write_left_out
 from holoslide.runs import DATA, FACTS, LEFT_OUT, repeats_of
 from holoslide.slides.cohort import Cohort
@@ -55,6 +55,7 @@ def train(
     if several := repeats_of(out):
         raise CheckpointError(out, f"holds {several[0].name}", "train into another folder")
     Positive.of(cohort.classes, config.evaluate.positive)  # refused now, not after the training
+    refuse_copies(prepared)
     parts = {
         "train": samples(cohort.train, prepared.rasters),
         "valid": samples(cohort.valid, prepared.rasters),

@@ -8,10 +8,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from holoslide.errors import CohortError
 from holoslide.slides.cluster import prepare_on_cluster
 from holoslide.slides.cohort import Cohort, SlideRow
 from holoslide.slides.facts import Mpp
 from holoslide.slides.prepare import STALL_S, PrepareConfig, PrepareJob, PrepareResult, prepare
+from holoslide.slides.raster import Recipe
 
 TABLES = {".csv", ".tsv", ".txt"}
 Advance = Callable[[int, int, str], None]  # (done, total, what was done last)
@@ -19,12 +21,16 @@ Advance = Callable[[int, int, str], None]  # (done, total, what was done last)
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """The slides of a cohort that can be used, with their rasters, and those that cannot, with the reason."""
+    """The slides of a cohort that can be used, with their rasters, and those that cannot, with the reason.
+
+    `recipes` tell these rasters from others that another command may put in their places meanwhile.
+    """
 
     cohort: Cohort
     rasters: dict[str, Path]
     left_out: list[tuple[str, str]]
     results: list[PrepareResult]
+    recipes: dict[str, Recipe] = dataclasses.field(default_factory=dict)
 
     def outcomes(self) -> list[dict[str, str | None]]:
         """What became of every slide, ready for JSON; those that had no file to prepare are failed, too."""
@@ -88,7 +94,20 @@ def prepare_cohort(
     used = {r.slide_id: r.mpp for r in results}
     rows = tuple(_with_mpp(row, used[row.slide_id]) for row in usable if row.slide_id in paths)
     kept = dataclasses.replace(usable, rows=rows)
-    return Prepared(kept, paths, left_out, results)
+    recipes = {r.slide_id: r.recipe for r in results if r.recipe is not None}
+    return Prepared(kept, paths, left_out, results, recipes)
+
+
+def refuse_copies(prepared: Prepared) -> None:
+    """CohortError where two patients have one file: it could be trained on, and tested on."""
+    first: dict[str, SlideRow] = {}
+    for row in prepared.cohort:
+        recipe = prepared.recipes.get(row.slide_id)
+        before = row if recipe is None else first.setdefault(recipe.slide_sha256, row)
+        if before.patient_id != row.patient_id:
+            what = f"slide {row.slide_id} of patient {row.patient_id} is the same file as slide {before.slide_id}"
+            what += f" of patient {before.patient_id}"
+            raise CohortError(prepared.cohort.where(row), what, "keep one of them, or name one patient")
 
 
 def _with_mpp(row: SlideRow, used: Mpp | None) -> SlideRow:

@@ -105,7 +105,7 @@ class PrepareJob:
 class PrepareResult:
     """What became of a job: the raster's path, or the reason, one line, why there is none.
 
-    `mpp` is the slide's, as it was used.
+    `mpp` is the slide's, as it was used; `recipe` is the raster's.
     """
 
     slide_id: str
@@ -114,6 +114,7 @@ class PrepareResult:
     reason: str | None = None
     seconds: float = 0.0
     mpp: Mpp | None = None
+    recipe: Recipe | None = None
 
 
 def prepare(
@@ -216,7 +217,7 @@ def prepare_slide(
             what = f"cannot be written ({error.strerror or error})"
             raise SlideError(shown(target), what, "make room there, or choose another folder") from error
         mpp = slide.require_mpp()
-    return PrepareResult(job.slide_id, status, target, None, time.monotonic() - started, mpp)
+    return PrepareResult(job.slide_id, status, target, None, time.monotonic() - started, mpp, recipe)
 
 
 def _refuse_changed(path: Path, stamp: Stamp) -> None:
