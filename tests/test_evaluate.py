@@ -15,7 +15,8 @@ from holoslide.errors import CheckpointError
 from holoslide.inference.card import model_card
 from holoslide.inference.heatmap import Heatmap, heatmap_paths
 from holoslide.models.classifier import LocalClassifier
-from holoslide.results import Predictor, predict_one, predictions_of
+from holoslide.pipeline import prepare_cohort
+from holoslide.results import Predictor, predict_cohort, predict_one, predictions_of
 from holoslide.runs import rasters_of
 from holoslide.serve.run import RunView
 from holoslide.slides.cohort import Cohort
@@ -240,6 +241,26 @@ def test_a_network_without_barriers_is_not_said_to_be_trained_module_by_module(
 
 def test_the_model_of_a_run_by_itself_is_prepared_for_as_the_run_is(finished_run: Path) -> None:
     assert Predictor(finished_run / "best").config == Predictor(finished_run).config != RunConfig()
+
+
+def test_a_raster_that_another_command_made_anew_meanwhile_is_not_scored(
+    finished_run: Path, tmp_path: Path
+) -> None:
+    """As two tables that name two slides alike have it, or two models that want other rasters, in one folder."""
+    predictor, cohort = Predictor(finished_run), Cohort.from_csv(finished_run / "cohort.csv")
+    first, second = (dataclasses.replace(cohort, rows=rows) for rows in (cohort.rows[:1], cohort.rows[1:2]))
+    namesake = dataclasses.replace(second.rows[0], slide_id=first.rows[0].slide_id)
+    prepared = prepare_cohort(first, tmp_path / "rasters", predictor.prepare_config(), workers=1)
+    prepare_cohort(
+        dataclasses.replace(second, rows=(namesake,)),
+        tmp_path / "rasters",
+        predictor.prepare_config(),
+        workers=1,
+    )
+    assert predict_cohort(predictor, prepared, tmp_path / "predictions.csv") == 0
+    ((slide_id, reason),) = prepared.left_out
+    assert slide_id == namesake.slide_id
+    assert "was prepared anew meanwhile, with other settings or from another file" in reason
 
 
 def test_a_clusters_worker_does_not_take_another_model_for_the_one_it_keeps(

@@ -125,7 +125,7 @@ def score(run: Run | str | Path, slide: str | Path, *, mpp: float | None = None)
     for slide_id, reason in prepared.left_out:
         raise CohortError(slide_id, reason, "choose another slide")
     row = cohort.rows[0]
-    return predictor.score(row, prepared.rasters[row.slide_id])
+    return predictor.score(row, prepared.rasters[row.slide_id], prepared.recipes.get(row.slide_id))
 
 
 def _interval(measure: dict[str, float | None]) -> str:

@@ -109,7 +109,7 @@ def export_slides(
     clams: list[dict[str, str]] = []
     for done, row in enumerate(prepared.cohort, start=1):
         try:
-            one = predictor.score(row, prepared.rasters[row.slide_id])
+            one = predictor.score(row, prepared.rasters[row.slide_id], prepared.recipes.get(row.slide_id))
             _write_files(one, out, kinds, share=share, crop=crop, model=model)
             table += [each.row(classes) for each in predictions_of([one])]
             clams += clam_table([one], classes)

@@ -59,7 +59,7 @@ from holoslide.slides.cluster import on_cluster
 from holoslide.slides.cohort import Cohort, SlideRow
 from holoslide.slides.facts import one_line
 from holoslide.slides.prepare import PrepareConfig
-from holoslide.slides.raster import Raster
+from holoslide.slides.raster import Raster, Recipe
 from holoslide.training.parallel import mixed_dtype
 
 VALIDATION = "validation.json"
@@ -121,12 +121,12 @@ class Predictor:
         mixed = mixed_dtype(self.config.train.precision, device)
         self.network = StreamedClassifier(self.model, self.config.stream, mixed=mixed)
 
-    def score(self, row: SlideRow, raster_path: Path) -> Prediction:
+    def score(self, row: SlideRow, raster_path: Path, made: Recipe | None = None) -> Prediction:
         """Run one slide; the heatmaps come from the same pass as the prediction. Whatever fails, memory and disk
-        included, is that slide's: a `SlideError`.
+        included, is that slide's: a `SlideError`. So is a raster that is no longer as it was `made`.
         """
         try:
-            return self._score(row, raster_path)
+            return self._score(row, raster_path, made)
         except (MemoryPlanError, torch.OutOfMemoryError, OSError) as error:
             raise SlideError(
                 row.slide_id,
@@ -134,9 +134,12 @@ class Predictor:
                 "give memory or disk more room, or take it out",
             ) from error
 
-    def _score(self, row: SlideRow, raster_path: Path) -> Prediction:
+    def _score(self, row: SlideRow, raster_path: Path, made: Recipe | None) -> Prediction:
         heads = range(len(self.network.heads))
         with Raster.open(raster_path) as raster:
+            if made is not None and raster.record.recipe != made:
+                what = "was prepared anew meanwhile, with other settings or from another file"
+                raise SlideError(raster_path, what, "give each command its own --rasters")
             if self.model.mpp is not None and not math.isclose(raster.mpp, self.model.mpp, rel_tol=1e-6):
                 raise SlideError(
                     raster_path,
@@ -187,7 +190,8 @@ def predict_cohort(
     table: dict[int, dict[str, str]] = {}
     heatmaps = None if heatmaps is None else heatmaps.absolute()
     model = predictor.folder.absolute(), predictor.weights_sha256()
-    work = [(row, prepared.rasters[row.slide_id].absolute(), heatmaps) for row in rows]
+    made = prepared.recipes.get
+    work = [(row, prepared.rasters[row.slide_id].absolute(), heatmaps, made(row.slide_id)) for row in rows]
     found: Iterator[tuple[int, Any]]
     if cluster is None:
         found = ((index, _predicted(predictor, *each)) for index, each in enumerate(work))
@@ -213,11 +217,11 @@ def predict_cohort(
 
 
 def _predicted(
-    predictor: Predictor, row: SlideRow, raster: Path, heatmaps: Path | None
+    predictor: Predictor, row: SlideRow, raster: Path, heatmaps: Path | None, made: Recipe | None
 ) -> dict[str, str] | SlideError:
     """A slide's row of the table of predictions, or what is wrong with the slide."""
     try:
-        one = predictor.score(row, raster)
+        one = predictor.score(row, raster, made)
         if heatmaps is not None:
             draw_heatmap(one, heatmaps)
     except SlideError as error:
@@ -243,11 +247,11 @@ def _predictor(folder: Path, sha256: str) -> Predictor:
 
 
 def predict_one(
-    folder: Path, sha256: str, row: SlideRow, raster: Path, heatmaps: Path | None
+    folder: Path, sha256: str, row: SlideRow, raster: Path, heatmaps: Path | None, made: Recipe | None = None
 ) -> dict[str, str] | SlideError:
     """Score one slide on a cluster's worker, which keeps the model, known by its hash, for the next."""
     with _one_at_a_time:
-        return _predicted(_predictor(folder, sha256), row, raster, heatmaps)
+        return _predicted(_predictor(folder, sha256), row, raster, heatmaps, made)
 
 
 def draw_heatmap(one: Prediction, folder: Path) -> None:
@@ -402,7 +406,7 @@ def _score_all(
     scored = []
     for done, row in enumerate(rows, start=1):
         try:
-            one = predictor.score(row, prepared.rasters[row.slide_id])
+            one = predictor.score(row, prepared.rasters[row.slide_id], prepared.recipes.get(row.slide_id))
             if heatmaps is not None:
                 draw_heatmap(one, heatmaps)
             scored.append(one.without_maps())
