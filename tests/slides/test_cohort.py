@@ -348,3 +348,14 @@ def test_files_without_a_row_are_said(tmp_path):
     assert [(f.kind, f.what.partition(" (")[2]) for f in cohort.notes] == [
         ("file without a row", "b.svs, other/c.ndpi)")
     ]
+
+
+def test_patients_whose_ids_are_all_but_one_text_are_said(tmp_path):
+    ids = ["P-001", "p-001", "M\u00fcller", "Mu\u0308ller", "7", "007", "P-002", "P-003"]
+    text = "slide_id,patient_id,label\n" + "".join(f"s{i},{each},x\n" for i, each in enumerate(ids))
+    (note,) = read(tmp_path, text).notes
+    assert (note.severity, note.kind) == ("warning", "similar patients")
+    assert note.what == (
+        "patients P-001 and p-001, M\u00fcller and Mu\u0308ller, 7 and 007 are all but one text, "
+        "and are taken for different ones"
+    )

@@ -9,7 +9,7 @@ from typing import TypeVar
 from holoslide.slides.cohort import SPLITS, Cohort, SlideRow, Split, row_without_file, row_without_label
 from holoslide.slides.compare import compare
 from holoslide.slides.facts import shown
-from holoslide.slides.findings import Finding, Kind, Severity, some
+from holoslide.slides.findings import Finding, Kind, Severity, similar, some
 from holoslide.slides.source import file_key
 from holoslide.slides.survey import Survey, SurveyJob, survey
 from holoslide.slides.tissue import TissueConfig
@@ -98,20 +98,11 @@ def _labels(cohort: Cohort) -> list[Finding]:
 
 def _similar_classes(cohort: Cohort) -> list[Finding]:
     """Warnings: LUAD and luad, 1 and 1.0 are hardly two classes."""
-    findings = []
-    for names in _groups((_loosely(name), name) for name in cohort.classes):
-        if len(names) > 1:
-            what = f"classes {some(names)} are all but one text"
-            remedy = "write them the same, if they are one"
-            findings.append(Finding("warning", "similar classes", names[0], what, remedy))
-    return findings
-
-
-def _loosely(name: str) -> Hashable:
-    try:
-        return float(name)
-    except ValueError:
-        return "".join(name.casefold().replace("_", " ").split())
+    remedy = "write them the same, if they are one"
+    return [
+        Finding("warning", "similar classes", names[0], f"classes {some(names)} are all but one text", remedy)
+        for names in similar(cohort.classes)
+    ]
 
 
 def _patients(cohort: Cohort) -> list[Finding]:

@@ -18,7 +18,7 @@ from pathlib import Path
 from holoslide.errors import CohortError, SlideError
 from holoslide.files import write_text
 from holoslide.slides.facts import shown
-from holoslide.slides.findings import Finding, some
+from holoslide.slides.findings import Finding, similar_patients, some
 from holoslide.slides.locate import SlideFiles
 from holoslide.slides.outlines import find_outline
 from holoslide.slides.splits import SplitConfig, draw_split, how_split
@@ -143,6 +143,7 @@ class Cohort:
         if not rows:
             raise CohortError(shown(path), "holds no slide", "give a row for each slide")
         notes += _own_patients(table, columns, rows)
+        notes += similar_patients((row.patient_id for row in rows), shown(path))
         used = {row.path for row in rows if row.path is not None}
         notes += files.without_row(used, {row.slide_id for row in rows}, shown(path))
         if clini is not None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import unicodedata
+from collections import defaultdict
+from collections.abc import Hashable, Iterable
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -29,6 +32,7 @@ Kind = Literal[
     "same file twice",
     "same pixels twice",
     "similar classes",
+    "similar patients",
     "small class",
     "split drawn",
     "split without a slide",
@@ -79,3 +83,32 @@ def some(names: list[str], most: int = 5) -> str:
     """
     rest = len(names) - most
     return ", ".join(names[:most]) + (f" and {rest} more" if rest > 0 else "")
+
+
+def similar(names: Iterable[str]) -> list[list[str]]:
+    """Names that differ by no more than case, spaces, how a number is written, or how an accent is.
+
+    >>> similar(["P 1", "p1", "7", "07", "7b"])
+    [['P 1', 'p1'], ['7', '07']]
+    """
+    groups: dict[Hashable, list[str]] = defaultdict(list)
+    for name in dict.fromkeys(names):
+        groups[_loosely(name)].append(name)
+    return [group for group in groups.values() if len(group) > 1]
+
+
+def _loosely(name: str) -> Hashable:
+    try:
+        return float(name)
+    except ValueError:
+        return "".join(unicodedata.normalize("NFKC", name).casefold().replace("_", " ").split())
+
+
+def similar_patients(patients: Iterable[str], table: str) -> list[Finding]:
+    """A warning where ids that may be one patient's are several: it would be trained on, and tested on."""
+    pairs = [" and ".join(group) for group in similar(patients)]
+    if not pairs:
+        return []
+    what = f"patients {some(pairs)} are all but one text, and are taken for different ones"
+    remedy = "write the id of a patient the same everywhere"
+    return [Finding("warning", "similar patients", table, what, remedy)]
