@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -66,12 +67,16 @@ def counted(count: int, what: str) -> str:
 
 
 def report_left_out(prepared: Prepared, *, quiet: bool = False) -> None:
-    """Name the slides that were not used, and let the exit code say so."""
-    if not prepared.left_out:
+    name_left_out(prepared.left_out, quiet=quiet)
+
+
+def name_left_out(left_out: Sequence[tuple[str, str]], *, quiet: bool = False) -> None:
+    """Name the slides that were not used, each with its reason, and let the exit code say so."""
+    if not left_out:
         return
     if not quiet:
-        typer.echo(f"{counted(len(prepared.left_out), 'slide')} left out:", err=True)
-        for slide_id, reason in prepared.left_out:
+        typer.echo(f"{counted(len(left_out), 'slide')} left out:", err=True)
+        for slide_id, reason in left_out:
             typer.echo(f"  {slide_id}: {reason}", err=True)
     raise typer.Exit(USER_ERROR)
 

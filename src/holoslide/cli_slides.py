@@ -26,6 +26,7 @@ from holoslide.cli_options import (
     WorkersOption,
     bar,
     counted,
+    name_left_out,
     print_table,
     report_left_out,
     settings_of,
@@ -123,7 +124,7 @@ def convert(
     fold: Annotated[int, typer.Option("--fold", help="Which fold of --splits, counted from 0.")] = 0,
 ) -> None:
     """Write a slide table: from another tool's table and splits, from a folder, or from ours for another tool."""
-    from holoslide.slides.bridges import write_as
+    from holoslide.slides.bridges import usable_by, write_as
     from holoslide.slides.cohort import Cohort
     from holoslide.slides.folds import with_split_file
 
@@ -144,7 +145,9 @@ def convert(
     written = write_as(to, cohort, out, slides=slides)
     for note in cohort.notes:
         typer.echo(str(note), err=True)
-    typer.echo(f"{counted(len(cohort), 'slide')}: {', '.join(map(str, written))}")
+    usable, unusable = usable_by(to, cohort)
+    typer.echo(f"{counted(len(usable), 'slide')}: {', '.join(map(str, written))}")
+    name_left_out([(each.where, f"{each.what}; {each.remedy}") for each in unusable])
 
 
 def prepare(

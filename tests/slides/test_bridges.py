@@ -209,6 +209,12 @@ def test_convert_from_the_command_line(
     assert rows_of(tmp_path / "clam" / "splits_0.csv")[0] == ["", "train", "val", "test"]
     assert rows_of(tmp_path / "clam" / "splits_0_bool.csv")[9][1:] == ["False", "False", "True"]
     capsys.readouterr()
+    partly = tmp_path / "partly.csv"
+    partly.write_text("slide_id,patient_id,label\na,p,x\nb,q,\n")
+    assert run(partly, "--to", "clam", "-o", tmp_path / "two") == 1
+    said = capsys.readouterr()
+    assert said.out == f"1 slide: {tmp_path / 'two' / 'dataset.csv'}\n"
+    assert said.err == "1 slide left out:\n  b: has no label; add it, or use the slide to predict\n"
     assert run(tmp_path / "ours" / "slides.csv", "--to", "qupath") == 1
     assert capsys.readouterr().err == (
         "holoslide: --to: there is no tool qupath; choose one of holoslide, paper, clam, stamp, slideflow, "

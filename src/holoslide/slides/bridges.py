@@ -23,6 +23,7 @@ from pathlib import Path
 from holoslide.errors import CohortError, ConfigError
 from holoslide.slides.cohort import Cohort, SlideRow
 from holoslide.slides.facts import shown
+from holoslide.slides.findings import Finding
 from holoslide.slides.tables import SPLITS, Split
 
 Rows = list[list[str]]
@@ -30,14 +31,14 @@ CLAM_NAMES: dict[Split, str] = {"train": "train", "valid": "val", "test": "test"
 
 
 def write_as(tool: str, cohort: Cohort, folder: Path, *, slides: Path | None = None) -> list[Path]:
-    """Write the labelled slides of a cohort for another tool; the files that were written.
+    """Write the slides of a cohort that are `usable_by` another tool for it; the files that were written.
 
     `slides` is the folder that file names are relative to; without it they are bare names. `ConfigError` for a
     tool that is not known, `CohortError` for what its tables cannot say, or a folder that cannot be written to.
     """
     if tool not in TOOLS:
         raise ConfigError("--to", f"there is no tool {tool}", f"choose one of {', '.join(TOOLS)}")
-    usable = cohort if tool == "holoslide" else cohort.usable(labels=tool != "trident", files=False)[0]
+    usable, _ = usable_by(tool, cohort)
     if not len(usable):
         raise CohortError(cohort.name, "holds no slide with a label", "add labels")
     cohort.refuse_split_patients()
@@ -47,6 +48,13 @@ def write_as(tool: str, cohort: Cohort, folder: Path, *, slides: Path | None = N
     except OSError as error:
         what = f"cannot be written ({error.strerror or error})"
         raise CohortError(shown(folder), what, "make room there, or choose another folder") from error
+
+
+def usable_by(tool: str, cohort: Cohort) -> tuple[Cohort, list[Finding]]:
+    """The slides that a tool's tables can name, and a finding for each that they cannot: most want a label."""
+    if tool == "holoslide":
+        return cohort, []
+    return cohort.usable(labels=tool != "trident", files=False)
 
 
 def _holoslide(cohort: Cohort, folder: Path, _: Path | None) -> list[Path]:
