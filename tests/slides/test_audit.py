@@ -164,6 +164,19 @@ def test_slides_are_opened_and_each_fault_is_named(tmp_path):
     assert surveys[1].picture is not None  # it can be shown, though nobody knows how large it is
 
 
+def test_a_table_that_contradicts_its_files_resolution_is_said(tmp_path):
+    slides = tmp_path / "wsi"
+    slides.mkdir()
+    picture(slides / "a.tif")
+    picture(slides / "b.tif", seed=1)
+    picture(slides / "c.tif", mpp=None, seed=2)
+    found, _ = audit_slides(table(tmp_path, "slide_id,mpp\na,1\nb,2.02\nc,1\n", slides=slides))
+    assert [(f.severity, f.kind, f.where, f.row) for f in found if f.kind != "little tissue"] == [
+        ("warning", "mpp out of line", "a", 2)
+    ]
+    assert found[0].what == ("the table gives 1 um per pixel, which is used, a.tif 2 (from: resolution tags)")
+
+
 def test_a_slide_that_vanishes_after_it_was_opened_takes_no_other_finding_with_it(tmp_path):
     slides = tmp_path / "wsi"
     slides.mkdir()

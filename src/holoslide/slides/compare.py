@@ -14,9 +14,8 @@ from numpy.typing import NDArray
 from holoslide.slides.cohort import Cohort, SlideRow
 from holoslide.slides.findings import Finding, some
 from holoslide.slides.source import file_key
-from holoslide.slides.survey import Survey
+from holoslide.slides.survey import SAME_MPP, Survey
 
-SAME_MPP = 1.08  # ratio up to which two resolutions are one
 RARE = 0.05  # a resolution of no more than this share of the slides is out of line
 FEW = 8  # below so many slides, or patients, nothing is said of what is usual
 OFF_POWER = 1.6  # how far 10 / objective power may be from the mpp

@@ -52,7 +52,8 @@ def open_slide(
 class Reader:
     """An open slide. Safe to share between threads, to send to worker processes, and to use after a fork.
 
-    `levels` are finest first; `mpp` is None where nobody knows; `bounds_l0` is the part that was scanned.
+    `levels` are finest first; `mpp` is None where nobody knows, `stated_mpp` what the file itself says of it;
+    `bounds_l0` is the part that was scanned.
     `icc_profile` names the colour profile that is applied. `on_part` is called with each part that was read,
     in the thread that asked for it.
     """
@@ -80,6 +81,7 @@ class Reader:
         self.shape_l0 = self.levels[0].shape
         self.bounds_l0 = self._backend.bounds_l0
         self.objective_power = self._backend.objective_power
+        self.stated_mpp = self._backend.mpp
         self.mpp = self._find_mpp()
         profile = self._backend.icc_profile
         self._to_srgb = ToSrgb(path, profile) if icc and profile is not None else None

@@ -33,6 +33,7 @@ PICTURE_QUALITY = 72
 STALL_S = 600.0  # a slide that gets no further for so long is given up
 SKETCH = 32  # cells each way of the coarse picture by which copies are found
 MOST_BLURRED = 0.3  # of the tissue, from which it is worth a warning
+SAME_MPP = 1.08  # ratio up to which two resolutions are one
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,6 +162,7 @@ def _look(job: SurveyJob, slide: Reader, config: TissueConfig) -> Survey:
     if slide.mpp is None:
         what = f"{_name(job)} does not tell its microns per pixel"
         findings.append(_error(job, "no mpp", what, "give it in the table's mpp column, or with --slide-mpp"))
+    findings += _contradicted(job, slide.stated_mpp)
     try:
         with open_slide(job.path, mpp=1.0) as bare:  # so that a raster pixel is a slide pixel
             bare.on_part = slide.on_part
@@ -190,6 +192,19 @@ def _look(job: SurveyJob, slide: Reader, config: TissueConfig) -> Survey:
         picture=picture,
         print_=print_,
     )
+
+
+def _contradicted(job: SurveyJob, stated: Mpp | None) -> list[Finding]:
+    """That the table gives other microns per pixel than the file, before which it goes."""
+    if job.mpp is None or stated is None:
+        return []
+    ratios = [job.mpp / side for side in (stated.y, stated.x)]
+    if all(1 / SAME_MPP <= ratio <= SAME_MPP for ratio in ratios):
+        return []
+    what = f"the table gives {job.mpp:.4g} um per pixel, which is used, {_name(job)} {stated.x:.4g}"
+    what += f" (from: {stated.source})"
+    remedy = "make sure which is right; leave the table's empty if the file's is"
+    return [Finding.of_slide("warning", "mpp out of line", job.slide_id, what, remedy, job.row)]
 
 
 def _region(job: SurveyJob, slide: Reader, config: TissueConfig) -> tuple[Region | None, list[Finding]]:
