@@ -2,8 +2,10 @@
 
 import json
 import pickle
+import struct
 import subprocess
 import sys
+import zlib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -125,6 +127,18 @@ def test_transparent_is_no_tissue(tmp_path: Path) -> None:
     assert found[:, 101:].all()
 
 
+def chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+HUGE = (  # a PNG of 40,000 x 40,000 pixels of one bit, but for most of them
+    b"\x89PNG\r\n\x1a\n"
+    + chunk(b"IHDR", struct.pack(">IIBBBBB", 40_000, 40_000, 1, 0, 0, 0, 0))
+    + chunk(b"IDAT", zlib.compress(bytes(5001)))
+    + chunk(b"IEND", b"")
+)
+
+
 class Evil:
     def __reduce__(self):
         return subprocess.getoutput, ("touch /tmp/holoslide-was-here",)
@@ -143,6 +157,7 @@ class Evil:
         ("a.pkl", pickle.dumps({"tissue": []}), "is no CLAM segmentation"),
         ("a.pkl", b"", "is no CLAM segmentation"),
         ("a.png", b"", "is no PNG"),
+        ("a.png", HUGE, r"has more than 2\^30 pixels, too many to decode; make it smaller"),
         ("a.png", cv2.imencode(".png", np.ones((100, 200), np.uint8))[1].tobytes(), "of its proportions"),
         ("a.svg", b"", "is no mask in a known format; give .geojson"),
     ],

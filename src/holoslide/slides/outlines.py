@@ -266,7 +266,11 @@ def _fill(polygons: list[Polygon], frame: Frame) -> Mask:
 
 def _picture(data: bytes, path: Path, frame: Frame) -> Mask:
     """A PNG of the whole slide, read at the middle of each cell."""
-    picture = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED) if data else None
+    try:
+        picture = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED) if data else None
+    except cv2.error as error:  # OpenCV's limit; what is damaged is None
+        what = "has more than 2^30 pixels, too many to decode"
+        raise SlideError(shown(path), what, "make it smaller: it may have any size") from error
     if picture is None:
         raise SlideError(shown(path), "is no PNG, or a damaged one", "export the mask again")
     if picture.ndim == 3 and picture.shape[2] == 4:
