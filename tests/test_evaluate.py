@@ -5,6 +5,7 @@ import hashlib
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ import torch
 from holoslide.api import Run, evaluate
 from holoslide.config import RunConfig
 from holoslide.errors import CheckpointError
+from holoslide.files import write_rows
 from holoslide.inference.card import model_card
 from holoslide.inference.heatmap import Heatmap, heatmap_paths
 from holoslide.models.classifier import LocalClassifier
@@ -110,6 +112,41 @@ def test_threshold_and_temperature_are_not_said_to_come_from_elsewhere(run: Path
     assert "It was fixed before these slides were looked at." in own
     assert "It was fixed before" not in every
     assert "Those are among the slides here, which flatters" in every
+
+
+def test_threshold_and_temperature_follow_the_table_when_it_is_corrected(
+    finished_run: Path, tmp_path: Path
+) -> None:
+    """The model's answers are kept; labels, patients and the part itself are the table's to say."""
+    copy, own = tmp_path / "run", rasters_of(finished_run)
+    shutil.copytree(finished_run, copy, ignore=shutil.ignore_patterns("last.ckpt", "tensorboard", "heatmaps"))
+    assert own is not None
+    before = validation_said(finished_run)
+    said = {one["slide_id"]: one["probabilities"] for one in before}
+    before[0] |= {"raster": "another", "probabilities": [0.5, 0.5]}  # of the slide as it was once prepared
+    kept_json = json.loads((copy / "validation.json").read_text()) | {"slides": before}
+    (copy / "validation.json").write_text(json.dumps(kept_json))
+    table = rows(copy / "cohort.csv")
+    kept, moved = (next(row for row in table if row["split"] == part) for part in ("valid", "train"))
+    kept["label"], kept["patient_id"] = "lesion", "shared"  # it was benign
+    moved["split"], moved["patient_id"] = "valid", "shared"
+    write_rows(table, copy / "cohort.csv")
+    assert holoslide("evaluate", copy, "--rasters", own, "--sensitivity", 1) == 0
+    now = {one["slide_id"]: one["probabilities"] for one in validation_said(copy)}
+    assert now.keys() == {*said, moved["slide_id"]}
+    assert {slide: now[slide] for slide in said} == said
+    found = json.loads((copy / "metrics.json").read_text())
+    labels = {row["slide_id"]: row["label"] for row in table if row["split"] == "valid"}
+    lesions = [now[slide][1] for slide, label in labels.items() if label == "lesion"]
+    assert found["decision"]["threshold"]["value"] == min(lesions)
+    assert found["decision"]["threshold"]["positives"] == len(lesions) == 3
+    temperature = found["calibration"]["temperature"]
+    assert (temperature["slides"], temperature["patients"]) == (3, 2)
+
+
+def validation_said(run: Path) -> list[dict[str, Any]]:
+    said: list[dict[str, Any]] = json.loads((run / "validation.json").read_text())["slides"]
+    return said
 
 
 def test_a_page_names_the_command_that_made_it_beside_the_one_that_trained(run: Path) -> None:

@@ -29,7 +29,7 @@ from holoslide.models.calibration import calibrate, needs_statistics
 from holoslide.models.classifier import LocalClassifier
 from holoslide.models.options import InputConfig
 from holoslide.models.streamed import StreamedClassifier
-from holoslide.prepared import Prepared, refuse_copies
+from holoslide.prepared import Prepared, digest_of, refuse_copies
 from holoslide.records import begun, data_rows, run_facts, write_left_out
 from holoslide.runs import DATA, FACTS, LEFT_OUT, repeats_of
 from holoslide.slides.cohort import Cohort
@@ -131,16 +131,11 @@ def _windows(model: LocalClassifier, rasters: Sequence[Path], *, seed: int) -> t
 def samples(cohort: Cohort, rasters: dict[str, Path]) -> list[Sample]:
     """The slides of a part as training takes them."""
     return [
-        Sample(row.slide_id, row.patient_id, cohort.classes.index(row.label), path, _made(path))
+        Sample(row.slide_id, row.patient_id, cohort.classes.index(row.label), path, digest_of(path))
         for row in cohort
         if row.label is not None
         for path in [rasters[row.slide_id]]
     ]
-
-
-def _made(path: Path) -> str:
-    with Raster.open(path) as raster:
-        return raster.record.recipe.digest
 
 
 def normalisation(rasters: Sequence[Path], config: RunConfig) -> InputConfig:

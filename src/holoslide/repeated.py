@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-import json
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -41,13 +40,14 @@ from holoslide.reporting import (
     pictures_of,
     resources_of_all,
 )
-from holoslide.results import VALIDATION, evaluate_run
+from holoslide.results import evaluate_run
 from holoslide.runs import DATA, repeats_of
 from holoslide.slides.cohort import Cohort, SlideRow
 from holoslide.slides.splits import SplitConfig, draw_split
 from holoslide.slides.tables import Split
 from holoslide.training.checkpoint import Identity, describe, refuse_other_run
 from holoslide.training.loop import LAST, decisive
+from holoslide.validation import judged, read_said, validation_rows
 
 Announce = Callable[[str], None]
 
@@ -357,12 +357,10 @@ def _scores(run: Path, cohort: Cohort, classes: Sequence[str], positive: Positiv
             found.setdefault(line["slide_id"], []).append([float(line[f"p_{name}"]) for name in classes])
     rows = [row for row in cohort.test if row.slide_id in found]
     by_head = np.array([found[row.slide_id] for row in rows]).swapaxes(0, 1)
-    path, valid = run / VALIDATION, None
-    if path.exists():
-        slides = json.loads(path.read_text(encoding="utf-8"))["slides"]
-        columns = [[one[key] for one in slides] for key in ("label", "probabilities", "patient_id")]
-        name = positive.name if positive else None
-        valid = Predictions.checked(columns[0], columns[1], columns[2], classes, positive=name)
+    said, wanted = read_said(run), validation_rows(cohort)
+    is_known = bool(wanted) and all(row.slide_id in said for row in wanted)
+    name = positive.name if positive else None
+    valid = judged(wanted, said, classes, positive=name) if is_known else None
     return _Scores(rows, by_head, valid)
 
 

@@ -52,17 +52,16 @@ from holoslide.models.classifier import LocalClassifier
 from holoslide.models.hub import model_folder
 from holoslide.models.memory import plan_for
 from holoslide.models.streamed import StreamedClassifier
-from holoslide.prepared import Advance, Prepared
+from holoslide.prepared import Advance, Prepared, digest_of
 from holoslide.reporting import pictures_of, raster_picture, report_of
-from holoslide.runs import model_of, read_json, settings_of
+from holoslide.runs import model_of, settings_of
 from holoslide.slides.cluster import on_cluster
 from holoslide.slides.cohort import Cohort, SlideRow
 from holoslide.slides.facts import one_line
 from holoslide.slides.prepare import PrepareConfig
 from holoslide.slides.raster import Raster, Recipe
 from holoslide.training.parallel import mixed_dtype
-
-VALIDATION = "validation.json"
+from holoslide.validation import Said, judged, read_said, validation_rows, write_said
 
 
 @dataclass(frozen=True, slots=True)
@@ -443,53 +442,41 @@ def _refuse_unknown_labels(rows: Sequence[SlideRow], classes: Sequence[str]) -> 
 def validation_slides(
     run: Path, predictor: Predictor, prepared: Prepared, *, progress: Advance | None = None
 ) -> Predictions | str:
-    """What the run's model says of the run's own validation slides, or why that is not known.
+    """What the run's model says of the validation slides of the run's table, or why that is not known.
 
-    They are scored once for a model, and kept in `validation.json`. Those of another cohort are never taken:
-    they may be among the slides the model has learnt from, or are left for a test.
+    Each is scored once for a model and a raster, and kept in `validation.json`. Those of another cohort are never
+    taken: they may be among the slides the model has learnt from, or are left for a test.
     """
-    model, path, classes = predictor.weights_sha256(), run / VALIDATION, predictor.model.classes
-    known = read_json(path)
-    if known.get("model_sha256") != model:
-        found = _score_validation(run, predictor, prepared, progress)
-        if isinstance(found, str):
-            return found
-        known = {"model_sha256": model, "slides": found}
-        write_json(known, path)
-    slides = known["slides"]
-    labels, probabilities, patients = (
-        [one[key] for one in slides] for key in ("label", "probabilities", "patient_id")
-    )
-    return Predictions.checked(labels, probabilities, patients, classes)
-
-
-def _score_validation(
-    run: Path, predictor: Predictor, prepared: Prepared, progress: Advance | None
-) -> list[dict[str, object]] | str:
-    """Id, patient, label and probabilities of each validation slide of the run."""
-    path = run / "cohort.csv"
+    path, model = run / "cohort.csv", predictor.weights_sha256()
     if not path.exists():
         return "the run's folder names no validation slides"
-    rows = [row for row in Cohort.from_csv(path).valid if row.label is not None]
-    if missing := [row.slide_id for row in rows if row.slide_id not in prepared.rasters]:
+    rows = validation_rows(Cohort.from_csv(path))
+    if not rows:
+        return "the run has no validation slides"
+    said = read_said(run, model_sha256=model)
+    new = [row for row in rows if not _is_said(said.get(row.slide_id), prepared.rasters.get(row.slide_id))]
+    if missing := [row.slide_id for row in new if row.slide_id not in prepared.rasters]:
         return (
             f"{len(missing)} of the run's {len(rows)} validation slides are not at hand ({missing[0]} first): "
             "evaluate the run on its own cohort once"
         )
-    if not rows:
-        return "the run has no validation slides"
-    scored = _score_all(predictor, prepared, rows, None, progress)
-    if len(scored) < len(rows):
+    scored = _score_all(predictor, prepared, new, None, progress)
+    if len(scored) < len(new):
         return "not all of the run's validation slides could be scored"
-    return [
-        {
-            "slide_id": one.row.slide_id,
-            "patient_id": one.row.patient_id,
-            "label": one.row.label,
-            "probabilities": [float(p) for p in one.scores.probabilities[-1]],
-        }
-        for one in scored
-    ]
+    said |= {one.row.slide_id: _said(one) for one in scored}
+    if scored:
+        write_said(run, [said[row.slide_id] for row in rows], model_sha256=model)
+    return judged(rows, said, predictor.model.classes)
+
+
+def _is_said(one: Said | None, raster: Path | None) -> bool:
+    """Whether it is known of a slide, and of its very raster where that is at hand."""
+    return one is not None and (raster is None or one.get("raster") == digest_of(raster))
+
+
+def _said(one: Prediction) -> Said:
+    probabilities = [float(p) for p in one.scores.probabilities[-1]]
+    return {"slide_id": one.row.slide_id, "raster": digest_of(one.raster), "probabilities": probabilities}
 
 
 def _shown(interval: Interval) -> list[str]:
