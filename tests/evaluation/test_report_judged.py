@@ -115,7 +115,11 @@ def test_the_decision_is_a_dot_on_the_roc_where_its_rates_are() -> None:
 @pytest.mark.parametrize(
     ("part", "fixed", "temperature"),
     [
-        ("test", "It was fixed before these slides were looked at.", "On these slides the temperature"),
+        (
+            "test",
+            "The threshold comes from those alone, never from the slides here.",
+            "On these slides the temperature",
+        ),
         (
             "valid",
             "These are the very slides that it was fixed on",
@@ -131,9 +135,9 @@ def test_threshold_and_temperature_are_said_to_be_of_other_slides_only_where_the
     words = Page(render(dataclasses.replace(full(), part=part))).words
     assert fixed in words
     assert temperature in words
-    assert ("before these slides were looked at" in words) == (part == "test")
+    assert ("never from the slides here" in words) == (part == "test")
     theirs = Page(render(dataclasses.replace(full(), part=part, table="theirs.csv"))).words
-    assert "It was fixed before these slides were looked at." in theirs
+    assert "The threshold comes from those alone, never from the slides here." in theirs
 
 
 def test_calibrated_probabilities_are_told_from_those_that_calls_are_made_by() -> None:

@@ -282,14 +282,14 @@ def decided(report: RunReport) -> dict[str, Any] | None:
 
 
 def _fixed(report: RunReport) -> str:
-    """Whether the threshold was chosen without a look at the scored slides."""
+    """What the scored slides had to do with the threshold; nobody knows how often one was chosen."""
     if report.learnt_from:
         return ""
     return {
         "train": "It was fixed on other slides, but the network was trained on these.",
         "valid": "These are the very slides that it was fixed on, which flatters what it comes to here.",
         "all": "Those are among the slides here, which flatters what it comes to.",
-    }.get(_own_part(report), "It was fixed before these slides were looked at.")
+    }.get(_own_part(report), "The threshold comes from those alone, never from the slides here.")
 
 
 def called(report: RunReport) -> list[bool | None]:
