@@ -3,13 +3,15 @@
 import base64
 import dataclasses
 import io
+import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from holoslide import Heatmap, Prediction, Raster, Run, score
+from holoslide import Heatmap, Prediction, Raster, Run, predict, score
 from holoslide.inference.show import PICTURE_PX
 
 
@@ -62,6 +64,26 @@ def test_a_prediction_shows_its_probabilities_and_its_maps_on_the_slide(
     assert len(np.unique(tissue, axis=0)) > 3 * rows * columns
     gone = dataclasses.replace(prediction, raster=tmp_path / "gone.tif")
     assert [picture.size for picture in pictures(gone._repr_html_())[::2]] == [(columns, rows)] * 3
+
+
+def test_a_slide_named_like_one_of_the_runs_own_does_not_take_the_place_of_its_raster(
+    finished_run: Path, tmp_path: Path
+) -> None:
+    run, own = tmp_path / "run", tmp_path / "run" / "rasters"  # where `fit` puts them
+    shutil.copytree(finished_run / "best", run / "best")
+    shutil.copytree(finished_run.parent / "rasters", own)
+    for name in ("config.yaml", "cohort.csv"):
+        shutil.copy(finished_run / name, run / name)
+    (run / "run.json").write_text(json.dumps({"rasters": str(own)}))
+    before = {path.name: path.stat().st_mtime_ns for path in own.iterdir()}
+    slides = finished_run.parent / "slides"
+    shutil.copy(slides / "focus-002.tiff", tmp_path / "focus-001.tiff")
+    assert predict(run, [tmp_path / "focus-001.tiff"], run / "new.csv") == 1
+    other, kept = score(run, tmp_path / "focus-001.tiff"), score(run, slides / "focus-001.tiff")
+    assert {path.name: path.stat().st_mtime_ns for path in own.iterdir()} == before
+    assert other.raster == run / "scored" / "focus-001.tif"
+    assert (kept.raster, kept.row.patient_id) == (own / "focus-001.tif", "patient-001")
+    assert other.probabilities != kept.probabilities
 
 
 def test_a_run_shows_its_metrics_and_what_was_left_out(finished_run: Path, tmp_path: Path) -> None:

@@ -19,6 +19,8 @@ from holoslide.runs import rasters_of
 from holoslide.slides.cohort import Cohort
 from holoslide.training.progress import Progress
 
+SCORED = "scored"  # not "rasters": in a run's folder those are of its own slides, whose names others may bear
+
 
 @dataclass(frozen=True, slots=True)
 class Run:
@@ -94,11 +96,14 @@ def evaluate(
 def predict(
     run: Run | str | Path, slides: Cohort | list[Path], out: str | Path, *, mpp: float | None = None
 ) -> int:
-    """Score slides into a table; gives how many were scored. Raises `CohortError` if some could not be."""
+    """Score slides into a table; gives how many were scored. Raises `CohortError` if some could not be.
+
+    They are prepared in a folder `scored` beside the table.
+    """
     folder = run.folder if isinstance(run, Run) else Path(run)
     cohort = slides if isinstance(slides, Cohort) else cohort_of(slides, mpp=mpp)
     predictor = Predictor(folder)
-    prepared = _prepare(cohort, predictor, Path(out).parent / "rasters")
+    prepared = _prepare(cohort, predictor, Path(out).parent / SCORED)
     count = predict_cohort(predictor, prepared, Path(out))
     if prepared.left_out:
         slide_id, reason = prepared.left_out[0]
@@ -115,17 +120,28 @@ def heatmap(run: Run | str | Path, slide: str | Path, *, mpp: float | None = Non
 def score(run: Run | str | Path, slide: str | Path, *, mpp: float | None = None) -> Prediction:
     """One slide's prediction, `probabilities` by class, and the heatmaps of all heads, from one pass.
 
-    `mpp`: the slide's microns per pixel, where it does not say. Raises `CohortError` if it cannot be used.
+    `mpp`: the slide's microns per pixel, where it does not say. One of the run's own slides is scored as the run
+    has it prepared; another is prepared in a folder `scored`, of the run or, of a model by itself, beside the
+    slide. Raises `CohortError` if it cannot be used.
     """
     folder = run.folder if isinstance(run, Run) else Path(run)
     predictor = Predictor(folder)
-    cohort = cohort_of([Path(slide)], mpp=mpp)
-    rasters = (folder if folder.is_dir() else Path(slide).parent) / "rasters"
+    cohort, rasters = _alone(folder, Path(slide), mpp=mpp)
     prepared = _prepare(cohort, predictor, rasters)
     for slide_id, reason in prepared.left_out:
         raise CohortError(slide_id, reason, "choose another slide")
     row = cohort.rows[0]
     return predictor.score(row, prepared.rasters[row.slide_id], prepared.recipes.get(row.slide_id))
+
+
+def _alone(run: Path, slide: Path, *, mpp: float | None) -> tuple[Cohort, Path]:
+    """A slide, and the folder for its raster: that of the run's own slides for one of them alone."""
+    if mpp is None and (rasters := rasters_of(run)) is not None:
+        table, file = Cohort.from_csv(run / "cohort.csv"), slide.resolve()
+        rows = [row for row in table if row.path is not None and row.path.resolve() == file]
+        if rows:
+            return Cohort.from_rows(rows[:1]), rasters
+    return cohort_of([slide], mpp=mpp), (run if run.is_dir() else slide.parent) / SCORED
 
 
 def _interval(measure: dict[str, float | None]) -> str:
