@@ -293,6 +293,20 @@ def test_a_finished_run_is_not_overwritten(run: Path, cohort: Path, holoslide: C
     assert {path: path.read_bytes() for path in run.iterdir() if path.is_file()} == before
 
 
+@pytest.mark.parametrize("more", [(), ("--resume",)])
+def test_a_run_of_other_preparation_is_refused_before_its_slides_are_prepared_anew(
+    run: Path, cohort: Path, holoslide: Command, more: tuple[str, ...]
+) -> None:
+    before = {path.name: path.stat().st_mtime_ns for path in (cohort / "rasters").iterdir()}
+    given = ("train", cohort / "slides.csv", "--config", cohort / "run.yaml", "-o", run, "--workers", 1)
+    assert holoslide(*given, *more, "--set", "prepare.jpeg_quality=80") == 1
+    assert holoslide.err == (
+        f"holoslide: {run}: belongs to another run: prepare.jpeg_quality was 90, now it is 80; resume with the "
+        "settings and slides it was made with, or train into another folder\n"
+    )
+    assert {path.name: path.stat().st_mtime_ns for path in (cohort / "rasters").iterdir()} == before
+
+
 def test_a_place_that_cannot_be_written_is_one_line(
     run: Path, cohort: Path, tmp_path: Path, holoslide: Command
 ) -> None:

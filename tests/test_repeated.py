@@ -237,6 +237,18 @@ def test_runs_that_are_there_are_not_written_over_nor_taken_for_others(
     assert {path: path.stat().st_mtime_ns for path in folded_copy.rglob("*")} == before
 
 
+def test_folds_of_other_preparation_are_refused_before_their_slides_are_prepared_anew(
+    train: Train, table: Path, folded_copy: Path
+) -> None:
+    (folded_copy / "report.html").unlink()  # as if stopped before it
+    (folded_copy / "fold-1" / "last.ckpt").unlink()
+    before = {path.name: path.stat().st_mtime_ns for path in (table.parent / "rasters").iterdir()}
+    refused = train(folded_copy, "--folds", "2", "--resume", "--set", "prepare.mpp=7", *BENIGN)
+    assert "fold-1: belongs to another run: prepare.mpp was 8.0, now it is 7.0" in refused.err
+    assert len(refused.err.splitlines()) == 1
+    assert {path.name: path.stat().st_mtime_ns for path in (table.parent / "rasters").iterdir()} == before
+
+
 def test_a_fold_that_was_stopped_at_its_report_gets_one(train: Train, folded_copy: Path) -> None:
     (folded_copy / "fold-1" / "report.html").unlink()
     again = train(folded_copy, "--folds", "2", "--resume", *BENIGN)

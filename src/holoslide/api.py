@@ -12,6 +12,7 @@ from holoslide.evaluated import place_of
 from holoslide.inference.heatmap import Heatmap
 from holoslide.inference.show import table_html
 from holoslide.models.classifier import LocalClassifier
+from holoslide.pipeline import refuse_other_preparation
 from holoslide.pipeline import train as train_run
 from holoslide.prepared import Prepared, cohort_of, prepare_cohort
 from holoslide.results import Evaluation, Prediction, Predictor, evaluate_run, predict_cohort
@@ -67,6 +68,7 @@ def fit(
     (default: in `out`). Slides that cannot be used are in `left_out`. Raises `HoloslideError`.
     """
     config, out = config or RunConfig(), Path(out)
+    refuse_other_preparation(out, config.prepare)
     folder = Path(rasters) if rasters is not None else out / "rasters"
     given, cohort = cohort, cohort.with_splits(config.split)
     splits = cohort.how_split(given, config.split)

@@ -33,13 +33,29 @@ from holoslide.prepared import Prepared, digest_of, refuse_copies
 from holoslide.records import begun, data_rows, run_facts, write_left_out
 from holoslide.runs import DATA, FACTS, LEFT_OUT, repeats_of
 from holoslide.slides.cohort import Cohort
+from holoslide.slides.prepare import PrepareConfig
 from holoslide.slides.raster import Raster
 from holoslide.streaming.plan import Plan
 from holoslide.training.averaging import Average
-from holoslide.training.loop import FitResult, Progress, Sample, fit
+from holoslide.training.checkpoint import describe, refuse_other_run
+from holoslide.training.loop import LAST, FitResult, Progress, Sample, fit
 from holoslide.training.parallel import mixed_dtype
 from holoslide.training.planning import plan_part
 from holoslide.training.samples import OpenPixels
+
+
+def refuse_other_preparation(out: Path, config: PrepareConfig) -> None:
+    """Raise `CheckpointError` where a run that is there, or one of several, had its slides prepared otherwise.
+
+    This is for before they are prepared: refused after that, the run would have lost its rasters to others.
+    """
+    for folder in [out, *repeats_of(out)]:
+        is_begun = (folder / LAST).exists() or (
+            folder / "report.html"
+        ).exists()  # the checkpoint may be deleted
+        if is_begun and (folder / "config.yaml").exists():
+            then = RunConfig.load(folder / "config.yaml").prepare
+            refuse_other_run(folder, describe({"prepare": then}), describe({"prepare": config}))
 
 
 def train(
