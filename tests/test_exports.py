@@ -1,6 +1,8 @@
 """`holoslide export`: a run's files for other programs, and its model for a hub."""
 
+import html
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -10,6 +12,8 @@ import pytest
 import shapely
 import tifffile
 import torch
+import yaml
+from markdown_it import MarkdownIt
 from numpy.typing import NDArray
 
 from holoslide.errors import CheckpointError
@@ -17,6 +21,7 @@ from holoslide.exports import judgement_of
 from holoslide.inference.export_onnx import onnx_inputs
 from holoslide.inference.heatmap import Heatmap
 from holoslide.models.classifier import LocalClassifier
+from holoslide.pipeline import write_rows
 from holoslide.slides.raster import Raster
 from tests.command import exit_code as holoslide
 from tests.command import rows_of as rows
@@ -250,6 +255,33 @@ def test_a_model_for_a_hub_has_a_card(
     first, second = (LocalClassifier.load(each) for each in (finished_run / "best", tmp_path / "model"))
     for (name, one), (_, other) in zip(first.named_parameters(), second.named_parameters(), strict=True):
         assert torch.equal(one, other), name
+
+
+def test_names_with_marks_of_markdown_or_html_are_shown_as_they_are(
+    finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = {"benign": "a|b *c* _d_ <b>e</b> &lt; `f`", "lesion": r"z\| [x](y) ~~w~~ $v$"}
+    run = tmp_path / "my_run_of_*all*"
+    shutil.copytree(finished_run / "best", run / "best")
+    for name in ("cohort.csv", "metrics.json", "config.yaml"):
+        shutil.copy(finished_run / name, run / name)
+    model = yaml.safe_load((run / "best" / "model.yaml").read_text())
+    (run / "best" / "model.yaml").write_text(yaml.safe_dump(model | {"classes": list(names.values())}))
+    table = rows(run / "cohort.csv")
+    write_rows([row | {"label": names[row["label"]]} for row in table], run / "cohort.csv")
+    metrics = json.loads((run / "metrics.json").read_text())
+    metrics["decision"]["positive"] = names["lesion"]
+    (run / "metrics.json").write_text(json.dumps(metrics))
+    assert holoslide(monkeypatch, "export", run, "--to", "model", "-o", tmp_path) == 0
+    card = (tmp_path / "model" / "README.md").read_text().split("---\n", 2)[2]
+    page = MarkdownIt("commonmark").enable(["table", "strikethrough"]).render(card)
+    for name in names.values():
+        assert f"<td>{html.escape(name, quote=False)}</td>\n<td>2</td>" in page
+    both = html.escape(" against ".join(names.values()), quote=False)
+    assert f"<td>classes</td>\n<td>{both}</td>" in page
+    assert f"slides ({both}), trained on" in page
+    assert "<h1>my_run_of_*all*</h1>" in page
+    assert f"A slide is called {names['lesion']} where" in page
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from typing import Any
 
 from holoslide.errors import ConfigError, SlideError
 from holoslide.files import write_rows
-from holoslide.inference.card import model_card
+from holoslide.inference.card import escaped, model_card
 from holoslide.inference.export import Exported, write_geojson, write_h5
 from holoslide.inference.export_onnx import export_onnx
 from holoslide.inference.export_tiff import write_ome_tiff
@@ -80,7 +80,7 @@ def _judged(judged: Mapping[str, Any]) -> str:
     if "threshold" in judged:
         line = "A slide is called {positive} where its raw probability is {threshold!r} or more, which finds "
         line += "{sensitivity:g} or more of such validation slides."
-        lines.append(line.format_map(judged))
+        lines.append(line.format_map({**judged, "positive": escaped(judged["positive"])}))
     if "temperature" in judged:
         line = "Logits divided by {temperature!r} are calibrated on the validation slides."
         lines.append(line.format_map(judged))

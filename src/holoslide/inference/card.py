@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -57,13 +58,22 @@ those it was trained on. A heatmap shows what the model used, not where disease 
 """
 
 
+def escaped(text: str) -> str:
+    """A name as Markdown that shows it as it is, also in a table: no markup, no HTML, one line.
+
+    >>> print(escaped("p53|mut <1 %"))
+    p53\\|mut \\<1 %
+    """
+    return re.sub(r"([\\`*_~|<>&\[\]$#])", r"\\\1", " ".join(text.split()))
+
+
 def model_card(model: LocalClassifier, *, title: str, run: Path | None = None) -> str:
     """The card as Markdown with the hub's header; `run` adds what its files tell of data and results."""
     pooling = model.config.heads.pooling
     text = _HEAD.format(
-        title=title,
-        classes=" against ".join(model.classes),
-        backbone=model.config.backbone.name,
+        title=escaped(title),
+        classes=" against ".join(map(escaped, model.classes)),
+        backbone=escaped(model.config.backbone.name),
         cut=_cut(len(model.units), model.config.barrier_every),
         mpp=model.mpp,
         glass=list(model.glass),
@@ -90,7 +100,9 @@ def _data(table: Path) -> str:
         return ""
     with table.open(newline="", encoding="utf-8") as file:
         counts = Counter((row["split"], row["label"]) for row in csv.DictReader(file))
-    lines = [f"| {split or 'no part'} | {label or 'none'} | {n} |" for (split, label), n in counts.items()]
+    lines = [
+        f"| {split or 'no part'} | {escaped(label) or 'none'} | {n} |" for (split, label), n in counts.items()
+    ]
     return "\n## Slides\n\n| part | label | slides |\n| --- | --- | --- |\n" + "\n".join(sorted(lines)) + "\n"
 
 

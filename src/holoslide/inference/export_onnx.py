@@ -27,7 +27,7 @@ from torch.nn import functional as F
 from holoslide.errors import ModelError
 from holoslide.files import write_atomically
 from holoslide.geometry import Box, ceil_div
-from holoslide.inference.card import ATTENTION
+from holoslide.inference.card import ATTENTION, escaped
 from holoslide.models.classifier import LocalClassifier
 from holoslide.models.options import StreamConfig
 from holoslide.models.readout import Readout
@@ -214,7 +214,8 @@ def export_onnx(
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "model.onnx"
     write_atomically(path, lambda file: file.write(proto.SerializeToString()))
-    text = (card + _SECTION.format(**facts)).lstrip()
+    section = _SECTION.format(**{**facts, "classes": escaped(", ".join(map(repr, model.classes)))})
+    text = (card + section).lstrip()
     write_atomically(folder / "model-onnx.md", lambda file: file.write(text.encode()))
     return path
 
