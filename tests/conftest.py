@@ -124,7 +124,7 @@ def browser() -> Iterator[Any]:
 @pytest.fixture
 def alive(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many slides' heatmaps are held each time that a slide is about to be scored."""
-    from holoslide.results import Predictor
+    from holoslide.predictions import Predictor
 
     held: list[weakref.ref[Any]] = []
     counts: list[int] = []

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from holoslide import cli
-from holoslide.results import Prediction, Predictor
+from holoslide.predictions import Prediction, Predictor
 from holoslide.slides.phantom import PhantomConfig, write_phantoms
 from holoslide.training.loop import FitResult
 

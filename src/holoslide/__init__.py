@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from holoslide.config import RunConfig
     from holoslide.inference.heatmap import Heatmap
     from holoslide.models.classifier import LocalClassifier
-    from holoslide.results import Evaluation, Prediction
+    from holoslide.predictions import Prediction
+    from holoslide.results import Evaluation
     from holoslide.slides.cohort import Cohort
     from holoslide.slides.raster import Raster
     from holoslide.slides.reader import open_slide
@@ -42,7 +43,7 @@ _HOMES = {
     "Evaluation": "results",
     "Heatmap": "inference.heatmap",
     "LocalClassifier": "models.classifier",
-    "Prediction": "results",
+    "Prediction": "predictions",
     "Raster": "slides.raster",
     "Run": "api",
     "RunConfig": "config",

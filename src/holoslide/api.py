@@ -14,8 +14,9 @@ from holoslide.inference.show import table_html
 from holoslide.models.classifier import LocalClassifier
 from holoslide.pipeline import refuse_other_preparation
 from holoslide.pipeline import train as train_run
+from holoslide.predictions import Prediction, Predictor, predict_cohort
 from holoslide.prepared import Prepared, cohort_of, prepare_cohort
-from holoslide.results import Evaluation, Prediction, Predictor, evaluate_run, predict_cohort
+from holoslide.results import Evaluation, evaluate_run
 from holoslide.runs import rasters_of
 from holoslide.slides.cohort import Cohort
 from holoslide.training.progress import Progress

@@ -255,8 +255,8 @@ def predict(
     shard: ShardOption = None,
 ) -> None:
     """Score new slides, labelled or not, into a table; with --shard 2/20, into predictions-2-of-20.csv."""
+    from holoslide.predictions import Predictor, predict_cohort
     from holoslide.prepared import cohort_of, default_rasters, prepare_cohort
-    from holoslide.results import Predictor, predict_cohort
 
     predictor = Predictor(run)
     cohort = with_masks(cohort_of(sources, slides=slides, mpp=slide_mpp), masks)

@@ -49,8 +49,8 @@ def export(
     from holoslide.console import Bar
     from holoslide.exports import OF_MODEL, OF_SLIDES, checked_kinds, export_model, export_slides
     from holoslide.inference.export import checked_share
+    from holoslide.predictions import Predictor
     from holoslide.prepared import cohort_of, default_rasters, prepare_cohort
-    from holoslide.results import Predictor
     from holoslide.runs import rasters_of
 
     kinds, share = checked_kinds(to), checked_share(share)

@@ -13,8 +13,8 @@ from holoslide.inference.card import escaped, model_card
 from holoslide.inference.export import Exported, write_geojson, write_h5
 from holoslide.inference.export_onnx import export_onnx
 from holoslide.inference.export_tiff import write_ome_tiff
+from holoslide.predictions import Prediction, Predictor, predictions_of
 from holoslide.prepared import Advance, Prepared
-from holoslide.results import Prediction, Predictor, predictions_of
 from holoslide.runs import read_json
 from holoslide.slides.raster import Raster
 

@@ -8,7 +8,7 @@ import torch
 
 from holoslide.errors import SlideError
 from holoslide.inference.heatmap import Heatmap, heatmap_paths
-from holoslide.results import Predictor, draw_heatmap
+from holoslide.predictions import Predictor, draw_heatmap
 from holoslide.runs import rasters_of
 from holoslide.slides.cohort import Cohort
 from holoslide.slides.raster import Raster

@@ -23,8 +23,8 @@ from holoslide.inference.predict import SlideScores, score_slide
 from holoslide.models.classifier import LocalClassifier
 from holoslide.models.options import BackboneConfig, HeadConfig, InputConfig, ModelConfig, StreamConfig
 from holoslide.models.streamed import StreamedClassifier
+from holoslide.predictions import Prediction, draw_heatmap
 from holoslide.reporting import pictures_of, raster_picture
-from holoslide.results import Prediction, draw_heatmap
 from holoslide.slides import prepare as prepare_module
 from holoslide.slides.cohort import SlideRow
 from holoslide.slides.prepare import PrepareConfig, PrepareJob, prepare_slide
