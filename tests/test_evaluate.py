@@ -17,8 +17,8 @@ from holoslide.files import write_rows
 from holoslide.inference.card import model_card
 from holoslide.inference.heatmap import Heatmap, heatmap_paths
 from holoslide.models.classifier import LocalClassifier
-from holoslide.pipeline import prepare_cohort
 from holoslide.predictions import Predictor, predict_cohort, predict_one, predictions_of
+from holoslide.prepared import prepare_cohort
 from holoslide.runs import rasters_of
 from holoslide.serve.run import RunView
 from holoslide.slides.cohort import Cohort

@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 
 from holoslide.errors import CheckpointError
 from holoslide.exports import judgement_of
+from holoslide.files import write_rows
 from holoslide.inference.export_onnx import onnx_inputs
 from holoslide.inference.heatmap import Heatmap
 from holoslide.models.classifier import LocalClassifier
-from holoslide.pipeline import write_rows
 from holoslide.slides.raster import Raster
 from tests.command import exit_code as holoslide
 from tests.command import rows_of as rows
