@@ -8,6 +8,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -97,6 +98,8 @@ def test_of_several_processes_the_first_alone_tests_when_all_have_trained(
         said.append("train")
         return FitResult(out / "best", out / "last.ckpt", [], 1, rank=rank, ranks=2)
 
+    here = SimpleNamespace(is_global_zero=rank == 0)
+    monkeypatch.setattr("holoslide.repeated.launch", lambda *_, **__: here)
     monkeypatch.setattr("holoslide.repeated.train", train)
     monkeypatch.setattr("holoslide.repeated.evaluate_run", lambda *_, **__: said.append("test"))
     prepared = Prepared(patients(23), {}, [], [])
@@ -105,6 +108,22 @@ def test_of_several_processes_the_first_alone_tests_when_all_have_trained(
         result = train_folds(prepared, RunConfig(), tmp_path / "run", 2, announce=lambda _: None)
     assert said == done
     assert result is None
+    written = {path.name for path in (tmp_path / "run").glob("*")}
+    assert written == ({"config.yaml", "cohort.csv"} if rank == 0 else set())
+
+
+def test_of_several_processes_the_first_alone_reports_on_runs_that_are_done(
+    folded_copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There is no training then that could say which process this is."""
+    before = {path: path.stat().st_mtime_ns for path in folded_copy.rglob("*")}
+    monkeypatch.setattr("holoslide.repeated.launch", lambda *_, **__: SimpleNamespace(is_global_zero=False))
+    config = RunConfig.load(folded_copy / "config.yaml")
+    cohort, folder = Cohort.from_csv(folded_copy / "cohort.csv"), rasters_of(folded_copy)
+    assert folder is not None
+    prepared = Prepared(cohort, {row.slide_id: folder / f"{row.slide_id}.tif" for row in cohort}, [], [])
+    assert train_folds(prepared, config, folded_copy, 2, resume=True, announce=lambda _: None) is None
+    assert {path: path.stat().st_mtime_ns for path in folded_copy.rglob("*")} == before
 
 
 @pytest.fixture(scope="module")

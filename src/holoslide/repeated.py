@@ -28,7 +28,7 @@ from holoslide.evaluation.options import Positive
 from holoslide.evaluation.outcome import Outcome, assess, pool
 from holoslide.evaluation.report import write_report
 from holoslide.evaluation.report_data import CohortPart, PredictionRow, Repeats, RunReport, RunSummary
-from holoslide.files import write_json, write_rows
+from holoslide.files import write_json, write_rows, write_text
 from holoslide.pipeline import train
 from holoslide.prepared import Advance, Prepared
 from holoslide.records import command_given, data_rows, environment
@@ -47,6 +47,7 @@ from holoslide.slides.splits import SplitConfig, draw_split
 from holoslide.slides.tables import Split
 from holoslide.training.checkpoint import Identity, describe, refuse_other_run
 from holoslide.training.loop import LAST, decisive
+from holoslide.training.parallel import launch
 from holoslide.validation import judged, read_said, validation_rows
 
 Announce = Callable[[str], None]
@@ -178,11 +179,17 @@ def _run_all(
 ) -> Repeated | None:  # fmt: skip
     Positive.of(prepared.cohort.classes, config.evaluate.positive)  # refused now, not after the first run
     _refuse_other_runs(repeats, prepared, out, planned, resume=resume)
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "config.yaml").write_text(config.to_yaml(), encoding="utf-8")
-    prepared.cohort.to_csv(out / "cohort.csv")
-    if not _train_all(out, planned, resume=resume, announce=announce, progress=progress, advance=advance):
+    # All are past the refusals once they have met here; what is there is not yet changed by any.
+    fabric = launch(config.train.accelerator, devices=config.train.devices, nodes=config.train.nodes)
+    if fabric.is_global_zero:
+        out.mkdir(parents=True, exist_ok=True)
+        write_text(config.to_yaml(), out / "config.yaml")
+        prepared.cohort.to_csv(out / "cohort.csv")
+    untested = _train_all(out, planned, resume=resume, announce=announce, progress=progress, advance=advance)
+    if not fabric.is_global_zero:
         return None
+    for one in untested:
+        evaluate_run(out / one.name, one.prepared, progress=advance)
     classes = prepared.cohort.classes
     positive = Positive.of(classes, config.evaluate.positive)
     scores = [_scores(out / one.name, one.prepared.cohort, classes, positive) for one in planned]
@@ -205,13 +212,13 @@ def _run_all(
 def _train_all(
     out: Path, planned: Sequence[_Planned], *, resume: bool, announce: Announce, progress: Any,
     advance: Advance | None,
-) -> bool:  # fmt: skip
-    """Train and test each run that is not done; whether this process is the one to go on.
+) -> list[_Planned]:  # fmt: skip
+    """Train and test each run that is not done; gives those that are not tested yet.
 
-    Where several processes train, the first tests all runs at the end, when the others need not wait for it: two
-    that test write the same files.
+    Where several processes train, these are all: the first tests them when the others need not wait for it, and
+    alone, for two that test write the same files.
     """
-    untested, is_first = list[_Planned](), True
+    untested = []
     for one in planned:
         folder = out / one.name
         if resume and _is_done(folder):
@@ -222,14 +229,11 @@ def _train_all(
             one.prepared, one.config, folder,
             splits=one.splits, resume=resume and folder.exists(), progress=progress,
         )  # fmt: skip
-        is_first = result.rank == 0
         if result.ranks > 1:
             untested.append(one)
         else:
             evaluate_run(folder, one.prepared, progress=advance)
-    for one in untested if is_first else ():
-        evaluate_run(out / one.name, one.prepared, progress=advance)
-    return is_first
+    return untested
 
 
 def _is_done(folder: Path) -> bool:
