@@ -1,7 +1,7 @@
 """Several processes: they share slides out evenly, and two give what one gives."""
 
 import logging
-import os
+import re
 import socket
 import subprocess
 import sys
@@ -41,26 +41,18 @@ def _free_port():
         return sock.getsockname()[1]
 
 
-def _start(folder, world, rank, port):
-    """As torchrun does."""
-    environment = os.environ | {
-        "TORCHELASTIC_RUN_ID": "test", "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world),
-        "GROUP_RANK": "0", "LOCAL_WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
-    }  # fmt: skip
-    command = [sys.executable, "-m", "tests.training.worker", "rank", str(folder), str(world)]
-    return subprocess.Popen(
-        command, cwd=REPO, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
+def _start(work, folder):
+    """Two processes from one, which imports torch once."""
+    command = [sys.executable, "-m", "tests.training.worker", work, str(folder), str(_free_port())]
+    return subprocess.Popen(command, cwd=REPO, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
 def test_two_gloo_processes_give_what_one_gives(tmp_path):
     tiny.cohort(tmp_path, train=7)
-    port = _free_port()
-    processes = [_start(tmp_path, 2, rank, port) for rank in (0, 1)]
+    process = _start("ranks", tmp_path)
     worker.rank(tmp_path, 1)
-    for process in processes:
-        output, _ = process.communicate(timeout=120)
-        assert process.returncode == 0, output
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, output
     one, history = torch.load(tmp_path / "world1rank0.pt", weights_only=True)
     for rank in (0, 1):
         two, rows = torch.load(tmp_path / f"world2rank{rank}.pt", weights_only=True)
@@ -70,6 +62,14 @@ def test_two_gloo_processes_give_what_one_gives(tmp_path):
         for row, expected in zip(rows, history, strict=True):
             for key in expected.keys() - set(MEASURED):
                 assert row[key] == pytest.approx(expected[key], rel=1e-10), key
+
+
+def test_a_process_whose_fellow_failed_ends_too_and_says_so(tmp_path):
+    output, _ = _start("full", tmp_path).communicate(timeout=120)
+    assert output.endswith("ended with [1, 1]\n"), output
+    assert re.search(r"Error: .*last.ckpt: cannot be written \(.*No space left.*\); make room there", output)
+    assert "Error: process 1: lost touch with the others (" in output
+    assert "); one of them has ended: see what it said" in output
 
 
 def test_fabric_gives_no_advice(caplog: pytest.LogCaptureFixture) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import random
@@ -12,9 +13,11 @@ import traceback
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import NoReturn
 
 import torch
 
+from holoslide.training import checkpoint
 from tests.training import tiny
 
 
@@ -93,6 +96,38 @@ def resume_after_kills(folder: Path) -> dict[str, int]:
     return {"runs": runs, "kills": kills, "renamings": lives}
 
 
+def two_ranks(action: Callable[[], object], port: int) -> list[int]:
+    """What two processes end with that are told what torchrun would tell them."""
+    processes = [os.fork() or ranked(action, number, port) for number in (0, 1)]
+    return [os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) for process in processes]
+
+
+def ranked(action: Callable[[], object], number: int, port: int) -> NoReturn:
+    """The life of one of them."""
+    os.environ |= {
+        "TORCHELASTIC_RUN_ID": "test", "RANK": str(number), "LOCAL_RANK": str(number), "WORLD_SIZE": "2",
+        "GROUP_RANK": "0", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
+    }  # fmt: skip
+    try:
+        action()
+        os._exit(0)
+    except BaseException:
+        traceback.print_exc()
+        raise
+    finally:
+        os._exit(1)
+
+
+def full_disk(folder: Path) -> None:
+    """A run whose checkpoint cannot be written, by the one rank that writes."""
+
+    def full(path: Path, _: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+    checkpoint.write_atomically = full
+    tiny.run(folder / "run", tiny.cohort(folder), config=tiny.config(devices=2))
+
+
 def rank(folder: Path, world: int) -> None:
     """One of several processes of a run, as torchrun starts them."""
     config = tiny.config(epochs=2, accumulate=3, devices=world)
@@ -110,4 +145,6 @@ if __name__ == "__main__":
     if work == "kills":
         print(json.dumps(resume_after_kills(where)))
     else:
-        rank(where, int(sys.argv[3]))
+        action = partial(rank, where, 2) if work == "ranks" else partial(full_disk, where)
+        if any(codes := two_ranks(action, int(sys.argv[3]))):
+            sys.exit(f"ended with {codes}")

@@ -44,6 +44,7 @@ from holoslide.training.parallel import (
     share,
     sum_gradients,
     sum_over_ranks,
+    together,
 )
 from holoslide.training.planning import plan_run
 from holoslide.training.progress import Progress, Reporter, RunFacts, Silent, SlideDone
@@ -88,7 +89,8 @@ def fit(
     `resume` goes on from the checkpoint in `out`, or starts where there is none yet, and ends with the weights
     of a run that was never interrupted. `on_start` is called, on rank 0, once it is sure that the run in `out` is
     this one, or none. Raises `SlideError`, with its name, for a slide that cannot be opened or run, `CohortError`
-    where the slides do not allow it, `CheckpointError` where `out` holds another run, or one under way.
+    where the slides do not allow it, `CheckpointError` where `out` holds another run, or one under way, and
+    `HoloslideError` where another process of the run has ended.
     """
     if (out / LAST).exists() and not resume:
         raise CheckpointError(out, "holds a run already", "resume it, or train into another folder")
@@ -151,7 +153,8 @@ class _Run:
                 valid = self.validate()
             self.end_epoch(valid)
         self.logger.finalize("success")
-        self.fabric.barrier()  # every rank finds the files written
+        with together(self.fabric):
+            self.fabric.barrier()  # every rank finds the files written
         return FitResult(
             self.out / "best", self.out / LAST, self.position.history, self._best() + 1,
             rank=self.fabric.global_rank, ranks=self.fabric.world_size,

@@ -7,14 +7,16 @@ same bytes again and again. Gradients are summed over ranks once per optimiser s
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Literal
 
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
-from holoslide.errors import ConfigError
+from holoslide.errors import ConfigError, HoloslideError
+from holoslide.slides.facts import one_line
 from holoslide.training.options import Accelerator, Precision
 
 
@@ -70,11 +72,24 @@ def others(shares: Sequence[Sequence[int]], rank: int) -> list[int]:
     return [item for i, items in enumerate(shares) if i != rank for item in items]
 
 
+@contextmanager
+def together(fabric: Fabric) -> Iterator[None]:
+    """For what takes all ranks: HoloslideError where one of them has failed, and so ended, before it."""
+    try:
+        yield
+    except RuntimeError as error:  # torch's, for all that can go wrong between processes
+        what = f"lost touch with the others ({one_line(error)})"
+        remedy = "one of them has ended: see what it said"
+        raise HoloslideError(f"process {fabric.global_rank}", what, remedy) from error
+
+
 def sum_over_ranks(fabric: Fabric, values: Tensor) -> Tensor:
     """The sum of every rank's tensor, in every rank."""
     if fabric.world_size == 1:
         return values
-    summed = fabric.all_reduce(values.to(fabric.device), reduce_op="sum")
+    mine = values.to(fabric.device)
+    with together(fabric):
+        summed = fabric.all_reduce(mine, reduce_op="sum")
     assert isinstance(summed, Tensor)
     return summed.to(values.device)
 
@@ -99,4 +114,6 @@ def same_start(fabric: Fabric, model: nn.Module) -> None:
     """Give every rank the weights of rank 0."""
     if fabric.world_size > 1:
         mine = {name: tensor.cpu() for name, tensor in model.state_dict().items()}
-        model.load_state_dict(fabric.broadcast(mine))
+        with together(fabric):
+            first = fabric.broadcast(mine)
+        model.load_state_dict(first)

@@ -19,6 +19,7 @@ from holoslide.models.options import StreamConfig
 from holoslide.models.streamed import StreamedClassifier
 from holoslide.pixels import Pixels
 from holoslide.streaming.plan import Plan, parameter_bytes
+from holoslide.training.parallel import together
 from holoslide.training.samples import Slides
 
 PLAN = "plan.json"  # in the run's folder
@@ -54,7 +55,8 @@ def plan_run(
             processes = max(1, fabric.world_size // nodes)  # on this machine
             plan = _make(network, slides, processes=processes, held_bytes=held_bytes)
             _write(plan, out / PLAN)
-    plan = fabric.broadcast(plan)
+    with together(fabric):
+        plan = fabric.broadcast(plan)
     assert plan is not None
     return plan
 
