@@ -3,7 +3,7 @@
 import csv
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -14,12 +14,13 @@ import openslide
 import pytest
 from PIL import Image
 
-from holoslide.errors import CheckpointError
+from holoslide.errors import CheckpointError, SlideError
 from holoslide.geometry import Box
 from holoslide.inference.heatmap import Heatmap, make_heatmap
 from holoslide.inference.predict import CellScores
 from holoslide.runs import rasters_of
 from holoslide.serve import tiles as tiles_module
+from holoslide.serve.run import RunView
 from holoslide.serve.server import make_viewer
 from holoslide.slides import prepare as prepare_module
 from holoslide.slides.prepare import PrepareConfig, PrepareJob, prepare_slide
@@ -242,6 +243,29 @@ def test_a_real_slide_with_bounds_its_tiles_and_layer_lie_where_they_must(
     }
     assert seen[0, 0] > 0.97
     assert max(seen, key=seen.__getitem__) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (
+            lambda text: text.replace(",", ";"),
+            "predictions.csv: has no column slide_id; evaluate the run again",
+        ),
+        (lambda text: text.rsplit(",", 1)[0], "predictions.csv: is damaged"),
+        (lambda text: text.replace("0.", "0,"), "predictions.csv: is damaged"),
+    ],
+)
+def test_a_table_that_a_spreadsheet_has_saved_in_its_own_way_is_one_line(
+    run_copy: Path, change: Callable[[str], str], said: str
+) -> None:
+    table = run_copy / "predictions.csv"
+    text = table.read_text(encoding="utf-8")
+    table.write_text("\ufeff" + text, encoding="utf-8")
+    assert len(RunView(run_copy).trainings[0].predictions) == 8
+    table.write_text(change(text), encoding="utf-8")
+    with pytest.raises(SlideError, match=said):
+        RunView(run_copy)
 
 
 def test_a_folder_that_is_no_run_is_said_to_be_none(tmp_path: Path) -> None:

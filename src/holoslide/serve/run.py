@@ -249,10 +249,17 @@ def _predictions(folder: Path) -> dict[str, dict[str, str]]:
 def _table(path: Path) -> list[dict[str, str]]:
     if not path.is_file():
         return []
-    with path.open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    for row in rows:
-        for key, value in row.items():
-            if key.startswith("p_") and not math.isfinite(float(value)):
-                raise SlideError(path, f"holds {value} for {row['slide_id']}", "evaluate the run again")
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:  # spreadsheets begin it with a mark
+            found = csv.reader(file, strict=True)
+            header = next(found, ["slide_id"])
+            if "slide_id" not in header:
+                raise SlideError(path, "has no column slide_id", "evaluate the run again")
+            rows = [dict(zip(header, cells, strict=True)) for cells in found if cells]
+        for row in rows:
+            for key, value in row.items():
+                if key.startswith("p_") and not math.isfinite(float(value)):
+                    raise SlideError(path, f"holds {value} for {row['slide_id']}", "evaluate the run again")
+    except (ValueError, csv.Error) as error:
+        raise SlideError(path, f"is damaged ({error})", "evaluate the run again") from error
     return rows
