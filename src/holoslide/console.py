@@ -8,6 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 
 class Bar:
@@ -97,7 +98,7 @@ def print_table(header: list[str], rows: list[list[str]]) -> None:
     for name in header:
         table.add_column(name, overflow="fold")
     for row in rows:
-        table.add_row(*(cell.replace("[", "\\[") for cell in row))
+        table.add_row(*map(Text, row))  # as it stands: neither markup, nor :100: for a picture
     Console(width=None if sys.stdout.isatty() else 160).print(table)
 
 

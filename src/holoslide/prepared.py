@@ -15,7 +15,7 @@ from holoslide.slides.facts import Mpp
 from holoslide.slides.prepare import STALL_S, PrepareConfig, PrepareJob, PrepareResult, prepare
 from holoslide.slides.raster import Raster, Recipe
 
-TABLES = {".csv", ".tsv", ".txt"}
+TABLES = {".csv", ".tsv", ".txt", ".xlsx", ".xls", ".ods"}  # of which a spreadsheet's own are refused as such
 Advance = Callable[[int, int, str], None]  # (done, total, what was done last)
 
 

@@ -16,6 +16,7 @@ from benchmarks import kill
 from benchmarks.kill import contents
 
 from holoslide import cli, files
+from holoslide.console import print_table
 from holoslide.errors import ConfigError, SlideError
 from holoslide.slides import claim
 from holoslide.slides import inspect as inspect_module
@@ -190,6 +191,18 @@ def test_files_of_odd_names_from_the_command_line(slide: Path, tmp_path: Path, c
     (line,) = [line for line in command.err.splitlines() if line.startswith("  empty")]
     assert "empty 日本.svs: is empty" in line
     assert "Traceback" not in command.err
+
+
+def test_a_spreadsheet_in_place_of_a_table_is_not_taken_for_a_slide(tmp_path: Path, command: Prepare) -> None:
+    (tmp_path / "slides.xlsx").write_bytes(b"PK\x03\x04 and so on")
+    assert command(tmp_path, "slides.xlsx") == 1
+    assert command.err == "holoslide: slides.xlsx: is a spreadsheet file, not text; save it as CSV (UTF-8)\n"
+
+
+def test_names_are_printed_as_they_stand(capsys: pytest.CaptureFixture[str]) -> None:
+    names = ["S20:100:1", "[bold]x[/bold]", "a\\[b"]
+    print_table(["slide"], [[name] for name in names])
+    assert [line.strip() for line in capsys.readouterr().out.splitlines()] == ["slide", *names]
 
 
 def test_ten_thousand_rows(slide: Path, tmp_path: Path, command: Prepare) -> None:
