@@ -258,12 +258,30 @@ def test_patches_of_every_tool_are_tissue(tmp_path: Path) -> None:
     stamp = patches(
         tmp_path / "stamp.h5", CORNERS * 0.5, {"unit": "um", "tile_size_um": 32.0, "tile_size_px": 224}
     )
+    first = [
+        patches(tmp_path / f"stamp1-{n}.h5", CORNERS * 0.5, said)
+        for n, said in enumerate([{"tile_size_um": 32.0}, {"unit": "um", "tile_size": 32.0}])
+    ]
     bare = patches(tmp_path / "bare.h5", CORNERS)  # on a grid of 64
-    for path in (trident, clam, stamp, bare):
+    for path in (trident, clam, stamp, *first, bare):
         assert (read_outline(path, FRAME) == covered(64)).all(), path.name
     assert find_outline(tmp_path, "007") == trident
     beyond = patches(tmp_path / "pad.h5", np.array([(896, 576)]), patch_size=512, patch_level=0)
     assert read_outline(beyond, FRAME).sum() == 16  # what is padded is not the slide's
+
+
+@pytest.mark.parametrize("said", [{}, {"tile_size": 224, "unit": "px"}])
+def test_patches_of_the_first_stamp_are_in_its_own_pixels(tmp_path: Path, said: dict[str, object]) -> None:
+    """Which are of 256 / 224 um, whatever the slide's are; 512 of its level-0 pixels are one patch."""
+    corners = np.array([(224, 0), (448, 0), (224, 224)])
+    found = read_patches(patches(tmp_path / "old.h5", corners, said))
+    assert (found.corners.tolist(), found.side, found.is_um) == (
+        [[256, 0], [512, 0], [256, 256]],
+        256.0,
+        True,
+    )
+    level0 = read_patches(patches(tmp_path / "new.h5", corners, patch_size=224, patch_level=0))
+    assert (level0.corners.tolist(), level0.side, level0.is_um) == (corners.tolist(), 224.0, False)
 
 
 @pytest.mark.parametrize(

@@ -4,9 +4,12 @@
 | --- | --- | --- |
 | TRIDENT | level-0 pixel of the top-left corner, x first | `patch_size_level0` |
 | CLAM | the same | `patch_size` at `patch_level`, times `downsample` |
-| STAMP | the corner in micrometres (`unit` is `um`), x first | `tile_size_um` |
+| STAMP | the corner in micrometres (`unit` is `um`, or there is `tile_size_um`), x first | `tile_size_um`, `tile_size` |
+| STAMP 1 | the corner in pixels of 256 / 224 um, x first | 224: by `tile_size`, or by the step of the grid alone |
 | others | level-0 pixel, x first | the step of their grid |
-"""
+
+STAMP's are told apart as its own `get_coords` does it.
+"""  # noqa: E501
 
 from __future__ import annotations
 
@@ -22,6 +25,7 @@ from holoslide.errors import SlideError
 from holoslide.slides.facts import DAMAGE, one_line, shown
 
 _LEAST_SIDE = 8  # level-0 pixels
+_STAMP_PX, _STAMP_UM = 224.0, 256 / 224  # side of a patch of STAMP 1, and um per pixel
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +55,10 @@ def read_patches(path: Path) -> Patches:
         raise SlideError(shown(path), what, "give a file of patches of CLAM, TRIDENT or STAMP")
     if not len(corners):
         raise SlideError(shown(path), "holds no patch", "make its patches again, or leave the mask out")
-    is_um = said.get("unit") == "um"
+    is_um = said.get("unit") == "um" or "tile_size_um" in said
     side = _stated(said, is_um=is_um) or _step(corners)
+    if not is_um and not {"patch_size_level0", "patch_size"} & set(said) and _is_first_stamps(said, side):
+        corners, side, is_um = corners * _STAMP_UM, _STAMP_PX * _STAMP_UM, True
     if side is None or not np.isfinite(side) or (side < _LEAST_SIDE and not is_um):
         remedy = "add the attribute patch_size_level0 to coords"
         raise SlideError(shown(path), "does not say how large its patches are", remedy)
@@ -67,12 +73,16 @@ def _plain(value: Any) -> Any:
 def _stated(said: Mapping[str, Any], *, is_um: bool) -> float | None:
     """The side that the file's attributes give, if they do."""
     if is_um:
-        return _number(said.get("tile_size_um"))
+        return _number(said.get("tile_size_um")) or _number(said.get("tile_size"))
     if "patch_size_level0" in said:
         return _number(said["patch_size_level0"])
     size, level = _number(said.get("patch_size")), _number(said.get("patch_level", 0))
     downsample = 1.0 if level == 0 and "downsample" not in said else _number(said.get("downsample"))
     return None if size is None or downsample is None else size * downsample
+
+
+def _is_first_stamps(said: Mapping[str, Any], step: float | None) -> bool:
+    return (_number(said.get("tile_size")) or step) == _STAMP_PX
 
 
 def _number(value: Any) -> float | None:

@@ -31,6 +31,7 @@ from holoslide.slides.morphology import Mask
 
 SUFFIXES = (".geojson", ".json", ".pkl", ".h5", ".png")
 NAMES = (*SUFFIXES, "_patches.h5")  # what follows a slide's id; the last is TRIDENT's
+READING = "2"  # of H5: to be raised where it is read otherwise, so that rasters of before are made again
 OVERHANG = 0.01  # of the slide's longer side: how far outlines may reach beyond it
 SKEW = 0.02  # how much a picture's sides may differ in scale
 
@@ -57,12 +58,14 @@ class Frame:
 
 
 def outline_sha256(path: Path, scanned_l0: Box) -> str:
-    """The SHA-256 of a mask's file, and of where the slide's scanned part begins, unless at the first pixel.
+    """The SHA-256 of a mask's file, and of how it is read: of where the slide's scanned part begins, unless at the
+    first pixel, and for H5 of the number of the reading.
 
     SlideError where it cannot be read.
     """
     digest, corner = hashlib.sha256(_bytes(path)), (scanned_l0.top, scanned_l0.left)
     digest.update(repr(corner).encode() if any(corner) else b"")
+    digest.update(READING.encode() if path.suffix.lower() == ".h5" else b"")
     return digest.hexdigest()
 
 
