@@ -379,6 +379,22 @@ def test_two_slides_of_one_id_are_refused_before_anything_is_made(slide: Path, t
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(("one", "other"), [("a1", "A1"), ("é", "e\u0301")])
+def test_ids_that_would_be_one_file_are_refused_where_they_would(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one: str, other: str
+) -> None:
+    """As on a Mac, where the second slide's raster took the place of the first one's."""
+    jobs = [PrepareJob(each, tmp_path / "gone.svs") for each in (one, other)]
+    assert [result.status for result in prepare(jobs, tmp_path, PrepareConfig())] == ["failed", "failed"]
+    exists = Path.exists
+    monkeypatch.setattr(Path, "exists", lambda path: path.name.startswith("CASE-") or exists(path))
+    with pytest.raises(
+        CohortError, match=f"and {one} would be one file in .*, where case makes no difference"
+    ):
+        prepare(jobs, tmp_path, PrepareConfig())
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_folder_that_cannot_be_made_is_said_so(slide: Path, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(SlideError, match="the folder cannot be made"):

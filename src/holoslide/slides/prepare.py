@@ -12,6 +12,7 @@ import dataclasses
 import math
 import tempfile
 import time
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -145,7 +146,7 @@ def prepare(
 
 
 def check_jobs(jobs: Sequence[PrepareJob], folder: Path) -> None:
-    """Refuse two jobs with one slide id, and make the folder."""
+    """Refuse two jobs whose slide ids are one, or one file's name in the folder, which is made."""
     twice = [slide_id for slide_id, count in Counter(job.slide_id for job in jobs).items() if count > 1]
     if twice:
         raise CohortError(
@@ -156,6 +157,22 @@ def check_jobs(jobs: Sequence[PrepareJob], folder: Path) -> None:
     except OSError as error:
         what = f"the folder cannot be made ({error.strerror})"
         raise SlideError(shown(folder), what, "give another for the rasters") from error
+    first: dict[str, str] = {}
+    for job in jobs:
+        alike = first.setdefault(unicodedata.normalize("NFC", job.slide_id).casefold(), job.slide_id)
+        if alike != job.slide_id and not _tells_case(folder):
+            what = f"and {shown(Path(alike))} would be one file in {shown(folder)}, where case makes no difference"
+            raise CohortError(ascii(job.slide_id)[1:-1], what, "give each slide an id of its own")
+
+
+def _tells_case(folder: Path) -> bool:
+    """Whether a and A are two files there, as on Linux; on a Mac they are one, and so are two writings of é."""
+    try:
+        with tempfile.NamedTemporaryFile(dir=folder, prefix="case-") as file:
+            path = Path(file.name)
+            return not path.with_name(path.name.upper()).exists()
+    except OSError:
+        return True  # nothing can be written there, of which each slide will say so
 
 
 def result_of(job: PrepareJob, outcome: PrepareResult | Died) -> PrepareResult:
