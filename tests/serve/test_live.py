@@ -8,7 +8,10 @@ import numpy as np
 import pytest
 from playwright.sync_api import expect
 
+from holoslide.errors import SlideError
 from holoslide.inference.heatmap import Heatmap
+from holoslide.runs import rasters_of
+from holoslide.serve.run import RunView
 from tests.serve.looking import open_viewer
 from tests.serve.served import Served, serving
 from tests.serve.several import read_rows, write_table
@@ -45,6 +48,19 @@ def test_what_a_browser_keeps_it_asks_about_and_is_not_sent_again(viewer: Served
     assert first.headers["cache-control"] == "private, no-cache"
     again = viewer.ask(path, headers={"If-None-Match": first.headers["etag"]})
     assert (again.status, again.body, again.headers["etag"]) == (304, b"", first.headers["etag"])
+
+
+def test_a_slide_that_was_prepared_anew_since_shows_no_outline(run_copy: Path, tmp_path: Path) -> None:
+    """With other settings, or for another table: it is not the tissue that the network saw."""
+    rasters = tmp_path / "rasters"
+    shutil.copytree(rasters_of(run_copy) or "", rasters)
+    view = RunView(run_copy, rasters)
+    assert view.outline("focus-001")
+    shutil.copy(rasters / "focus-002.tif", rasters / "focus-001.tif")
+    with pytest.raises(
+        SlideError, match=r"focus-001\.tif: was prepared anew since, .*; evaluate the run again"
+    ):
+        view.outline("focus-001")
 
 
 def test_a_run_that_is_evaluated_again_is_shown_as_it_is_then(run_copy: Path) -> None:

@@ -18,7 +18,7 @@ from typing import Any
 from holoslide.errors import CheckpointError, SlideError
 from holoslide.inference.heatmap import Heatmap, heatmap_paths
 from holoslide.inference.layers import Layer, layers_of
-from holoslide.runs import LEFT_OUT, read_json, repeats_of
+from holoslide.runs import DATA, LEFT_OUT, read_json, repeats_of
 from holoslide.serve.stamps import Stamp, stamp_of
 from holoslide.slides.cohort import Cohort, SlideRow
 from holoslide.slides.polygons import mask_polygons
@@ -112,7 +112,10 @@ class RunView:
         return None if self.rasters is None else stamp_of(self.rasters / f"{slide_id}.tif")
 
     def outline(self, slide_id: str) -> list[list[list[tuple[float, float]]]]:
-        """The tissue as polygons, each an outline and its holes, of level-0 points (x, y)."""
+        """The tissue as polygons, each an outline and its holes, of level-0 points (x, y).
+
+        SlideError where the prepared slide is no longer the one that the run had.
+        """
         return self._outline_of(slide_id, self.outline_stamp(slide_id))
 
     def slides(self) -> list[dict[str, Any]]:
@@ -204,10 +207,20 @@ class RunView:
             layers |= {layer.name: layer for layer in layers_of(heatmap, module, last=module == self.modules)}
         return Layers(layers, tuple(faults))
 
+    def _had(self, slide_id: str) -> tuple[str, str] | None:
+        """Of the prepared slide that the run had: the hash of its slide, and its pixels of tissue."""
+        rows = {row["slide_id"]: row for row in _table(self._training(slide_id).folder / DATA)}
+        row = rows.get(slide_id)
+        return None if row is None else (row["slide_sha256"], row["tissue_px"])
+
     def _outline(self, slide_id: str, stamp: Stamp | None) -> list[list[list[tuple[float, float]]]]:
         if self.rasters is None or stamp is None:
             return []
-        with Raster.open(self.rasters / f"{slide_id}.tif") as raster:
+        path, had = self.rasters / f"{slide_id}.tif", self._had(slide_id)
+        with Raster.open(path) as raster:
+            if had not in (None, (raster.record.recipe.slide_sha256, str(raster.tissue_px))):
+                what = "was prepared anew since, with other settings or from another file"
+                raise SlideError(path, what, "evaluate the run again, or give its own with --rasters")
             cell = raster.mask_cell_px
             per_y, per_x = raster.l0_per_px
             origin = float(raster.origin_l0[0]), float(raster.origin_l0[1])
