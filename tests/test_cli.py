@@ -450,9 +450,11 @@ def test_prepare_real_slides(data_dir: Path, tmp_path: Path, holoslide: Command)
     status = [results[name.split(".")[0]]["status"] for name in names]
     assert status == ["made", "failed", "failed", "failed"]
     assert "--slide-mpp" in results["TCGA-CR-7395-01A-01-TS1"]["reason"]
+    assert results["CMU-1-Small-Region"]["mpp"] == {"y": 0.499, "x": 0.499, "source": "slide"}
     command = ("prepare", wsi / names[1], "--slide-mpp", 0.5, "--rasters", out, "--workers", 1)
     assert holoslide(*command) == 0
     assert "made" in holoslide.out
+    assert "0.5 (from: user)" in holoslide.out
     assert holoslide(*command) == 0
     assert "reused" in holoslide.out
 

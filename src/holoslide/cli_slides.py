@@ -187,6 +187,6 @@ def prepare(
     if as_json:
         typer.echo(json.dumps(prepared.outcomes(), indent=2))
     else:
-        rows = [[r.slide_id, r.status, f"{r.seconds:.1f}"] for r in prepared.results]
-        print_table(["slide", "status", "seconds"], rows)
+        rows = [[r.slide_id, r.status, f"{r.seconds:.1f}", str(r.mpp or "")] for r in prepared.results]
+        print_table(["slide", "status", "seconds", "um per pixel of the slide"], rows)
     report_left_out(prepared, quiet=as_json)

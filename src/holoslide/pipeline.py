@@ -50,9 +50,8 @@ def refuse_other_preparation(out: Path, config: PrepareConfig) -> None:
     This is for before they are prepared: refused after that, the run would have lost its rasters to others.
     """
     for folder in [out, *repeats_of(out)]:
-        is_begun = any(
-            (folder / name).exists() for name in (LAST, "report.html")
-        )  # a checkpoint may be deleted
+        # A checkpoint may have been deleted, to save room.
+        is_begun = (folder / LAST).exists() or (folder / "report.html").exists()
         if is_begun and (folder / "config.yaml").exists():
             then = RunConfig.load(folder / "config.yaml").prepare
             refuse_other_run(folder, describe({"prepare": then}), describe({"prepare": config}))

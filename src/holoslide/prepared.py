@@ -32,20 +32,21 @@ class Prepared:
     results: list[PrepareResult]
     recipes: dict[str, Recipe] = dataclasses.field(default_factory=dict)
 
-    def outcomes(self) -> list[dict[str, str | None]]:
+    def outcomes(self) -> list[dict[str, object]]:
         """What became of every slide, ready for JSON; those that had no file to prepare are failed, too."""
         tried = {r.slide_id for r in self.results}
-        found: list[dict[str, str | None]] = [
+        found: list[dict[str, object]] = [
             {
                 "slide_id": r.slide_id,
                 "status": r.status,
                 "raster": None if r.path is None else str(r.path),
                 "reason": r.reason,
+                "mpp": r.mpp and dataclasses.asdict(r.mpp),
             }
             for r in self.results
         ]
         return found + [
-            {"slide_id": slide_id, "status": "failed", "raster": None, "reason": reason}
+            {"slide_id": slide_id, "status": "failed", "raster": None, "reason": reason, "mpp": None}
             for slide_id, reason in self.left_out
             if slide_id not in tried
         ]

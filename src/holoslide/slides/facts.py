@@ -42,6 +42,11 @@ class Mpp:
     x: float
     source: MppSource
 
+    def __str__(self) -> str:
+        """As it is read: 0.25 (from: slide), or both sides."""
+        sides = f"{self.x:g}" if self.x == self.y else f"{self.x:g} wide, {self.y:g} high"
+        return f"{sides} (from: {self.source})"
+
 
 @dataclass(frozen=True, slots=True)
 class Level:

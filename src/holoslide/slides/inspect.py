@@ -8,7 +8,7 @@ from typing import Any
 
 from holoslide.errors import SlideError
 from holoslide.slides.crew import Beat, Died, run_all
-from holoslide.slides.facts import shown
+from holoslide.slides.facts import Mpp, shown
 from holoslide.slides.reader import open_slide
 
 STALL_S = 120.0
@@ -52,8 +52,7 @@ def described(facts: Facts) -> list[str]:
     size, resolution = _size(facts), "not known: give it with --slide-mpp, or in the slide table's mpp column"
     if mpp is not None:
         size += f", {facts['width'] * mpp['x'] / 1000:.3g} x {facts['height'] * mpp['y'] / 1000:.3g} mm"
-        sides = f"{mpp['x']:g}" if mpp["x"] == mpp["y"] else f"{mpp['x']:g} wide, {mpp['y']:g} high"
-        resolution = f"{sides} (from: {mpp['source']})"
+        resolution = str(Mpp(**mpp))
     lines = {
         "format": f"{facts['vendor']}, {facts['pixels']}",
         "size": size,
