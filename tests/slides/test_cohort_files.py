@@ -110,6 +110,8 @@ def test_usable_asks_only_for_what_is_needed(tmp_path):
 
 def test_paths_are_of_the_table_then_of_the_slides_folder(tmp_path):
     slides = touch(tmp_path, "a.svs", "sub/b.svs", "parts/1.dcm")
+    (folder,) = Cohort.from_files([slides / "sub"]).usable(labels=False)[1]
+    assert str(folder) == f"sub: {slides / 'sub'} is a folder, and no slide; name the files in it"
     text = f"slide_id,path\na,{slides}/a.svs\nb,sub\\b.svs\nc,wsi/parts\n"
     cohort = read(tmp_path, text, slides=slides)
     assert [row.path for row in cohort] == [slides / "a.svs", slides / "sub/b.svs", slides / "parts/1.dcm"]

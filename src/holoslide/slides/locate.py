@@ -68,6 +68,9 @@ class SlideFiles:
     def _told(self, slide_id: str, path: str, row: int | None) -> Path | Finding:
         """The file that the table's path names."""
         found = self._at(path)
+        if found is None and any((folder / path.replace("\\", "/")).is_dir() for folder in self._folders):
+            what, remedy = f"{shown(Path(path))} is a folder, and no slide", "name the files in it"
+            return _missing(slide_id, row, what, remedy)
         if found is None:
             return _missing(slide_id, row, f"there is no file {shown(Path(path))}", "mend its path")
         if is_raster(found):
