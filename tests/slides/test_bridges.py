@@ -274,7 +274,11 @@ def test_patches_of_every_tool_are_tissue(tmp_path: Path) -> None:
 def test_patches_of_the_first_stamp_are_in_its_own_pixels(tmp_path: Path, said: dict[str, object]) -> None:
     """Which are of 256 / 224 um, whatever the slide's are; 512 of its level-0 pixels are one patch."""
     corners = np.array([(224, 0), (448, 0), (224, 224)])
-    found = read_patches(patches(tmp_path / "old.h5", corners, said))
+    bare = read_patches(patches(tmp_path / "old.h5", corners, said))
+    assert (bare.corners.tolist(), bare.side, bare.is_um) == (corners.tolist(), 224.0, False)  # any tool's
+    with h5py.File(tmp_path / "old.h5", "a") as file:
+        file["feats"] = np.zeros((3, 8), np.float16)
+    found = read_patches(tmp_path / "old.h5")
     assert (found.corners.tolist(), found.side, found.is_um) == (
         [[256, 0], [512, 0], [256, 256]],
         256.0,

@@ -5,10 +5,11 @@
 | TRIDENT | level-0 pixel of the top-left corner, x first | `patch_size_level0` |
 | CLAM | the same | `patch_size` at `patch_level`, times `downsample` |
 | STAMP | the corner in micrometres (`unit` is `um`, or there is `tile_size_um`), x first | `tile_size_um`, `tile_size` |
-| STAMP 1 | the corner in pixels of 256 / 224 um, x first | 224: by `tile_size`, or by the step of the grid alone |
+| STAMP 1 | the corner in pixels of 256 / 224 um, x first | 224, the step of its grid; the features are `feats` |
 | others | level-0 pixel, x first | the step of their grid |
 
-STAMP's are told apart as its own `get_coords` does it.
+STAMP's are told apart as its own `get_coords` does it; but a step of 224 may be any tool's, so its features' name is
+asked for, too.
 """  # noqa: E501
 
 from __future__ import annotations
@@ -45,6 +46,7 @@ def read_patches(path: Path) -> Patches:
         with h5py.File(path) as file:
             found = file["coords"]
             corners = np.asarray(found[()], np.float64)
+            is_stamps = "feats" in file
             said = {key: _plain(value) for source in (file, found) for key, value in source.attrs.items()}
     except DAMAGE as error:
         what = f"is no H5 file with coords ({one_line(error)})"
@@ -57,7 +59,7 @@ def read_patches(path: Path) -> Patches:
         raise SlideError(shown(path), "holds no patch", "make its patches again, or leave the mask out")
     is_um = said.get("unit") == "um" or "tile_size_um" in said
     side = _stated(said, is_um=is_um) or _step(corners)
-    if not is_um and not {"patch_size_level0", "patch_size"} & set(said) and _is_first_stamps(said, side):
+    if is_stamps and not is_um and side == _STAMP_PX:
         corners, side, is_um = corners * _STAMP_UM, _STAMP_PX * _STAMP_UM, True
     if side is None or not np.isfinite(side) or (side < _LEAST_SIDE and not is_um):
         remedy = "add the attribute patch_size_level0 to coords"
@@ -79,10 +81,6 @@ def _stated(said: Mapping[str, Any], *, is_um: bool) -> float | None:
     size, level = _number(said.get("patch_size")), _number(said.get("patch_level", 0))
     downsample = 1.0 if level == 0 and "downsample" not in said else _number(said.get("downsample"))
     return None if size is None or downsample is None else size * downsample
-
-
-def _is_first_stamps(said: Mapping[str, Any], step: float | None) -> bool:
-    return (_number(said.get("tile_size")) or step) == _STAMP_PX
 
 
 def _number(value: Any) -> float | None:
