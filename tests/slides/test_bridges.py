@@ -90,6 +90,18 @@ def test_stamp_has_no_valid_part_and_one_is_drawn_from_its_train_part(tmp_path: 
     assert "names no valid part; 2 of the 8 patients of its train part were drawn" in str(split.notes[-1])
 
 
+def test_stamps_features_are_named_as_it_names_them(tmp_path: Path) -> None:
+    """By the slide's path below the folder of slides, with another suffix; what is not found, by its id."""
+    paths = [tmp_path / "wsi" / "A" / "a.b.svs", tmp_path / "wsi" / "c.ome.tif", None]
+    ids = ["a.b", "c", "d.e"]
+    rows = [SlideRow(name, f"p{name}", "x", path=path) for name, path in zip(ids, paths, strict=True)]
+    write_as("stamp", Cohort.from_rows(rows), tmp_path / "out", slides=tmp_path / "wsi")
+    assert [row[1] for row in rows_of(tmp_path / "out" / "slide.csv")] == [
+        "FILENAME", "A/a.b.h5", "c.ome.h5", "d.e.h5"
+    ]  # fmt: skip
+    assert [row.slide_id for row in Cohort.from_csv(tmp_path / "out" / "slide.csv")] == ids
+
+
 # --- Splits as the tools write them ------------------------------------------------------------------------------
 
 

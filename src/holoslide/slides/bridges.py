@@ -18,7 +18,7 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from holoslide.errors import CohortError, ConfigError
 from holoslide.slides.cohort import Cohort, SlideRow
@@ -83,10 +83,13 @@ def _clam(cohort: Cohort, folder: Path, _: Path | None) -> list[Path]:
     return [*files, _table(folder / "splits_0_bool.csv", header, flags)]
 
 
-def _stamp(cohort: Cohort, folder: Path, _: Path | None) -> list[Path]:
+def _stamp(cohort: Cohort, folder: Path, slides: Path | None) -> list[Path]:
+    """Its features lie as the slides do, in the same folders, the last suffix replaced."""
     labels = _label_by_patient(cohort)
     files = [_table(folder / "clini.csv", ["PATIENT", "label"], [list(each) for each in labels.items()])]
-    rows = [[row.patient_id, f"{row.slide_id}.h5"] for row in cohort]
+    names = [row.slide_id + ".svs" if row.path is None else _file(cohort, row, slides) for row in cohort]
+    features = [PurePosixPath(name).with_suffix(".h5").as_posix() for name in names]
+    rows = [[row.patient_id, feature] for row, feature in zip(cohort, features, strict=True)]
     files.append(_table(folder / "slide.csv", ["PATIENT", "FILENAME"], rows))
     if _is_split(cohort):
         fold = {
