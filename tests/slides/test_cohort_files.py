@@ -90,6 +90,16 @@ def test_a_file_is_not_taken_from_another_folder_than_the_one_that_is_named_with
     assert cohort.rows[0].fault.what == f"no file A/1.svs under {slides}"
 
 
+def test_the_files_of_one_dicom_slide_are_not_so_many_slides(tmp_path):
+    """As dcm/*.dcm names them: levels, label and overview."""
+    head = bytes(128) + b"DICM" + b"\x20\x00\x0e\x00UI\x08\x001.2.345"
+    for name, series in (("1", b"."), ("2", b"."), ("3", b"6")):
+        (tmp_path / f"{name}.dcm").write_bytes(head + series)
+    cohort = Cohort.from_files([tmp_path / f"{name}.dcm" for name in "123"])
+    assert [row.path and row.path.name for row in cohort] == ["1.dcm", None, "3.dcm"]
+    assert "2.dcm is of the same DICOM slide as" in cohort.rows[1].fault.what
+
+
 def test_usable_asks_only_for_what_is_needed(tmp_path):
     slides = touch(tmp_path, "a.svs", "b.svs")
     cohort = read(tmp_path, "slide_id,label\na,\nb,0\nc,1\n", slides=slides)

@@ -28,6 +28,7 @@ class SlideFiles:
         self._by_id: dict[str, list[Path]] = defaultdict(list)
         self._dicom: dict[str, list[Path]] = defaultdict(list)  # folders of parts, by name
         self._homes: set[str] = set()  # the names of all folders
+        self._series: dict[bytes, Path] = {}  # the first file of each that a path has named
         if slides is not None:
             self._walk(slides)
         self._names = sorted(self._by_name)
@@ -76,6 +77,13 @@ class SlideFiles:
         if is_raster(found):
             what = f"{shown(Path(path))} is a prepared slide, not the slide itself"
             return _missing(slide_id, row, what, "give the file that it was made from")
+        series = _series_of(found)
+        first = self._series.setdefault(series, found) if series is not None else found
+        if first != found:
+            what = f"{shown(Path(path))} is of the same DICOM slide as {shown(first)}"
+            return Finding.of_slide(
+                "error", "same file twice", slide_id, what, "name one file of each slide", row
+            )
         return found
 
     def beside(self, path: str) -> Path | None:
@@ -195,6 +203,14 @@ def _of_folder(folder: Path) -> Path | None:
     return folder / parts[0] if parts and (series or parts[0].lower().endswith(".dcm")) else None
 
 
+def _series_of(path: Path) -> bytes | None:
+    """The DICOM series of a file; None for others, and for what cannot be read, which opening it will say."""
+    try:
+        return dicom_series(path) if path.suffix.lower() == ".dcm" and path.is_file() else None
+    except OSError:
+        return None
+
+
 def _holds_dicom(folder: Path, names: list[str]) -> bool:
     parts = _dicom_names(names)
     try:
@@ -209,8 +225,7 @@ def _one_each(paths: Iterable[Path]) -> list[Path]:
     """The paths, of a DICOM series the first."""
     first: dict[Path | bytes, Path] = {}
     for path in sorted(paths):
-        series = dicom_series(path) if path.suffix.lower() == ".dcm" and path.is_file() else None
-        first.setdefault(series or path, path)
+        first.setdefault(_series_of(path) or path, path)
     return list(first.values())
 
 
