@@ -53,9 +53,8 @@ EXTENSIONS = (
     "tif", "tiff", "vms", "vmu", "vsi", "zarr",
 )  # fmt: skip
 _EXTENSION = re.compile(rf"(?<=.)(\.ome)?\.({'|'.join(EXTENSIONS)})$", re.IGNORECASE)
-_FEATURES = re.compile(
-    r"(?<=.)(\.ome)?\.h5$", re.IGNORECASE
-)  # STAMP's slide table may name the features' files
+# STAMP's slide table may name the features' files.
+_FEATURES = re.compile(r"(?<=.)(\.ome)?\.h5$", re.IGNORECASE)
 _END = "holoslide: end of table"  # fed to the parser last: an open quotation mark swallows it
 
 
