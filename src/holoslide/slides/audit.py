@@ -6,10 +6,11 @@ from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable
 from typing import TypeVar
 
-from holoslide.slides.cohort import SPLITS, Cohort, SlideRow, Split, row_without_file, row_without_label
+from holoslide.slides.cohort import SPLITS, Cohort, SlideRow, Split
 from holoslide.slides.compare import compare
 from holoslide.slides.facts import shown
 from holoslide.slides.findings import Finding, Kind, Severity, similar, some
+from holoslide.slides.rows import row_without_file, row_without_label
 from holoslide.slides.source import file_key
 from holoslide.slides.survey import Survey, SurveyJob, survey
 from holoslide.slides.tissue import TissueConfig
