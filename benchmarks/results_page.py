@@ -37,12 +37,14 @@ COHORTS = {  # the result's variant -> what it is
     "arrangement": "arrangement phantoms",
 }
 OPEN = (
-    "K = 2, 4 and 8, and all K at equal wall time; K = 1 against 3 was trained once on each of three layouts",
+    "K = 2, 4 and 8 on tissue slides, and all K at equal wall time; K = 1 against 3 was trained once on each of "
+    "three layouts, K = 6 against 3 once on `arrangement`",
     "reconstruction on and off on more than one layout; alpha, number and size of patches, on accuracy",
     "tissue pooling and glass against the paper's zeros and all, on tissue slides: on `arrangement`, one training "
     "each, both tell all test slides apart",
     "auxiliary heads without barriers (`model.barrier_every`, `python -m benchmarks.settings --only "
-    "small-lesions-no-barriers`) on more than one layout: on layout 0, one training each, no difference was seen",
+    "small-lesions-no-barriers`) on more than one layout: on layout 0, one training each, no difference was seen; "
+    "on `arrangement` in six modules, one each, barriers cost much",
     "stem stride, learning rate, number of training slides, label noise: on more than the frozen features of one "
     "layout (`python -m benchmarks.heads`); frozen BatchNorm scale",
     "burden 0.06: the paper's heads with the preset's training on more than one layout, and with nothing "
