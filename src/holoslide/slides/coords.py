@@ -4,13 +4,13 @@
 | --- | --- | --- |
 | TRIDENT | level-0 pixel of the top-left corner, x first | `patch_size_level0` |
 | CLAM | the same | `patch_size` at `patch_level`, times `downsample` |
-| STAMP | the corner in micrometres (`unit` is `um`, or there is `tile_size_um`), x first | `tile_size_um`, `tile_size` |
+| STAMP | the corner in micrometres (`unit` `um`, or with `tile_size_um`), x first | `tile_size_um`, `tile_size` |
 | STAMP 1 | the corner in pixels of 256 / 224 um, x first | 224, the step of its grid; the features are `feats` |
 | others | level-0 pixel, x first | the step of their grid |
 
-STAMP's are told apart as its own `get_coords` does it; but a step of 224 may be any tool's, so its features' name is
+STAMP's are told apart as its own `get_coords` does it; but a step of 224 may be any tool's, so its features are
 asked for, too.
-"""  # noqa: E501
+"""
 
 from __future__ import annotations
 
