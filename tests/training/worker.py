@@ -21,18 +21,23 @@ from holoslide.training import checkpoint
 from tests.training import tiny
 
 
+def live(action: Callable[[], object]) -> NoReturn:
+    """All that a forked process does: nothing of its parent's may run on in it."""
+    try:
+        action()
+        os._exit(0)
+    except BaseException:
+        traceback.print_exc()
+        raise
+    finally:
+        os._exit(1)
+
+
 def forked(action: Callable[[], object], *, kill_after: float | None = None) -> bool:
     """Whether the action came to its end in a process that is killed after some seconds."""
     pid = os.fork()
     if pid == 0:
-        try:
-            action()
-            os._exit(0)
-        except BaseException:
-            traceback.print_exc()
-            raise
-        finally:
-            os._exit(1)
+        live(action)
     if kill_after is not None:  # one that has ended waits for its parent, so the id is still its own
         time.sleep(kill_after)
         os.kill(pid, signal.SIGKILL)
@@ -108,14 +113,7 @@ def ranked(action: Callable[[], object], number: int, port: int) -> NoReturn:
         "TORCHELASTIC_RUN_ID": "test", "RANK": str(number), "LOCAL_RANK": str(number), "WORLD_SIZE": "2",
         "GROUP_RANK": "0", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
     }  # fmt: skip
-    try:
-        action()
-        os._exit(0)
-    except BaseException:
-        traceback.print_exc()
-        raise
-    finally:
-        os._exit(1)
+    live(action)
 
 
 def full_disk(folder: Path) -> None:

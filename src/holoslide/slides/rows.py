@@ -30,8 +30,8 @@ class SlideRow:
     """One slide. None: not known, or not in any part; `fault` says why a file that was looked for is not there.
 
     `mpp` is the table's (um per pixel of level 0), `fallback_mpp` counts where neither the table nor the file says.
-    `path` is absolute, `row` is the table's row. `mask` is the
-    user's own tissue mask, `site` where the slide was made; few tables have them.
+    `path` is absolute, `row` is the table's row. `mask` is the user's own tissue mask, `site` where the slide was
+    made; few tables have them. Raises `CohortError` for what no table could hold.
     """
 
     slide_id: str

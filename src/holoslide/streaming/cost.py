@@ -28,7 +28,7 @@ class PeakBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's 
     """Counts the bytes of all tensors made while it is active: `now` alive, and that at all `moments` so far."""
 
     def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]  # nor has its constructor
+        super().__init__()  # type: ignore[no-untyped-call]  # torch's constructor has no types
         self.now = 0
         self.moments: list[int] = []
         self._alive: dict[int, weakref.ref[Any]] = {}
@@ -61,7 +61,7 @@ class PeakBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's 
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        super().__exit__(kind, value, trace)  # type: ignore[no-untyped-call]  # nor this
+        super().__exit__(kind, value, trace)  # type: ignore[no-untyped-call]  # torch's exit has no types
         self._alive.clear()
 
 
