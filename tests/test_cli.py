@@ -4,6 +4,7 @@ import csv
 import errno
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,11 @@ import pytest
 from PIL import Image
 
 from holoslide import cli
+from holoslide.console import TrainingBar
 from holoslide.predictions import Prediction, Predictor
 from holoslide.slides.phantom import PhantomConfig, write_phantoms
 from holoslide.training.loop import FitResult
+from holoslide.training.progress import RunFacts, SlideDone
 
 SETTINGS = """
 prepare: {mpp: 8.0}
@@ -416,6 +419,26 @@ def test_inspect_is_read_by_people(data_dir: Path, tmp_path: Path, holoslide: Co
     assert sum("lines.svs" in line for line in said) == 1
     assert holoslide("inspect", odd, "--slide-mpp", 0.25) == 0
     assert "um per pixel: 0.25 (from: user)" in holoslide.out
+
+
+def test_a_log_hears_of_a_long_job_now_and_then(
+    cohort: Path, holoslide: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where no terminal is, there is no bar, but a line a minute."""
+    monkeypatch.setattr("holoslide.console.LINE_S", 0.0)
+    holoslide("audit", cohort / "slides.csv", "--workers", 1)
+    assert re.search(r"^opening slides: 3 of 12, left \d+:\d\d", holoslide.err, re.MULTILINE)
+
+
+def test_a_log_hears_of_a_long_epoch_now_and_then(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("holoslide.console.LINE_S", 0.0)
+    facts = RunFacts("cpu", "32", ranks=1, epoch=2, epochs=9, modules=2, peak_bytes=0)
+    with TrainingBar() as told:
+        told.started(facts)
+        told.slide_done(SlideDone("train", 3, 7, 40, "a", (0.69, 0.7), (), eta_s=4000.0))
+    assert "epoch 3/9 train: 7 of 40, losses 0.69 0.70  left 1:06:40" in capsys.readouterr().err
 
 
 def test_prepare_tells_of_slides_without_a_file(tmp_path: Path, holoslide: Command) -> None:

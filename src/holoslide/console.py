@@ -1,14 +1,30 @@
-"""Bars and tables on a terminal, for the command line alone."""
+"""Bars and tables on a terminal, and lines in a log, for the command line alone."""
 
 from __future__ import annotations
 
 import sys
+import time
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
+
+LINE_S = 60.0  # between two lines of progress where there is no terminal: a night's log stays short
+
+
+class _Log:
+    """Progress where there is no terminal to draw a bar on: a line now and then."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._last = time.monotonic()
+
+    def __call__(self, line: str) -> None:
+        if not self._console.is_terminal and time.monotonic() - self._last >= LINE_S:
+            self._last = time.monotonic()
+            self._console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 class Bar:
@@ -25,6 +41,7 @@ class Bar:
         console = Console(stderr=True)
         self._progress = Progress(*columns, console=console, disable=not console.is_terminal)
         self._task = self._progress.add_task(what, total=None, note="")
+        self._what, self._log, self._began = what, _Log(console), time.monotonic()
 
     def __enter__(self) -> Bar:
         self._progress.start()
@@ -36,6 +53,8 @@ class Bar:
     def __call__(self, done: int, total: int, note: str = "") -> None:
         """`done` of `total` pieces are done; `note` is the last."""
         self._progress.update(self._task, completed=done, total=total, note=note)
+        left_s = (time.monotonic() - self._began) / max(1, done) * (total - done)
+        self._log(f"{self._what}: {done} of {total}, left {_duration(left_s)}  {note}".rstrip())
 
 
 class TrainingBar:
@@ -52,6 +71,7 @@ class TrainingBar:
             disable=not self._console.is_terminal,
         )
         self._task = self._progress.add_task("training", total=None, note="")
+        self._log = _Log(self._console)
         self._epochs = 0
 
     def __enter__(self) -> TrainingBar:
@@ -73,13 +93,12 @@ class TrainingBar:
     def slide_done(self, slide: Any) -> None:
         """As `holoslide.training.progress.Progress`."""
         losses = " ".join(f"{loss:.2f}" for loss in slide.classification)
+        what = f"epoch {slide.epoch}/{self._epochs} {slide.phase}"
+        note = f"losses {losses}  left {_duration(slide.eta_s)}"
         self._progress.update(
-            self._task,
-            description=f"epoch {slide.epoch}/{self._epochs} {slide.phase}",
-            completed=slide.done,
-            total=slide.total,
-            note=f"losses {losses}  left {_duration(slide.eta_s)}",
+            self._task, description=what, completed=slide.done, total=slide.total, note=note
         )
+        self._log(f"{what}: {slide.done} of {slide.total}, {note}")
 
     def epoch_done(self, row: dict[str, float], *, is_best: bool) -> None:
         """As `holoslide.training.progress.Progress`."""
