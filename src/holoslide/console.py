@@ -87,7 +87,8 @@ class TrainingBar:
         memory = f", at most {facts.peak_bytes / 2**30:.2f} GiB for slides" if facts.peak_bytes else ""
         self._console.print(
             f"{facts.modules} modules on {facts.device}, precision {facts.precision}, "
-            f"{facts.ranks} process(es), epochs {facts.epoch + 1} to {facts.epochs}{memory}"
+            f"{facts.ranks} process(es), epochs {facts.epoch + 1} to {facts.epochs}{memory}",
+            soft_wrap=True,
         )
 
     def slide_done(self, slide: Any) -> None:
@@ -108,6 +109,7 @@ class TrainingBar:
             f"epoch {int(row['epoch'])}/{self._epochs}  train {train}  valid loss {row[f'valid/loss_{last}']:.3f}  "
             f"AUROC {row[f'valid/auroc_{last}']:.3f}  {_duration(row['seconds'])}{'  best' if is_best else ''}",
             highlight=False,
+            soft_wrap=True,
         )
 
 
