@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, get_type_hints
 
 import griffe
 import typer
@@ -26,7 +26,7 @@ from typer.cli import get_docs_for_click
 
 import holoslide
 from holoslide import cli, streaming
-from holoslide.config import PRESETS, RunConfig
+from holoslide.config import PRESETS, RunConfig, takes
 
 REPO = Path(__file__).resolve().parent.parent
 SHOWN_AS = {".py": "python", ".yaml": "yaml", ".json": "json"}  # what is linked to, and becomes a page
@@ -139,7 +139,7 @@ def _settings(part: str, kind: type) -> Iterator[Setting]:
             continue
         docstring = said.attributes[field.name].docstring
         meaning = " ".join(docstring.value.split()) if docstring else ""
-        yield Setting(f"{part}.{field.name}", _takes(hints[field.name]), _as_yaml(field.default), meaning)
+        yield Setting(f"{part}.{field.name}", takes(hints[field.name]), _as_yaml(field.default), meaning)
 
 
 def _said_of(kind: type) -> Any:
@@ -156,18 +156,6 @@ def _module(name: str) -> Any:
 
 def _first_words(kind: type) -> str:
     return " ".join(_said_of(kind).docstring.value.split())
-
-
-def _takes(hint: Any) -> str:
-    """A type in words: a choice's words, or what kind of value it is."""
-    names = {int: "whole number", float: "number", bool: "true or false", str: "text", type(None): "`null`"}
-    if hint in names:
-        return names[hint]
-    if get_origin(hint) is Literal:
-        return " or ".join(f"`{choice}`" for choice in get_args(hint))
-    if get_origin(hint) is tuple:
-        return f"list: {_takes(get_args(hint)[0])}"
-    return " or ".join(_takes(one) for one in get_args(hint))
 
 
 def _as_yaml(value: Any) -> str:

@@ -72,6 +72,8 @@ def test_yaml_is_read_as_it_stands(tmp_path: Path) -> None:
         ("train: {milestones: [1e-1, '0.5']}", "train", "milestones", (0.1, 0.5)),
         ("augment: {small_px: 2e3}", "augment", "small_px", 2000),
         ("evaluate: {positive: '01'}", "evaluate", "positive", "01"),
+        ("evaluate: {positive: 01}", "evaluate", "positive", "01"),
+        ("train: {epochs: 010}", "train", "epochs", 10),
         ("evaluate: {positive: 1e5}", "evaluate", "positive", "1e5"),
         ("evaluate: {positive: '1.50'}", "evaluate", "positive", "1.50"),
     ],
@@ -100,6 +102,17 @@ def test_a_value_is_what_its_setting_takes_wherever_it_is_given(
         ("train: {milestones: [nan]}", "train.milestones: is nan; give a finite number"),
         ("train: {milestones: [true]}", "train.milestones: should be a number; it was True"),
         ("evaluate: {positive: no}", "evaluate.positive: should be text; it was False: put the word in quot"),
+        ("evaluate: {positive: 1.0}", "evaluate.positive: should be text; it was 1.0: put the word in quot"),
+        (
+            "stream: {folder: 2026-01-01}",
+            "stream.folder: should be text; it was 2026-01-01: put the word in quot",
+        ),
+        ("train: {devices: 1.5}", "train.devices: is 1.5; it takes: whole number or auto"),
+        ("train: {milestones: 0.5}", "train.milestones: is 0.5; it takes: list of numbers"),
+        ("train: {epochs: }", "train.epochs: is empty; it takes: whole number"),
+        ("train: {checkpoint_minutes: 1:30}", "train.checkpoint_minutes: is '1:30'; it takes: number"),
+        ("epochs: 3", "there is no setting epochs; did you mean train.epochs?"),
+        ("model: {name: resnet18}", "there is no setting model.name; did you mean model.backbone.name?"),
         ("? [train]\n: 1", "is not YAML"),
     ],
 )
@@ -108,6 +121,25 @@ def test_what_is_no_value_of_its_setting_is_refused(tmp_path: Path, text: str, m
     settings.write_text(text)
     with pytest.raises(ConfigError, match=message):
         RunConfig.load(settings)
+
+
+def test_a_part_with_nothing_below_it_keeps_what_the_preset_has_in_it(tmp_path: Path) -> None:
+    settings = tmp_path / "run.yaml"
+    settings.write_text("train:\n  # epochs: 3\nmodel: {modules: 2, backbone: }\n")
+    found, paper = RunConfig.load(settings, preset="paper", sets=["prepare="]), RunConfig.load(preset="paper")
+    assert found.train == paper.train
+    assert found.model == dataclasses.replace(paper.model, modules=2)
+
+
+def test_what_is_wrong_is_said_to_be_where_it_was_given(tmp_path: Path) -> None:
+    settings = tmp_path / "run.yaml"
+    settings.write_text("train: {epochs: 3}")
+    for setting, message in (
+        ("train.epochz=4", "--set train.epochz=4: there is no setting"),
+        ("train.epochs=x", "--set train.epochs=x: train.epochs: is 'x'"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            RunConfig.load(settings, sets=[setting])
 
 
 def test_of_two_that_have_one_name_neither_wins_in_a_setting_of_the_command() -> None:

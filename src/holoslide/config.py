@@ -5,11 +5,14 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from datetime import date
+from functools import cache
 from pathlib import Path
-from typing import Any, cast, get_args, get_type_hints
+from typing import Any, Literal, cast, get_args, get_origin, get_type_hints
 
 import pydantic
 import yaml
@@ -22,6 +25,7 @@ from holoslide.slides.cohort import SplitConfig
 from holoslide.slides.prepare import PrepareConfig
 from holoslide.training.options import TrainConfig
 
+_INT = "tag:yaml.org,2002:int"
 PRESETS: dict[str, dict[str, Any]] = {
     "default": {},
     # The paper's own settings where ours differ (arXiv 2207.08267): zero padding, every cell pooled, patches to
@@ -75,22 +79,17 @@ class RunConfig:
             raise ConfigError(
                 "preset", f"there is no preset {preset!r}", f"choose one of {', '.join(PRESETS)}"
             )
-        values = _merge(PRESETS[preset], _read(path) if path is not None else {}, str(path))
+        values = PRESETS[preset]
+        if path is not None:
+            values = _merge(values, _checked(cls, _read(path), str(path), ""))
         for setting in sets:
-            values = _merge(values, _parse(setting), f"--set {setting}")
-        return cls.from_dict(values, where=str(path) if path is not None else "configuration")
+            values = _merge(values, _checked(cls, _parse(setting), f"--set {setting}", ""))
+        return cls.from_dict(values)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], *, where: str = "configuration") -> RunConfig:
         """Raises `ConfigError` that names an unknown key's nearest match, or a value of the wrong kind."""
-        try:
-            return pydantic.TypeAdapter(cls).validate_python(_checked(cls, values, where, ""))
-        except pydantic.ValidationError as error:
-            first = error.errors()[0]
-            key = ".".join(str(part) for part in first["loc"])
-            raise ConfigError(
-                where, f"{key}: {first['msg'].lower()}", f"it was {first['input']!r}"
-            ) from error
+        return pydantic.TypeAdapter(cls).validate_python(_checked(cls, values, where, ""))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for YAML."""
@@ -136,18 +135,16 @@ def _parse(setting: str) -> dict[str, Any]:
     return result
 
 
-def _merge(base: Mapping[str, Any], changes: Mapping[str, Any], where: str) -> dict[str, Any]:
+def _merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
     result = dict(base)
     for key, value in changes.items():
         old = result.get(key)
-        result[key] = (
-            _merge(old, value, where) if isinstance(old, dict) and isinstance(value, dict) else value
-        )
+        result[key] = _merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
     return result
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML that does not let the second of two equal keys win in silence."""
+    """YAML that does not let the second of two equal keys win in silence, nor take 010 for 8 and 1:30 for 90."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:  # noqa: FBT001, FBT002 - as PyYAML has it
         """As its parent's, for keys that all differ."""
@@ -161,15 +158,20 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+_Loader.yaml_implicit_resolvers = {
+    first: [pair for pair in pairs if pair[0] != _INT]
+    for first, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(_INT, re.compile(r"[-+]?(?:0|[1-9][0-9]*)$"), list("-+0123456789"))
+
+
 def _checked(kind: type, values: Mapping[str, Any], where: str, prefix: str) -> dict[str, Any]:
     """The values, without parts that are empty; refuses keys that there are not, and numbers that are none."""
     known = {f.name for f in dataclasses.fields(kind)}
     hints, checked = get_type_hints(kind), dict[str, Any]()
     for key, value in values.items():
         if key not in known:
-            close = difflib.get_close_matches(str(key), known, n=1)
-            remedy = f"did you mean {prefix}{close[0]}?" if close else f"known: {', '.join(sorted(known))}"
-            raise ConfigError(where, f"there is no setting {prefix}{key}", remedy)
+            raise ConfigError(where, f"there is no setting {prefix}{key}", _meant(str(key), known, prefix))
         if not dataclasses.is_dataclass(hints[key]):
             checked[key] = _fitted(hints[key], value, where, f"{prefix}{key}")
         elif isinstance(value, Mapping):
@@ -184,19 +186,45 @@ def _checked(kind: type, values: Mapping[str, Any], where: str, prefix: str) -> 
     return checked
 
 
-def _fitted(hint: Any, value: Any, where: str, key: str) -> Any:
-    """A value as its setting means it: YAML takes 2e-5 for text, and the word 32 for a number.
+def _meant(key: str, known: set[str], prefix: str) -> str:
+    """What to do about a key that there is not: it stands elsewhere, or is close to one that is here."""
+    elsewhere = [path for path in _paths(RunConfig, "") if path.rpartition(".")[2] == key]
+    close = difflib.get_close_matches(key.lower(), known, n=1)
+    if not elsewhere and not close:
+        return f"known: {', '.join(sorted(known))}"
+    return f"did you mean {' or '.join(elsewhere or [prefix + close[0]])}?"
 
-    Refused is what pydantic would take: true for 1, and infinity for a number.
-    """
-    if isinstance(value, list):
-        return [_fitted(hint, each, where, key) for each in value]
+
+def _paths(kind: type, prefix: str) -> Iterator[str]:
+    """All keys, parts included."""
+    for name, hint in get_type_hints(kind).items():
+        yield f"{prefix}{name}"
+        if dataclasses.is_dataclass(hint):
+            yield from _paths(cast("type", hint), f"{prefix}{name}.")
+
+
+def _fitted(hint: Any, value: Any, where: str, key: str) -> Any:
+    """A value of the kind that its setting takes. Refused is also what pydantic would take: true for 1."""
+    if isinstance(value, list | tuple):
+        meant: Any = [_as_meant(hint, one, where, key) for one in value]
+    else:
+        meant = _as_meant(hint, value, where, key)
+    try:
+        return _adapter(hint).validate_python(meant)
+    except pydantic.ValidationError as error:
+        shown = {str: repr(value), type(None): "empty"}.get(type(value), str(value))
+        raise ConfigError(where, f"{key}: is {shown}", f"it takes: {takes(hint).replace('`', '')}") from error
+
+
+def _as_meant(hint: Any, value: Any, where: str, key: str) -> Any:
+    """YAML takes 2e-5 for text, and the word 32 for a number. Infinity is no number of a setting."""
     kinds = {hint, *get_args(hint)}
-    if isinstance(value, bool) and kinds & {int, float, str}:
-        if str in kinds:
-            raise ConfigError(
-                where, f"{key}: should be text", f"it was {value}: put the word in quotation marks"
-            )
+    if str in kinds and isinstance(value, bool | int | float | date) and type(value) not in kinds:
+        remedy = (
+            f"it was {value}: put the word in quotation marks, behind --set in two pairs: '{key}=\"...\"'"
+        )
+        raise ConfigError(where, f"{key}: should be text", remedy)
+    if isinstance(value, bool) and kinds & {int, float}:
         raise ConfigError(where, f"{key}: should be a number", f"it was {value}")
     if isinstance(value, str) and kinds & {int, float} and str not in kinds:
         value = _number(value)
@@ -205,6 +233,27 @@ def _fitted(hint: Any, value: Any, where: str, key: str) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         raise ConfigError(where, f"{key}: is {value}", "give a finite number")
     return value
+
+
+def takes(hint: Any) -> str:
+    """A type in words: a choice's words, or what kind of value it is.
+
+    >>> takes(int | None)
+    'whole number or `null`'
+    """
+    names = {int: "whole number", float: "number", bool: "true or false", str: "text", type(None): "`null`"}
+    if hint in names:
+        return names[hint]
+    if get_origin(hint) is Literal:
+        return " or ".join(f"`{choice}`" for choice in get_args(hint))
+    if get_origin(hint) is tuple:
+        return f"list of {takes(get_args(hint)[0])}s"
+    return " or ".join(takes(one) for one in get_args(hint))
+
+
+@cache
+def _adapter(hint: Any) -> pydantic.TypeAdapter[Any]:
+    return pydantic.TypeAdapter(hint)
 
 
 def _number(text: str) -> int | float | str:
