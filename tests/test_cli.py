@@ -393,6 +393,16 @@ def test_a_missing_table_is_one_line(tmp_path: Path, holoslide: Command) -> None
     assert holoslide.err.count("\n") == 1
 
 
+def test_ctrl_c_is_one_line(tmp_path: Path, holoslide: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("holoslide.slides.cohort.Cohort.from_csv", interrupt)
+    assert holoslide("train", tmp_path / "slides.csv", "-o", tmp_path / "run") == 130
+    assert holoslide.err == "holoslide: stopped; train goes on with --resume, others are run again\n"
+    assert holoslide.out == ""
+
+
 def test_wrong_usage_is_exit_code_2(holoslide: Command) -> None:
     assert holoslide("train") == 2
 

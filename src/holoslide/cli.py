@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from holoslide.cli_options import (
+    INTERRUPTED,
     USER_ERROR,
     ClusterOption,
     ConfigOption,
@@ -365,9 +366,13 @@ def _training_bar() -> TrainingBar:
 
 
 def main() -> None:
-    """Run the command; a user's error is one line, and exit code 1."""
+    """Run the command; a user's error is one line, and exit code 1. Ctrl-C is one line, and 130."""
     try:
         app()
+    except SystemExit as stop:
+        if stop.code == INTERRUPTED:
+            typer.echo("holoslide: stopped; train goes on with --resume, others are run again", err=True)
+        raise
     except HoloslideError as error:
         typer.echo(f"holoslide: {error}", err=True)
         sys.exit(USER_ERROR)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from holoslide.slides.cohort import Cohort
 
 USER_ERROR = 1
+INTERRUPTED = 130  # as typer ends a command at Ctrl-C
 
 TableArgument = Annotated[
     Path, typer.Argument(help="CSV: slide_id, patient_id, label[, split][, mpp][, path].")
