@@ -15,6 +15,7 @@ from PIL import Image
 
 from holoslide import cli
 from holoslide.console import TrainingBar
+from holoslide.files import write_rows
 from holoslide.predictions import Prediction, Predictor
 from holoslide.slides.phantom import PhantomConfig, write_phantoms
 from holoslide.training.loop import FitResult
@@ -114,6 +115,28 @@ def test_of_several_processes_only_the_first_ends_with_what_was_left_out(
     assert holoslide("train", table, "--config", settings, "-o", tmp_path / "run", "--workers", 1) == 0
     assert holoslide.out == ""
     assert "left out:" not in holoslide.err
+
+
+@pytest.mark.usefixtures("run")
+def test_where_the_slides_left_are_too_few_it_is_said_why(
+    cohort: Path, tmp_path: Path, holoslide: Command
+) -> None:
+    """A whole part was left out: that the table has none was all that was said."""
+    rows = read(cohort / "with_broken.csv")
+    for row in rows:
+        row["path"] = str(
+            cohort / "slides" / ("broken.tiff" if row["split"] == "train" else Path(row["path"]).name)
+        )
+    table, given = tmp_path / "slides.csv", ("--config", cohort / "run.yaml")
+    write_rows(rows, table)
+    assert holoslide("train", table, *given, "-o", tmp_path / "run", "--workers", 1) == 1
+    reason = f"{cohort / 'slides' / 'broken.tiff'}: is not a slide in any known format"
+    assert reason in holoslide.err
+    assert "holoslide: train: holds no slide that can be used; " in holoslide.err.splitlines()[-1]
+    assert holoslide("plan", cohort / "with_broken.csv", *given) == 1
+    assert "1 slide left out:\n  broken: " in holoslide.err
+    assert holoslide("plan", cohort / "with_broken.csv", *given, "--json") == 1
+    assert len(json.loads(holoslide.out)) == 2
 
 
 def test_without_test_slides_there_is_a_model(cohort: Path, tmp_path: Path, holoslide: Command) -> None:

@@ -30,6 +30,7 @@ from holoslide.cli_options import (
     WorkersOption,
     bar,
     print_table,
+    reasons_told,
     report_left_out,
     settings_of,
     shard_of,
@@ -83,11 +84,11 @@ def plan(
     settings = settings_of(config, preset, sets, None)
     cohort, _ = _cohort_to_train(table, slides, masks, settings)
     prepared = _prepared(cohort, rasters or default_rasters(table), settings, workers=0)
-    plans = plan_cohort(prepared, settings)
+    with reasons_told(prepared):
+        plans = plan_cohort(prepared, settings)
     if as_json:
         typer.echo(json.dumps([p.facts() for p in plans], indent=2))
-        return
-    for one in plans:
+    for one in [] if as_json else plans:
         typer.echo(f"\n{one.purpose}: largest slide {one.slide_id}, {one.plan.peak_bytes / 2**30:.2f} GiB at most, "
                    f"{one.plan.file_bytes / 2**30:.2f} GiB in a file, about {one.plan.seconds:.1f} s")  # fmt: skip
         rows = [
@@ -101,6 +102,7 @@ def plan(
             for s in one.plan.stages
         ]
         print_table(["segment", "tile side (cells)", "tiles", "working MiB", "map MiB"], rows)
+    report_left_out(prepared, quiet=as_json)
 
 
 @app.command()
@@ -144,13 +146,13 @@ def train(
             several = partial(train_seeds, prepared, settings, out, seeds, splits=splits)
         _train_repeatedly(several, prepared, resume=resume)
         return
-    with _training_bar() as progress:
+    with reasons_told(prepared), _training_bar() as progress:
         result = train_run(prepared, settings, out, splits=splits, resume=resume, progress=progress)
     if result.rank != 0:
         return  # with exit code 0: for any other, Fabric kills rank 0, which tests and writes the report
     typer.echo(f"best epoch {result.best_epoch}, model in {result.best}")
     if cohort.test:
-        with bar("testing") as advance:
+        with reasons_told(prepared), bar("testing") as advance:
             evaluation = evaluate_run(out, prepared, progress=advance)
         _print_evaluation(evaluation)
     else:
@@ -159,7 +161,7 @@ def train(
 
 
 def _train_repeatedly(several: Callable[..., Repeated | None], prepared: Prepared, *, resume: bool) -> None:
-    with _training_bar() as progress:
+    with reasons_told(prepared), _training_bar() as progress:
         found = several(resume=resume, announce=typer.echo, progress=progress)
     if found is None:
         return  # as above: rank 0 says the rest
@@ -221,7 +223,7 @@ def evaluate(
     own = rasters_of(run) or run / "rasters"
     folder = rasters or (own if table is None else default_rasters(table))
     prepared = _prepared(with_masks(cohort, masks), folder, settings, workers=workers)
-    with bar("evaluating") as advance:
+    with reasons_told(prepared), bar("evaluating") as advance:
         evaluation = evaluate_run(
             run,
             prepared,

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from holoslide.errors import HoloslideError
 
 if TYPE_CHECKING:
     from holoslide.config import RunConfig
@@ -69,6 +72,17 @@ def counted(count: int, what: str) -> str:
 
 def report_left_out(prepared: Prepared, *, quiet: bool = False) -> None:
     name_left_out(prepared.left_out, quiet=quiet)
+
+
+@contextmanager
+def reasons_told(prepared: Prepared) -> Iterator[None]:
+    """What goes wrong may be for want of slides that were left out: then they are named before it."""
+    try:
+        yield
+    except HoloslideError:
+        with suppress(typer.Exit):
+            report_left_out(prepared)
+        raise
 
 
 def name_left_out(left_out: Sequence[tuple[str, str]], *, quiet: bool = False) -> None:

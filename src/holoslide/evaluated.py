@@ -58,7 +58,9 @@ class Evaluated:
         rows = tuple(row for row in prepared.cohort if row.label is not None and split in (row.split, "all"))
         if not rows:
             where = prepared.cohort.name
-            raise CohortError(where, f"has no labelled slide in {split}", "choose another split, or all")
+            raise CohortError(
+                where, f"has no labelled slide in {split} that can be used", "choose another split, or all"
+            )
         return cls(run, place_of(run, split, out, table=table), prepared, rows, split, table)
 
     @property

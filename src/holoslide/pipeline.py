@@ -41,7 +41,7 @@ from holoslide.training.checkpoint import describe, refuse_other_run
 from holoslide.training.loop import LAST, FitResult, Progress, Sample, fit
 from holoslide.training.parallel import mixed_dtype
 from holoslide.training.planning import plan_part
-from holoslide.training.samples import OpenPixels
+from holoslide.training.samples import NO_SLIDE, OpenPixels
 
 
 def refuse_other_preparation(out: Path, config: PrepareConfig) -> None:
@@ -167,7 +167,7 @@ def normalisation(rasters: Sequence[Path], config: RunConfig) -> InputConfig:
             second += raster.tissue_px * (std**2 + mean**2)
             glass = tuple(int(v) for v in raster.glass)  # type: ignore[assignment]
     if not total:
-        raise CohortError("train", "holds no slide", "give the table a split, or let one be drawn")
+        raise CohortError("train", "holds no slide that can be used", NO_SLIDE)
     if not config.model.backbone.by_cohort:  # learned on ImageNet: its scale is InputConfig's own
         return InputConfig(mpp=config.prepare.mpp, glass=glass)
     mean = first / total

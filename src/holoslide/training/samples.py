@@ -19,6 +19,8 @@ from holoslide.slides.augment import AugmentConfig, Augmented, draw
 
 OpenPixels = Callable[[Path], AbstractContextManager[Pixels]]
 
+NO_SLIDE = "mend what was left out, or give the table another split"
+
 # What a draw is for: the last word of its seed, so that no two streams are one.
 _AUGMENT, _STEP, _ORDER = 1, 2, 3
 
@@ -173,7 +175,7 @@ def _is_out_of_memory(error: Exception) -> bool:
 def _refuse_split(train: Sequence[Sample], valid: Sequence[Sample]) -> None:
     for name, samples in (("train", train), ("valid", valid)):
         if not samples:
-            raise CohortError(name, "holds no slide", "give the table a split, or let one be drawn")
+            raise CohortError(name, "holds no slide that can be used", NO_SLIDE)
     shared = {s.patient_id for s in train} & {s.patient_id for s in valid}
     if shared:
         raise CohortError(
