@@ -22,7 +22,7 @@ import torch
 from numpy.typing import NDArray
 
 from holoslide.config import RunConfig
-from holoslide.errors import CheckpointError, MemoryPlanError, SlideError
+from holoslide.errors import CheckpointError, ConfigError, MemoryPlanError, SlideError
 from holoslide.evaluation.calibration import Temperature
 from holoslide.evaluation.legend import with_legend
 from holoslide.evaluation.overlay import Placement, overlay
@@ -35,7 +35,7 @@ from holoslide.evaluation.scales import (
     evidence_sums,
     relative_attention,
 )
-from holoslide.files import write_atomically, write_rows
+from holoslide.files import lock, write_atomically, write_rows
 from holoslide.inference.heatmap import Heatmap, make_heatmap, save_heatmaps
 from holoslide.inference.predict import SlideScores, score_slide
 from holoslide.inference.show import PICTURE_PX, prediction_html
@@ -173,7 +173,8 @@ def predict_cohort(
     """Score slides into a table, and draw their heatmaps; a slide that fails is added to those left out.
 
     `cluster` is the address of a Dask scheduler, whose workers score: they need the same files, and the model's.
-    Until all are done, those that are lie in `<out>.partial.csv`: a run that is stopped loses none.
+    Until all are done, those that are lie in `<out>.partial.csv`: a run that is stopped loses none. Raises
+    ConfigError where another command writes the same table.
     """
     rows = list(prepared.cohort)
     table: dict[int, dict[str, str]] = {}
@@ -188,7 +189,10 @@ def predict_cohort(
         found = on_cluster(cluster, predict_one, [(*model, *each) for each in work])
     out.parent.mkdir(parents=True, exist_ok=True)
     partial = out.with_suffix(".partial.csv")
-    with partial.open("w", encoding="utf-8", newline="", buffering=1) as file:
+    with partial.open("a", encoding="utf-8", newline="", buffering=1) as file:
+        if not lock(file):
+            raise ConfigError(out, "is being written by another command", "give each its own table (--out)")
+        file.truncate(0)
         for done, (index, outcome) in enumerate(found, start=1):
             if isinstance(outcome, dict):
                 writer = csv.DictWriter(file, list(outcome))

@@ -84,7 +84,10 @@ def prepare_cohort(
         for row in usable
         if row.path is not None
     ]
-    if cluster is not None:
+    results: list[PrepareResult] = []
+    if not jobs:
+        pass  # nothing to prepare, and no folder to make: the slides' may be a mistyped one
+    elif cluster is not None:
         results = prepare_on_cluster(jobs, rasters, config, cluster, stall_s=stall_s, progress=progress)
     else:
         count = workers or os.cpu_count() or 1

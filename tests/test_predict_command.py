@@ -1,0 +1,37 @@
+"""`holoslide predict` where two commands meet, and where there is nothing to score."""
+
+from pathlib import Path
+
+import pytest
+
+from holoslide.files import lock
+from tests.command import exit_code
+
+
+def test_of_two_that_write_one_table_the_second_is_refused(
+    finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Both wrote into one partial table, and the second ended in that it was gone."""
+    beside, out = finished_run.parent, tmp_path / "p.csv"
+    given = ["predict", finished_run, beside / "slides.csv", "--rasters", beside / "rasters", "-o", out]
+    with (tmp_path / "p.partial.csv").open("w", encoding="utf-8") as file:
+        file.write("slide_id\nof the first\n")
+        file.flush()
+        assert lock(file)
+        assert exit_code(monkeypatch, *given, "--workers", 1) == 1
+        assert f"{out}: is being written by another command; give each its own" in capsys.readouterr().err
+        assert "of the first" in (tmp_path / "p.partial.csv").read_text(encoding="utf-8")
+    assert not out.exists()
+    assert exit_code(monkeypatch, *given, "--workers", 1) == 0, "one that was killed is in nobody's way"
+    assert [path.name for path in tmp_path.iterdir()] == ["p.csv"]
+
+
+def test_a_mistyped_folder_is_not_made(
+    finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert (
+        exit_code(monkeypatch, "predict", finished_run, tmp_path / "nwe" / "*.tiff", "-o", tmp_path / "p.csv")
+        == 1
+    )
+    assert "there is no file" in capsys.readouterr().err
+    assert not (tmp_path / "nwe").exists()
