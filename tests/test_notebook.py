@@ -9,9 +9,11 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from holoslide import Heatmap, Prediction, Raster, Run, predict, score
+from holoslide.errors import CohortError
 from holoslide.inference.show import PICTURE_PX
 
 
@@ -84,6 +86,31 @@ def test_a_slide_named_like_one_of_the_runs_own_does_not_take_the_place_of_its_r
     assert other.raster == run / "scored" / "focus-001.tif"
     assert (kept.raster, kept.row.patient_id) == (own / "focus-001.tif", "patient-001")
     assert other.probabilities != kept.probabilities
+
+
+def test_slides_of_one_name_from_two_folders_are_not_taken_for_each_other(
+    finished_run: Path, tmp_path: Path
+) -> None:
+    model, slides = tmp_path / "model", finished_run.parent / "slides"
+    shutil.copytree(finished_run / "best", model)
+    shutil.copy(finished_run / "config.yaml", model)
+    paths = [tmp_path / name / "x.tiff" for name in ("a", "b")]
+    for number, path in enumerate(paths, start=1):
+        path.parent.mkdir()
+        shutil.copy(slides / f"focus-00{number}.tiff", path)
+    first = score(model, paths[0])
+    shown = first._repr_html_()
+    with pytest.raises(
+        CohortError, match=r"scored/x.tif: is the raster of another slide of this name, .*a/x.tiff"
+    ):
+        score(model, paths[1])
+    second = score(model, paths[1], rasters=tmp_path / "more")
+    assert second.raster == tmp_path / "more" / "x.tif"
+    assert second.probabilities != first.probabilities
+    assert first._repr_html_() == shown
+    for path in paths:  # as the command: beside the slides
+        assert predict(model, [path], tmp_path / "p.csv") == 1
+        assert (path.parent / "rasters" / "x.tif").is_file()
 
 
 def test_a_run_shows_its_metrics_and_what_was_left_out(finished_run: Path, tmp_path: Path) -> None:

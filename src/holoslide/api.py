@@ -15,7 +15,7 @@ from holoslide.models.classifier import LocalClassifier
 from holoslide.pipeline import refuse_other_preparation
 from holoslide.pipeline import train as train_run
 from holoslide.predictions import Prediction, Predictor, predict_cohort
-from holoslide.prepared import Prepared, cohort_of, prepare_cohort
+from holoslide.prepared import Prepared, cohort_of, default_rasters, prepare_cohort
 from holoslide.results import Evaluation, evaluate_run
 from holoslide.runs import rasters_of
 from holoslide.slides.cohort import Cohort
@@ -97,16 +97,25 @@ def evaluate(
 
 
 def predict(
-    run: Run | str | Path, slides: Cohort | list[Path], out: str | Path, *, mpp: float | None = None
+    run: Run | str | Path,
+    slides: Cohort | list[Path],
+    out: str | Path,
+    *,
+    mpp: float | None = None,
+    rasters: str | Path | None = None,
 ) -> int:
     """Score slides into a table; gives how many were scored. Raises `CohortError` if some could not be.
 
-    They are prepared in a folder `scored` beside the table.
+    They are prepared in `rasters` (default: for files as `default_rasters` says, as by the command; for a cohort
+    a folder `scored` beside the table).
     """
     folder = run.folder if isinstance(run, Run) else Path(run)
-    cohort = slides if isinstance(slides, Cohort) else cohort_of(slides, mpp=mpp)
     predictor = Predictor(folder)
-    prepared = _prepare(cohort, predictor, Path(out).parent / SCORED)
+    if isinstance(slides, Cohort):
+        cohort, home = slides, Path(out).parent / SCORED
+    else:
+        cohort, home = cohort_of(slides, mpp=mpp), default_rasters(next(iter(slides), Path(out)))
+    prepared = _prepare(cohort, predictor, home if rasters is None else Path(rasters))
     count = predict_cohort(predictor, prepared, Path(out))
     if prepared.left_out:
         slide_id, reason = prepared.left_out[0]
@@ -115,22 +124,34 @@ def predict(
     return count
 
 
-def heatmap(run: Run | str | Path, slide: str | Path, *, mpp: float | None = None) -> Heatmap:
-    """The last head's attention and evidence on one slide, in register with level 0."""
-    return score(run, slide, mpp=mpp).heatmap
+def heatmap(
+    run: Run | str | Path,
+    slide: str | Path,
+    *,
+    mpp: float | None = None,
+    rasters: str | Path | None = None,
+) -> Heatmap:
+    """The last head's attention and evidence on one slide, in register with level 0; the rest as `score`."""
+    return score(run, slide, mpp=mpp, rasters=rasters).heatmap
 
 
-def score(run: Run | str | Path, slide: str | Path, *, mpp: float | None = None) -> Prediction:
+def score(
+    run: Run | str | Path,
+    slide: str | Path,
+    *,
+    mpp: float | None = None,
+    rasters: str | Path | None = None,
+) -> Prediction:
     """One slide's prediction, `probabilities` by class, and the heatmaps of all heads, from one pass.
 
     `mpp`: the slide's microns per pixel, where it does not say. One of the run's own slides is scored as the run
-    has it prepared; another is prepared in a folder `scored`, of the run or, of a model by itself, beside the
-    slide. Raises `CohortError` if it cannot be used.
+    has it prepared; another is prepared in `rasters` (default: a folder `scored`, of the run or, of a model by
+    itself, beside the slide). Raises `CohortError` if it cannot be used, or has the name of another slide there.
     """
     folder = run.folder if isinstance(run, Run) else Path(run)
     predictor = Predictor(folder)
-    cohort, rasters = _alone(folder, Path(slide), mpp=mpp)
-    prepared = _prepare(cohort, predictor, rasters)
+    cohort, home = _alone(folder, Path(slide), mpp=mpp)
+    prepared = _prepare(cohort, predictor, home if rasters is None else Path(rasters))
     for slide_id, reason in prepared.left_out:
         raise CohortError(slide_id, reason, "choose another slide")
     row = cohort.rows[0]

@@ -65,7 +65,11 @@ def cohort_of(sources: Sequence[Path], *, slides: Path | None = None, mpp: float
 
 
 def default_rasters(table: Path) -> Path:
-    """Where the prepared slides of a table go unless told otherwise."""
+    """Where the prepared slides of a table go unless told otherwise; of slide files, by the first of them.
+
+    Whatever lies there already is safe: a raster of another slide of the same name is never replaced, but the
+    slide refused (see `slides/source.py`).
+    """
     return table.parent / "rasters"
 
 

@@ -313,6 +313,34 @@ def test_a_slide_that_was_just_written_is_not_trusted_by_its_time(slide: Path, t
     assert prepare_slide(job, out, PrepareConfig()).status == "made"
 
 
+def test_another_slide_of_the_name_neither_passes_for_the_first_nor_takes_its_place(
+    slide: Path, tmp_path: Path
+) -> None:
+    """It lies in another folder, and is as large and as old to the nanosecond, as copies from an archive can be."""
+    for name in ("a", "b", "c", "out"):
+        (tmp_path / name).mkdir()
+    first = copied(slide, tmp_path / "a" / "one.tif")
+    second = write_slide(tmp_path / "b" / "one.tif", paint(blobs((500, 600), seed=4, reach=0.4)), 1.0)
+    size = max(path.stat().st_size for path in (first, second))
+    for path in (first, second):
+        path.write_bytes(path.read_bytes().ljust(size, b"\0"))
+        os.utime(path, (1_700_000_000, 1_700_000_000))
+    out = tmp_path / "out"
+    assert prepare_slide(PrepareJob("one", first), out, PrepareConfig()).status == "made"
+    before = contents(out)
+    with pytest.raises(SlideError) as refused:
+        prepare_slide(PrepareJob("one", second), out, PrepareConfig())
+    assert str(refused.value) == (
+        f"{out / 'one.tif'}: is the raster of another slide of this name, {first}; give another folder for the "
+        "rasters, or delete it"
+    )
+    assert contents(out) == before
+    copy = copied(first, tmp_path / "c" / "one.tif")
+    assert prepare_slide(PrepareJob("one", copy), out, PrepareConfig()).status == "reused"
+    copy.write_bytes(second.read_bytes())  # the same slide's file, changed: that is no other slide
+    assert prepare_slide(PrepareJob("one", copy), out, PrepareConfig()).status == "made"
+
+
 def test_a_slide_of_several_files_is_hashed_with_all_of_them(tmp_path: Path) -> None:
     (tmp_path / "s.mrxs").write_bytes(b"head")
     alone = slide_sha256(tmp_path / "s.mrxs")

@@ -36,7 +36,7 @@ from holoslide.slides.pyramid import BLOCK_PX, MIN_QUALITY, PyramidLevel, write_
 from holoslide.slides.raster import TILE_PX, Raster, RasterRecord, Recipe
 from holoslide.slides.reader import Reader, open_slide
 from holoslide.slides.region import find_tissue
-from holoslide.slides.source import Stamp, noted_sha256, slide_sha256, stamp_of, write_note
+from holoslide.slides.source import Stamp, noted_other, noted_sha256, slide_sha256, stamp_of, write_note
 from holoslide.slides.stain import Stains, find_stains
 from holoslide.slides.tissue import Mask, TissueConfig
 
@@ -203,7 +203,7 @@ def prepare_slide(
 
     `beat` is called while it gets on, from any of `threads`; the raster is the same for any number of them. Raises
     `SlideError`: the slide cannot be read, changes meanwhile, has no mpp or no tissue, is much coarser than the
-    raster; or the raster cannot be written.
+    raster; or the raster cannot be written, or is there already of another slide.
     """
     started = time.monotonic()
     target = raster_path(folder, job.slide_id)
@@ -223,6 +223,7 @@ def prepare_slide(
             while noted is None or not (_is_made(target, recipe) and is_clean(target)):
                 with suppress(LostClaim), claimed(target, beat):
                     if not _is_made(target, recipe):  # nor by another process, meanwhile
+                        _refuse_anothers(target, job.path, recipe)
                         with unfinished(target) as file:
                             _make(slide, recipe, config, file, mask=job.mask)
                             _refuse_changed(job.path, stamp)
@@ -240,6 +241,13 @@ def prepare_slide(
 def _refuse_changed(path: Path, stamp: Stamp) -> None:
     if stamp_of(path) != stamp:
         raise SlideError(shown(path), "changed while it was read", "run it again, once it is copied whole")
+
+
+def _refuse_anothers(target: Path, path: Path, recipe: Recipe) -> None:
+    other = noted_other(target, path, recipe.slide_sha256) if target.exists() else None
+    if other is not None:
+        what = f"is the raster of another slide of this name, {shown(Path(other))}"
+        raise SlideError(shown(target), what, "give another folder for the rasters, or delete it")
 
 
 def raster_path(folder: Path, slide_id: str) -> Path:

@@ -1,7 +1,8 @@
 """Which files a slide is made of, and whether they are the ones a raster was made from, without reading them anew.
 
-A slide's hash is taken once. Beside the raster lies a note of it, with size and time of each file; as long as
-these are the same, so is the hash. The note decides nothing but this: without it the slide is hashed again.
+A slide's hash is taken once. Beside the raster lies a note of it, with the slide's path, and size and time of each
+file; as long as these are the same, so is the hash: without the note the slide is hashed again. The path tells a
+slide that was changed from another one of its name, whose raster is not to be replaced.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import re
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from holoslide.errors import SlideError
 from holoslide.slides.facts import shown
@@ -22,8 +24,9 @@ SETTLED_NS = 2 * 10**9  # coarsest clock of a file system: a file changed within
 
 @dataclass(frozen=True, slots=True)
 class Stamp:
-    """A slide's files, by name: size in bytes and time of the last change in ns."""
+    """A slide's absolute path, and its files, by name: size in bytes and time of the last change in ns."""
 
+    path: str
     files: tuple[tuple[str, int, int], ...]
 
 
@@ -33,7 +36,8 @@ def stamp_of(path: Path) -> Stamp:
         states = [(file, file.stat()) for file in slide_files(path)]
     except OSError as error:
         raise SlideError(shown(path), f"cannot be read ({error.strerror})", "check the file") from error
-    return Stamp(tuple((_name(path, file), state.st_size, state.st_mtime_ns) for file, state in states))
+    files = tuple((_name(path, file), state.st_size, state.st_mtime_ns) for file, state in states)
+    return Stamp(str(path.absolute()), files)
 
 
 def slide_sha256(path: Path, beat: Callable[[], None] = lambda: None) -> str:
@@ -105,23 +109,37 @@ def note_of(target: Path) -> Path:
 
 def noted_sha256(target: Path, stamp: Stamp) -> str | None:
     """The slide's hash by the note beside its raster; None where there is none that can be trusted."""
-    note = note_of(target)
-    try:
-        noted_ns = note.stat().st_mtime_ns
-        values = json.loads(note.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    values = _noted(target)
+    if (values.get("slide"), values.get("files")) != (stamp.path, [list(each) for each in stamp.files]):
         return None
-    if not isinstance(values, dict) or values.get("files") != [list(each) for each in stamp.files]:
-        return None
-    if any(changed_ns + SETTLED_NS > noted_ns for _, _, changed_ns in stamp.files):
+    if any(changed_ns + SETTLED_NS > values["noted_ns"] for _, _, changed_ns in stamp.files):
         return None
     sha256 = values.get("sha256")
     return sha256 if isinstance(sha256, str) else None
 
 
+def noted_other(target: Path, path: Path, sha256: str) -> str | None:
+    """The path of another slide, by the note that a raster was made of it: one in another place, and not a copy."""
+    values = _noted(target)
+    other = values.get("slide")
+    if not isinstance(other, str) or values.get("sha256") == sha256:
+        return None
+    return None if Path(other) in {path.absolute(), *slide_files(path.absolute())} else other
+
+
+def _noted(target: Path) -> dict[str, Any]:
+    """What the note beside a raster says, and, as `noted_ns`, when it was written; empty where there is none."""
+    note = note_of(target)
+    try:
+        values = json.loads(note.read_text(encoding="utf-8", errors="surrogateescape"))
+        return {**values, "noted_ns": note.stat().st_mtime_ns} if isinstance(values, dict) else {}
+    except (OSError, ValueError):
+        return {}
+
+
 def write_note(target: Path, stamp: Stamp, sha256: str) -> None:
     """Note a slide's hash; the same text for the same slide."""
-    text = json.dumps({"files": stamp.files, "sha256": sha256})
+    text = json.dumps({"slide": stamp.path, "files": stamp.files, "sha256": sha256})
     note = note_of(target)
     new = note.with_name(f"{note.name}.new")
     new.write_text(text, encoding="utf-8", errors="surrogateescape")
