@@ -232,6 +232,32 @@ def test_ome_zarr_is_prepared_and_its_damage_is_said(tmp_path: Path, monkeypatch
         open_slide(path)
 
 
+def test_every_picture_of_a_vms_counts_in_its_hash(tmp_path: Path) -> None:
+    """Its own file is but a text that names them."""
+    pixels, names = noise(256, 256), ("s-0.jpg", "s-1.jpg", "s_map.jpg")
+    for name in names:
+        Image.fromarray(pixels).save(tmp_path / name, quality=95, subsampling=0, restart_marker_rows=1)
+    listing = (
+        "NoLayers=1 NoJpegColumns=2 NoJpegRows=1 ImageFile=s-0.jpg ImageFile(1,0)=s-1.jpg MapFile=s_map.jpg"
+    )
+    listing += " SourceLens=20 PhysicalWidth=256000 PhysicalHeight=128000"
+    path = tmp_path / "s.vms"
+    path.write_text("\r\n".join(["[Virtual Microscope Specimen]", *listing.split()]))
+    with open_slide(path) as slide:
+        assert (slide.vendor, slide.shape_l0) == ("hamamatsu", (256, 512))
+        read = slide.read(Box.at(0, 256, 256, 256), mpp=0.5)
+    assert np.abs(read.astype(int) - pixels).mean() < 8
+    before, stamp = slide_sha256(path), stamp_of(path)
+    hashes = {before}
+    for name in names:
+        data = (tmp_path / name).read_bytes()
+        (tmp_path / name).write_bytes(data + b"!")
+        hashes.add(slide_sha256(path))
+        assert stamp_of(path) != stamp
+        (tmp_path / name).write_bytes(data)
+    assert len(hashes) == 4
+
+
 @pytest.mark.parametrize("version", [2, 3])
 def test_every_chunk_of_an_ome_zarr_counts_in_its_hash(tmp_path: Path, version: int) -> None:
     """Chunks of different levels have the same names."""

@@ -27,6 +27,17 @@ def missing_companion(path: Path) -> str | None:
     return None
 
 
+def files_named_in(path: Path) -> list[Path]:
+    """Of a Hamamatsu VMS or VMU, which is but a text: the files beside it that it names, which hold the pixels."""
+    parser = ConfigParser(interpolation=None, strict=False, delimiters=("=",))
+    try:
+        parser.read_string(path.read_text(encoding="latin-1"))
+    except IniError:  # opening the slide says what is wrong with it
+        return []
+    values = {value for section in parser.sections() for _, value in parser.items(section) if value}
+    return sorted(file for file in (path.parent / name for name in values) if file.is_file())
+
+
 def _missing_of_mrxs(path: Path) -> str | None:
     folder = path.with_suffix("")
     name = shown(Path(folder.name))

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from holoslide.errors import SlideError
+from holoslide.slides.companions import files_named_in
 from holoslide.slides.facts import shown
 
 CHUNK_BYTES = 2**24
@@ -41,7 +42,7 @@ def stamp_of(path: Path) -> Stamp:
 
 
 def slide_sha256(path: Path, beat: Callable[[], None] = lambda: None) -> str:
-    """SHA-256 of a slide's file; of all of them where it has several (MRXS, DICOM). Raises `SlideError`."""
+    """SHA-256 of a slide's file; of all of them where it has several (MRXS, VMS, DICOM). Raises `SlideError`."""
     try:
         digests = {_name(path, each): _sha256(each, beat) for each in slide_files(path)}
     except OSError as error:
@@ -73,6 +74,8 @@ def slide_files(path: Path) -> list[Path]:
     if path.suffix.lower() == ".mrxs":
         folder = path.with_suffix("")
         return [path, *sorted(p for p in folder.iterdir() if p.is_file())] if folder.is_dir() else [path]
+    if path.suffix.lower() in (".vms", ".vmu"):
+        return [path, *files_named_in(path)]
     series = dicom_series(path)
     if series is None:
         return [path]
