@@ -286,11 +286,12 @@ def test_the_model_of_a_run_by_itself_is_prepared_for_as_the_run_is(finished_run
 def test_a_raster_that_another_command_made_anew_meanwhile_is_not_scored(
     finished_run: Path, tmp_path: Path
 ) -> None:
-    """As two tables that name two slides alike have it, or two models that want other rasters, in one folder."""
+    """As two models that want other rasters have it in one folder, or two slides of one name, one being deleted."""
     predictor, cohort = Predictor(finished_run), Cohort.from_csv(finished_run / "cohort.csv")
     first, second = (dataclasses.replace(cohort, rows=rows) for rows in (cohort.rows[:1], cohort.rows[1:2]))
     namesake = dataclasses.replace(second.rows[0], slide_id=first.rows[0].slide_id)
     prepared = prepare_cohort(first, tmp_path / "rasters", predictor.prepare_config(), workers=1)
+    prepared.rasters[namesake.slide_id].unlink()
     prepare_cohort(
         dataclasses.replace(second, rows=(namesake,)),
         tmp_path / "rasters",

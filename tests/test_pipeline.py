@@ -152,7 +152,7 @@ def test_the_papers_preset_scales_by_the_cohort() -> None:
 
 
 def test_slides_that_are_prepared_anew_are_not_mixed_into_a_run(finished_run: Path, tmp_path: Path) -> None:
-    """Neither while it trains, by another command with other settings, nor when it is resumed."""
+    """Neither before or while it trains, by another command with other settings, nor when it is resumed."""
     rasters = tmp_path / "rasters"
     shutil.copytree(finished_run.parent / "rasters", rasters)
     cohort = Cohort.from_csv(finished_run / "cohort.csv")
@@ -168,6 +168,10 @@ def test_slides_that_are_prepared_anew_are_not_mixed_into_a_run(finished_run: Pa
     config = RunConfig.from_dict(SETTINGS)
     with pytest.raises(SlideError, match=r"it was prepared anew with other settings; give .* own --rasters"):
         train(prepared(90), config, tmp_path / "new", progress=Meanwhile())
+    ready = prepared(90)
+    assert not prepared(80).left_out
+    with pytest.raises(SlideError, match=r"it was prepared anew with other settings; give .* own --rasters"):
+        train(ready, config, tmp_path / "before")
 
     run = tmp_path / "run"
     shutil.copytree(finished_run, run)

@@ -29,7 +29,7 @@ from holoslide.models.calibration import calibrate, needs_statistics
 from holoslide.models.classifier import LocalClassifier
 from holoslide.models.options import InputConfig
 from holoslide.models.streamed import StreamedClassifier
-from holoslide.prepared import Prepared, digest_of, refuse_copies
+from holoslide.prepared import Prepared, refuse_copies
 from holoslide.records import begun, data_rows, run_facts, write_left_out
 from holoslide.runs import DATA, FACTS, LEFT_OUT, repeats_of
 from holoslide.slides.cohort import Cohort
@@ -72,8 +72,8 @@ def train(
     Positive.of(cohort.classes, config.evaluate.positive)  # refused now, not after the training
     refuse_copies(prepared)
     parts = {
-        "train": samples(cohort.train, prepared.rasters),
-        "valid": samples(cohort.valid, prepared.rasters),
+        "train": samples(cohort.train, prepared),
+        "valid": samples(cohort.valid, prepared),
     }
     rasters = [sample.raster for sample in parts["train"]]
     inputs, fresh = normalisation(rasters, config), model is None
@@ -97,7 +97,7 @@ def train(
         out=out,
         resume=resume,
         progress=progress,
-        open_pixels=_unchanged({s.raster: s.made for part in parts.values() for s in part}),
+        open_pixels=_unchanged(prepared),
         on_start=partial(_write_records, prepared, config, facts, out),
     )
     if result.rank == 0:
@@ -115,13 +115,14 @@ def _write_records(prepared: Prepared, config: RunConfig, facts: dict[str, objec
     write_json(facts, out / FACTS)
 
 
-def _unchanged(made: dict[Path, str]) -> OpenPixels:
-    """Opens rasters that are as they were when training began: another command may prepare them anew meanwhile."""
+def _unchanged(prepared: Prepared) -> OpenPixels:
+    """Opens rasters that are as they were prepared: another command may prepare them anew meanwhile."""
+    made = {path: prepared.recipes[slide_id] for slide_id, path in prepared.rasters.items()}
 
     @contextmanager
     def opened(path: Path) -> Iterator[Raster]:
         with Raster.open(path) as raster:
-            if raster.record.recipe.digest != made[path]:
+            if raster.record.recipe != made[path]:
                 message = "it was prepared anew with other settings; give each setting its own --rasters"
                 raise ValueError(message)
             yield raster
@@ -143,13 +144,18 @@ def _windows(model: LocalClassifier, rasters: Sequence[Path], *, seed: int) -> t
     return torch.stack(windows).to(model.mean.device)
 
 
-def samples(cohort: Cohort, rasters: dict[str, Path]) -> list[Sample]:
+def samples(part: Cohort, prepared: Prepared) -> list[Sample]:
     """The slides of a part as training takes them."""
     return [
-        Sample(row.slide_id, row.patient_id, cohort.classes.index(row.label), path, digest_of(path))
-        for row in cohort
+        Sample(
+            row.slide_id,
+            row.patient_id,
+            part.classes.index(row.label),
+            prepared.rasters[row.slide_id],
+            prepared.recipes[row.slide_id].digest,
+        )
+        for row in part
         if row.label is not None
-        for path in [rasters[row.slide_id]]
     ]
 
 

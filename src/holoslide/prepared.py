@@ -13,7 +13,7 @@ from holoslide.slides.cluster import prepare_on_cluster
 from holoslide.slides.cohort import Cohort, SlideRow
 from holoslide.slides.facts import Mpp
 from holoslide.slides.prepare import STALL_S, PrepareConfig, PrepareJob, PrepareResult, prepare
-from holoslide.slides.raster import Raster, Recipe
+from holoslide.slides.raster import Recipe
 
 TABLES = {".csv", ".tsv", ".txt", ".xlsx", ".xls", ".ods"}  # of which a spreadsheet's own are refused as such
 Advance = Callable[[int, int, str], None]  # (done, total, what was done last)
@@ -123,9 +123,3 @@ def _with_mpp(row: SlideRow, used: Mpp | None) -> SlideRow:
     if row.mpp is not None or used is None or used.source != "user":
         return row
     return dataclasses.replace(row, mpp=used.y)
-
-
-def digest_of(path: Path) -> str:
-    """What tells how a raster was made, and of which slide, from other ways; SlideError if it cannot be opened."""
-    with Raster.open(path) as raster:
-        return raster.record.recipe.digest

@@ -26,9 +26,10 @@ from holoslide.evaluation.report import write_report
 from holoslide.evaluation.report_data import PredictionRow
 from holoslide.files import write_json, write_rows
 from holoslide.predictions import Prediction, Predictor, draw_heatmap, predictions_of
-from holoslide.prepared import Advance, Prepared, digest_of
+from holoslide.prepared import Advance, Prepared
 from holoslide.reporting import pictures_of, report_of
 from holoslide.slides.cohort import Cohort, SlideRow
+from holoslide.slides.raster import Recipe
 from holoslide.validation import Said, judged, read_said, validation_rows, write_said
 
 
@@ -107,7 +108,7 @@ def evaluate_run(
         raise CohortError(where, f"no slide of {split} could be scored", "see the reasons listed")
     seconds = time.monotonic() - started
     # Slides of another cohort may bear the names of the run's own.
-    own = prepared if table is None else dataclasses.replace(prepared, rasters={})
+    own = prepared if table is None else dataclasses.replace(prepared, rasters={}, recipes={})
     valid = validation_slides(run, predictor, own, progress=progress)
     outcome = _assess(scored, predictor.model.classes, valid, asked=asked, calibrated=calibrated)
     temperature = outcome.calibration.temperature if calibrated and outcome.calibration else None
@@ -203,7 +204,7 @@ def validation_slides(
     if not rows:
         return "the run has no validation slides"
     said = read_said(run, model_sha256=model)
-    new = [row for row in rows if not _is_said(said.get(row.slide_id), prepared.rasters.get(row.slide_id))]
+    new = [row for row in rows if not _is_said(said.get(row.slide_id), prepared.recipes.get(row.slide_id))]
     if missing := [row.slide_id for row in new if row.slide_id not in prepared.rasters]:
         return (
             f"{len(missing)} of the run's {len(rows)} validation slides are not at hand ({missing[0]} first): "
@@ -212,20 +213,20 @@ def validation_slides(
     scored = _score_all(predictor, prepared, new, None, progress)
     if len(scored) < len(new):
         return "not all of the run's validation slides could be scored"
-    said |= {one.row.slide_id: _said(one) for one in scored}
+    said |= {one.row.slide_id: _said(one, prepared.recipes[one.row.slide_id]) for one in scored}
     if scored:
         write_said(run, [said[row.slide_id] for row in rows], model_sha256=model)
     return judged(rows, said, predictor.model.classes)
 
 
-def _is_said(one: Said | None, raster: Path | None) -> bool:
+def _is_said(one: Said | None, made: Recipe | None) -> bool:
     """Whether it is known of a slide, and of its very raster where that is at hand."""
-    return one is not None and (raster is None or one.get("raster") == digest_of(raster))
+    return one is not None and (made is None or one.get("raster") == made.digest)
 
 
-def _said(one: Prediction) -> Said:
+def _said(one: Prediction, made: Recipe) -> Said:
     probabilities = [float(p) for p in one.scores.probabilities[-1]]
-    return {"slide_id": one.row.slide_id, "raster": digest_of(one.raster), "probabilities": probabilities}
+    return {"slide_id": one.row.slide_id, "raster": made.digest, "probabilities": probabilities}
 
 
 def _shown(interval: Interval) -> list[str]:

@@ -266,7 +266,7 @@ def _recipe(job: PrepareJob, slide: Reader, config: PrepareConfig, sha256: str) 
     return Recipe(
         slide_id=job.slide_id,
         slide_sha256=sha256,
-        slide_mpp=(mpp.y, mpp.x),
+        slide_mpp=(float(mpp.y), float(mpp.x)),  # 1 and 1.0 are written alike
         slide_mpp_source=mpp.source,
         settings=dataclasses.asdict(config),
         mask_sha256=None if job.mask is None else outline_sha256(job.mask, slide.bounds_l0),
