@@ -13,6 +13,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+from PIL import Image
 from shapely import contains_xy
 from shapely.affinity import translate
 from shapely.geometry import MultiPolygon, Point, Polygon, mapping, shape
@@ -125,6 +126,35 @@ def test_transparent_is_no_tissue(tmp_path: Path) -> None:
     found = read_outline(tmp_path / "a.png", FRAME)
     assert not found[:, :100].any()
     assert found[:, 101:].all()
+
+
+@pytest.mark.parametrize(
+    ("background", "tissue", "is_clear"),
+    [
+        ((0, 0, 0), (255, 255, 255), True),  # GIMP in black and white
+        ((0, 0, 0), (0, 0, 1), True),
+        ((255, 255, 255, 0), (255, 0, 0, 255), True),  # what is transparent is no tissue, whatever its colour
+        ((255, 255, 255), (200, 0, 0), False),  # QuPath's labels on white
+        ((255, 255, 255), (0, 0, 0), False),  # ImageJ's inverting table, or a painter's white on black
+    ],
+)
+def test_a_palette_is_read_where_its_colours_and_its_numbers_agree(
+    tmp_path: Path, background: tuple[int, ...], tissue: tuple[int, ...], *, is_clear: bool
+) -> None:
+    numbers = np.zeros((140, 170), np.uint8)
+    numbers[:, 85:] = 1
+    picture = Image.fromarray(numbers, "L")
+    picture.putpalette([*background, *tissue], "RGBA" if len(tissue) == 4 else "RGB")
+    picture.save(tmp_path / "a.png", **({"transparency": bytes([0, 255])} if len(tissue) == 4 else {}))
+    if is_clear:
+        found = read_outline(tmp_path / "a.png", FRAME)
+        assert not found[:, :100].any()
+        assert found[:, 101:].all()
+        return
+    with pytest.raises(
+        SlideError, match=r"a.png: has a palette in which 0 is not black, .*; save it as grey, "
+    ):
+        read_outline(tmp_path / "a.png", FRAME)
 
 
 def chunk(kind: bytes, data: bytes) -> bytes:

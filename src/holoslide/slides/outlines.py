@@ -5,7 +5,7 @@
 | `.geojson`, `.json` | polygons in level-0 pixels, with holes: TRIDENT's `contours_geojson`, from the slide's first pixel; QuPath's annotations, from the corner of the scanned part, which is all that it shows. What QuPath classifies with a trailing asterisk (`Ignore*`) is taken out |
 | `.pkl` | CLAM's contours: `tissue` and `holes` in level-0 pixels. Read without running what a pickle may hold |
 | `.h5` | places of patches: `coords` of CLAM, TRIDENT or STAMP, see `coords.py` |
-| `.png` | a picture of the whole slide, of any size: what is not 0 is tissue, what is transparent is not |
+| `.png` | a picture of the whole slide, of any size: what is not 0 is tissue, what is transparent is not. With a palette, both numbers and colours must say so |
 """  # noqa: E501
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from typing import Any
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+from PIL.PngImagePlugin import PngImageFile
 
 from holoslide.errors import SlideError
 from holoslide.geometry import Box
@@ -31,7 +32,7 @@ from holoslide.slides.morphology import Mask
 
 SUFFIXES = (".geojson", ".json", ".pkl", ".h5", ".png")
 NAMES = (*SUFFIXES, "_patches.h5")  # what follows a slide's id; the last is TRIDENT's
-READING = "2"  # of H5: to be raised where it is read otherwise, so that rasters of before are made again
+READING = "2"  # of H5 and palettes: to be raised where they are read otherwise, so that rasters are made anew
 OVERHANG = 0.01  # of the slide's longer side: how far outlines may reach beyond it
 SKEW = 0.02  # how much a picture's sides may differ in scale
 
@@ -59,13 +60,14 @@ class Frame:
 
 def outline_sha256(path: Path, scanned_l0: Box) -> str:
     """The SHA-256 of a mask's file, and of how it is read: of where the slide's scanned part begins, unless at the
-    first pixel, and for H5 of the number of the reading.
+    first pixel, and for some of the number of the reading.
 
     SlideError where it cannot be read.
     """
-    digest, corner = hashlib.sha256(_bytes(path)), (scanned_l0.top, scanned_l0.left)
+    data, corner = _bytes(path), (scanned_l0.top, scanned_l0.left)
+    digest = hashlib.sha256(data)
     digest.update(repr(corner).encode() if any(corner) else b"")
-    digest.update(READING.encode() if path.suffix.lower() == ".h5" else b"")
+    digest.update(READING.encode() if path.suffix.lower() == ".h5" or _has_palette(data) else b"")
     return digest.hexdigest()
 
 
@@ -276,10 +278,7 @@ def _picture(data: bytes, path: Path, frame: Frame) -> Mask:
         raise SlideError(shown(path), what, "make it smaller: it may have any size") from error
     if picture is None:
         raise SlideError(shown(path), "is no PNG, or a damaged one", "export the mask again")
-    if picture.ndim == 3 and picture.shape[2] == 4:
-        found = np.asarray((picture[..., :3] > 0).any(axis=2) & (picture[..., 3] > 0))
-    else:
-        found = np.asarray(picture > 0 if picture.ndim == 2 else (picture > 0).any(axis=2))
+    found = _marked(picture, data, path)
     scales = [have / want for have, want in zip(found.shape, frame.shape_l0, strict=True)]
     rounding = 1 / min(found.shape)  # a thumbnail's sides are whole numbers
     if abs(scales[0] / scales[1] - 1) > SKEW + rounding:
@@ -293,3 +292,29 @@ def _picture(data: bytes, path: Path, frame: Frame) -> Mask:
         )
     )
     return np.asarray(found[rows[:, None], columns[None, :]])
+
+
+def _marked(picture: NDArray[Any], data: bytes, path: Path) -> Mask:
+    """Where a decoded picture is neither 0 nor transparent.
+
+    Whoever paints with a palette means its colours; whoever exports labels (QuPath, ImageJ) means the numbers, and
+    shows the 0 of the background white as often as black. SlideError where the two differ.
+    """
+    colours = picture.reshape(*picture.shape[:2], -1)
+    opaque = colours[..., 3] > 0 if colours.shape[2] == 4 else np.ones(colours.shape[:2], np.bool_)
+    found = (colours[..., :3] > 0).any(axis=2)
+    if _has_palette(data):
+        try:
+            numbers = np.asarray(PngImageFile(io.BytesIO(data))) > 0
+        except DAMAGE as error:
+            what = f"is a damaged PNG ({one_line(error)})"
+            raise SlideError(shown(path), what, "export the mask again") from error
+        if ((numbers != found) & opaque).any():
+            what = "has a palette in which 0 is not black, or another number is: its tissue may be either"
+            remedy = "save it as grey, without a palette, 0 where there is no tissue"
+            raise SlideError(shown(path), what, remedy)
+    return np.asarray(found & opaque)
+
+
+def _has_palette(data: bytes) -> bool:
+    return data[:8] == b"\x89PNG\r\n\x1a\n" and data[25:26] == b"\x03"
