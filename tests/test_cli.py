@@ -387,6 +387,33 @@ def test_plan_announces_memory(cohort: Path, holoslide: Command) -> None:
 
 
 @pytest.mark.parametrize(
+    ("variables", "says"),
+    [
+        ({"RANK": "0", "LOCAL_RANK": "0"}, True),
+        ({"RANK": "2", "LOCAL_RANK": "0"}, False),  # torchrun, the second machine
+        ({"LOCAL_RANK": "1"}, False),  # Fabric
+        ({"SLURM_PROCID": "1"}, False),
+    ],
+)
+def test_of_several_processes_the_first_says_what_is_true_of_all(
+    cohort: Path,
+    holoslide: Command,
+    monkeypatch: pytest.MonkeyPatch,
+    variables: dict[str, str],
+    *,
+    says: bool,
+) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    table = cohort / "unnamed.csv"
+    lines = (cohort / "slides.csv").read_text(encoding="utf-8").splitlines()
+    table.write_text("\n".join([*lines, "unknown,,,,"]), encoding="utf-8")  # of no patient: that is noted
+    assert holoslide("plan", table, "--config", cohort / "run.yaml") == 0, holoslide.err
+    assert ("note: " in holoslide.err) == says
+    assert ("slides ready in" in holoslide.err) == says
+
+
+@pytest.mark.parametrize(
     ("setting", "line"),
     [
         ("train.epoch=3", "there is no setting train.epoch; did you mean train.epochs?"),

@@ -32,6 +32,7 @@ from holoslide.cli_options import (
     print_table,
     reasons_told,
     report_left_out,
+    say_once,
     settings_of,
     shard_of,
     with_masks,
@@ -162,7 +163,7 @@ def train(
 
 def _train_repeatedly(several: Callable[..., Repeated | None], prepared: Prepared, *, resume: bool) -> None:
     with reasons_told(prepared), _training_bar() as progress:
-        found = several(resume=resume, announce=typer.echo, progress=progress)
+        found = several(resume=resume, announce=say_once, progress=progress)
     if found is None:
         return  # as above: rank 0 says the rest
     print_table(["measure", "mean", "s.d.", "of each run"], found.rows())
@@ -338,7 +339,7 @@ def _cohort_to_train(
     given = Cohort.from_csv(table, slides=slides)
     cohort = given.with_splits(settings.split)
     for note in cohort.notes:
-        typer.echo(f"note: {note}", err=True)
+        say_once(f"note: {note}", err=True)
     return with_masks(cohort, masks), cohort.how_split(given, settings.split)
 
 
@@ -352,7 +353,7 @@ def _prepared(cohort: Cohort, folder: Path, settings: RunConfig, *, workers: int
         )
     made = sum(r.status == "made" for r in prepared.results)
     ready, left_out = len(prepared.rasters), len(prepared.left_out)
-    typer.echo(f"{ready} slides ready in {folder} ({made} made), {left_out} left out", err=True)
+    say_once(f"{ready} slides ready in {folder} ({made} made), {left_out} left out", err=True)
     return prepared
 
 

@@ -121,6 +121,14 @@ def print_table(header: list[str], rows: list[list[str]]) -> None:
     console.print_table(header, rows)
 
 
+def say_once(text: str, *, err: bool = False) -> None:
+    """A line that, of several processes that train together, the first says for all."""
+    from holoslide.console import is_first_process
+
+    if is_first_process():
+        typer.echo(text, err=err)
+
+
 def bar(what: str) -> Bar:
     from holoslide.console import Bar
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from typing import Any
@@ -27,8 +28,20 @@ class _Log:
             self._console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
+def is_first_process() -> bool:
+    """Whether this is the first of those that torchrun, Slurm or Fabric started, or the only one.
+
+    Known before they meet; in the order in which Fabric looks.
+    """
+    ranks = (os.environ.get(name) for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID", "NODE_RANK"))
+    return next((rank for rank in ranks if rank is not None), "0") == "0"
+
+
 class Bar:
-    """A progress bar on standard error, advanced by being called with (done, total, note)."""
+    """A progress bar on standard error, advanced by being called with (done, total, note).
+
+    Of several processes that train together the first has one.
+    """
 
     def __init__(self, what: str) -> None:
         columns = (
@@ -38,7 +51,7 @@ class Bar:
             TimeRemainingColumn(),
             TextColumn("{task.fields[note]}"),
         )
-        console = Console(stderr=True)
+        console = Console(stderr=True, quiet=not is_first_process())
         self._progress = Progress(*columns, console=console, disable=not console.is_terminal)
         self._task = self._progress.add_task(what, total=None, note="")
         self._what, self._log, self._began = what, _Log(console), time.monotonic()

@@ -88,3 +88,12 @@ def test_fabric_gives_no_advice(caplog: pytest.LogCaptureFixture) -> None:
 def test_devices_that_are_not_there_are_a_configuration_error():
     with pytest.raises(ConfigError, match=r"train\.devices: "):
         launch("cuda" if not torch.cuda.is_available() else "cpu", devices=10**6 + 1, nodes=1)
+
+
+def test_more_processes_than_the_settings_ask_for_do_not_train_each_by_itself(monkeypatch):
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(
+        ConfigError, match=r"one process, and torchrun started 2; give --set train\.devices=2"
+    ):
+        launch("cpu", devices=1, nodes=1)

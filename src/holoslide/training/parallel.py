@@ -7,6 +7,7 @@ same bytes again and again. Gradients are summed over ranks once per optimiser s
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Literal
@@ -21,7 +22,10 @@ from holoslide.training.options import Accelerator, Precision
 
 
 def launch(accelerator: Accelerator, *, devices: int | Literal["auto"], nodes: int) -> Fabric:
-    """Start one process per device (or join those that torchrun or Slurm started)."""
+    """Start one process per device (or join those that torchrun or Slurm started).
+
+    Raises `ConfigError`: there are not so many devices, or torchrun has started more processes.
+    """
     # Else it advises every user of a GPU, in five lines, to round float32, which nobody asked for.
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
     try:
@@ -30,6 +34,10 @@ def launch(accelerator: Accelerator, *, devices: int | Literal["auto"], nodes: i
         raise ConfigError(
             "train.devices", f"{devices} on {accelerator}: {error}", "give what there is"
         ) from error
+    started = int(os.environ.get("WORLD_SIZE", "1")) if "TORCHELASTIC_RUN_ID" in os.environ else 1
+    if started > fabric.world_size:  # else each would train the whole by itself
+        what, remedy = f"{devices} on {accelerator} is one process", "give --set train.devices="
+        raise ConfigError("train.devices", f"{what}, and torchrun started {started}", f"{remedy}{started}")
     fabric.launch()
     return fabric
 
