@@ -42,7 +42,7 @@ def with_strips(module: nn.Module) -> nn.Module:
     for name, conv in list(module.named_modules()):
         if type(conv) is not nn.Conv2d or not _suits(conv):
             continue
-        strips = StripConv2d(
+        strips = StripConv2d(  # torch types what a convolution holds as tuples of any length, and asks for pairs
             conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding, conv.dilation,  # type: ignore[arg-type]
             bias=conv.bias is not None, device="meta",
         )  # fmt: skip
