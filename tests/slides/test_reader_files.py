@@ -112,6 +112,12 @@ def _two_pages(path: Path) -> None:
         writer.write(noise(64, 80), photometric="rgb", metadata=None)
 
 
+def _two_of_one_form(path: Path) -> None:
+    with tifffile.TiffWriter(path) as writer:
+        writer.write(noise(64, 64), photometric="rgb", metadata=None)
+        writer.write(noise(32, 32), photometric="rgb", metadata=None)
+
+
 def _writes(image: NDArray[Any], **options: Any) -> Callable[[Path], None]:
     return lambda path: tifffile.imwrite(path, image, **options)
 
@@ -130,6 +136,7 @@ REFUSED: dict[str, tuple[Callable[[Path], None], str]] = {
     "series.ome.tif": (_two_series, r"holds 2 images \(one, two\)"),
     "stack.tif": (_writes(noise(32, 64).reshape(2, 16, 64, 3), photometric="rgb"), "holds 2 "),
     "pages.tif": (_two_pages, r"several images \(80 x 64 and 64 x 64 px\)"),
+    "squares.tif": (_two_of_one_form, r"several images \(64 x 64 and 32 x 32 px\), not marked as smaller"),
     "deep-grey.tif": (_writes(noise(64, 64)[..., 0].astype(np.uint16)), "16-bit unsigned samples.*8-bit RGB"),
     "deep-rgb.tif": (_writes(noise(64, 64).astype(np.uint16), photometric="rgb"), "16-bit unsigned samples"),
     "float.tif": (_writes(noise(64, 64)[..., 0].astype(np.float32)), "32-bit floating-point samples"),

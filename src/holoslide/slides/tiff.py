@@ -263,7 +263,10 @@ class TiffBackend:
 
 
 def _plain_pages(path: Path, tiff: Any) -> list[Any]:
-    """The largest image and its smaller copies, finest first; several different images are refused."""
+    """The largest image and its smaller copies, finest first; several different images are refused.
+
+    A copy says that it is one, as OpenSlide wants it, too: two squares of tissue are of one form as well.
+    """
     pages = []
     for series in tiff.series:
         _one_plane(path, series)
@@ -275,12 +278,13 @@ def _plain_pages(path: Path, tiff: Any) -> list[Any]:
     levels = pages[:1]
     for page in pages[1:]:
         h, w = page.keyframe.imagelength, page.keyframe.imagewidth
+        if not (page.is_subifd or getattr(page, "subfiletype", 0) & 1):
+            what = f"holds several images ({width} x {height} and {w} x {h} px), not marked as smaller copies"
+            remedy = "save the one that is the slide to a file of its own (vips tiffsave --tile --pyramid)"
+            raise SlideError(shown(path), what, remedy)
         alike = abs(h * width - w * height) <= max(height, width)  # the same form, but for a rounded pixel
-        if alike and h < levels[-1].keyframe.imagelength:
+        if alike and h < levels[-1].keyframe.imagelength:  # a copy of another form is a label or a macro
             levels.append(page)
-        elif not getattr(page, "subfiletype", 0) & 1:  # a reduced copy of another form is a label or a macro
-            what = f"holds several images ({width} x {height} and {w} x {h} px)"
-            raise SlideError(shown(path), what, "save the one that is the slide to a file of its own")
     return levels
 
 
