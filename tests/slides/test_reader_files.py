@@ -100,6 +100,35 @@ def test_ome_tiff_with_a_label_beside_the_slide(tmp_path: Path) -> None:
         assert np.array_equal(slide.read(Box(0, 0, 80, 90), 1.0), noise(80, 90))
 
 
+@pytest.mark.parametrize("others", [[], ["label image", "Macro_1"]])
+def test_an_ome_tiff_may_be_named_like_a_label_or_a_macro(tmp_path: Path, others: list[str]) -> None:
+    path = tmp_path / "named.ome.tif"
+    with tifffile.TiffWriter(path, ome=True) as writer:
+        for name in ["macrophages, labelled" if others else "label", *others]:
+            pixels = noise(20, 30) if name in others else noise(80, 90)
+            writer.write(pixels, photometric="rgb", metadata={"axes": "YXS", "Name": name})
+    with open_slide(path, mpp=1.0) as slide:
+        assert np.array_equal(slide.read(Box(0, 0, 80, 90), 1.0), noise(80, 90))
+
+
+@pytest.mark.parametrize("least", [255, 254])
+def test_a_channel_that_is_not_said_to_be_transparency_is_none(tmp_path: Path, least: int) -> None:
+    path, image = tmp_path / "more.tif", noise(64, 64, 4)
+    image[..., 3] = 255
+    image[40, 50, 3] = least
+    tifffile.imwrite(
+        path, image, photometric="rgb", tile=(32, 32), extrasamples=["unspecified"], metadata=None
+    )
+    with open_slide(path, mpp=1.0) as slide:
+        if least == 255:
+            assert np.array_equal(slide.read(Box(0, 0, 64, 64), 1.0), image[..., :3])
+            return
+        with pytest.raises(
+            SlideError, match=r"more.tif: has a channel beside its colours, .*; save it without"
+        ):
+            slide.read(Box(0, 0, 64, 64), 1.0)
+
+
 def _two_series(path: Path) -> None:
     with tifffile.TiffWriter(path, ome=True) as writer:
         for name in ("one", "two"):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import weakref
 import xml.etree.ElementTree as ET
 from collections import OrderedDict
@@ -41,7 +42,7 @@ ROWS_BYTES = 2**24  # whole rows of an uncompressed TIFF that are read at a time
 MAX_SEGMENT_BYTES = 2**29  # one compressed strip or tile cannot be read in part
 
 _OME_UNITS_UM = {"µm": 1.0, "μm": 1.0, "um": 1.0, "nm": 1e-3, "mm": 1e3, "cm": 1e4, "m": 1e6}
-_ASSOCIATED = ("label", "macro", "thumbnail", "overview")
+_ASSOCIATED = re.compile(r"(?<![a-z])(label|macro|thumbnail|overview)(?![a-z])", re.IGNORECASE)  # words alone
 
 
 def aperio_pages(path: Path, shapes: Sequence[tuple[int, int]]) -> list[TiffPixels]:
@@ -206,6 +207,9 @@ class TiffPixels:
             values = np.concatenate([np.repeat(grey, 3, axis=2), values[..., 1:]], axis=2)
         if samples in (1, 3):
             return values
+        if self._key.extrasamples == (0,) and values[..., 3].min(initial=255) < 255:
+            what = "has a channel beside its colours, and does not say whether it is transparency"
+            raise SlideError(shown(self.file.path), what, "save it without that channel, as RGB")
         return over_glass(values, premultiplied=self._key.extrasamples == (1,))
 
     def _check(self) -> None:
@@ -301,7 +305,7 @@ def _ome_pages(path: Path, tiff: Any) -> tuple[list[Any], ET.Element]:
     slides = [
         (one, image)
         for one, image in zip(series, images, strict=True)
-        if not any(word in (one.name or "").lower() for word in _ASSOCIATED)
+        if len(series) == 1 or not _ASSOCIATED.search(one.name or "")
     ]
     if len(slides) != 1:
         what = f"holds {len(slides)} images ({', '.join(one_line(one.name) for one, _ in slides[:5])})"
