@@ -148,7 +148,7 @@ def _try_slide(path: Path, scratch: Path) -> None:
         height, width = slide.shape_l0
         slide.read(Box.at(height // 2, width // 2, 60, 60), own.y * 2)
     mpp = max(own.y, own.x, 2.0)
-    prepare_slide(PrepareJob("one", path, fallback_mpp=0.5), scratch, PrepareConfig(mpp=mpp))
+    prepare_slide(PrepareJob(path.name, path, fallback_mpp=0.5), scratch, PrepareConfig(mpp=mpp))
 
 
 def _try_raster(path: Path) -> None:
