@@ -19,6 +19,19 @@ def exit_code(patch: pytest.MonkeyPatch, *arguments: object) -> int:
     return stop.value.code
 
 
+class Command:
+    """Runs `holoslide` in this process; keeps what it printed."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+        self._monkeypatch, self._capsys = monkeypatch, capsys
+        self.out = self.err = ""
+
+    def __call__(self, *arguments: object) -> int:
+        code = exit_code(self._monkeypatch, *arguments)
+        self.out, self.err = self._capsys.readouterr()
+        return code
+
+
 def rows_of(path: Path) -> list[dict[str, str]]:
     """All rows of a table."""
     with path.open(newline="", encoding="utf-8") as file:

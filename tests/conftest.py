@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from tests.command import Command
+
 if "PYTEST_XDIST_WORKER" in os.environ:  # the tests side by side fill the processor; each with one thread
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -67,6 +69,11 @@ def run_copy(finished_run: Path, tmp_path: Path) -> Path:
     copy = tmp_path / "run"
     shutil.copytree(finished_run, copy, ignore=shutil.ignore_patterns("best", "last.ckpt", "tensorboard"))
     return copy
+
+
+@pytest.fixture
+def holoslide(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
+    return Command(monkeypatch, capsys)
 
 
 @pytest.fixture(scope="session")

@@ -1,9 +1,7 @@
 """The command line, as a user meets it: the whole way on small slides, and one clear line for what is wrong."""
 
 import csv
-import errno
 import json
-import os
 import re
 import shutil
 from pathlib import Path
@@ -14,12 +12,11 @@ import pytest
 from PIL import Image
 
 from holoslide import cli
-from holoslide.console import TrainingBar
 from holoslide.files import write_rows
 from holoslide.predictions import Prediction, Predictor
 from holoslide.slides.phantom import PhantomConfig, write_phantoms
 from holoslide.training.loop import FitResult
-from holoslide.training.progress import RunFacts, SlideDone
+from tests.command import Command, rows_of
 
 SETTINGS = """
 prepare: {mpp: 8.0}
@@ -30,32 +27,6 @@ model:
   reconstruction: {side: 8, patches: 2}
 train: {epochs: 2, lr: 1.0e-3, accumulate: 3, precision: "32"}
 """
-
-
-def read(path: Path) -> list[dict[str, str]]:
-    """The rows of a CSV."""
-    return list(csv.DictReader(path.read_text(encoding="utf-8").splitlines()))
-
-
-class Command:
-    """Runs `holoslide` in this process; keeps what it printed."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-        self._monkeypatch, self._capsys = monkeypatch, capsys
-        self.out = self.err = ""
-
-    def __call__(self, *arguments: object) -> int:
-        self._monkeypatch.setattr("sys.argv", ["holoslide", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stop:
-            cli.main()
-        self.out, self.err = self._capsys.readouterr()
-        assert isinstance(stop.value.code, int)
-        return stop.value.code
-
-
-@pytest.fixture
-def holoslide(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
-    return Command(monkeypatch, capsys)
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +44,7 @@ def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(cohort: Path) -> Path:
     """A finished run, trained from the command line with one slide that cannot be read."""
     folder = cohort / "run"
-    rows = read(cohort / "slides.csv")
+    rows = rows_of(cohort / "slides.csv")
     broken = cohort / "slides" / "broken.tiff"
     broken.write_bytes(b"not an image")
     rows.append({**rows[0], "slide_id": "broken", "patient_id": "broken", "path": "slides/broken.tiff"})
@@ -97,7 +68,7 @@ def test_train_writes_all_it_promises(run: Path, cohort: Path) -> None:
         "config.yaml", "cohort.csv", "left_out.csv", "run.json", "best", "last.ckpt", "history.csv", "tensorboard",
         "predictions.csv", "predictions_modules.csv", "metrics.json", "heatmaps", "report.html",
     } <= names  # fmt: skip
-    left_out = read(run / "left_out.csv")
+    left_out = rows_of(run / "left_out.csv")
     assert [row["slide_id"] for row in left_out] == ["broken"]
     assert "broken.tiff" in left_out[0]["reason"]
     report = (run / "report.html").read_text()
@@ -122,7 +93,7 @@ def test_where_the_slides_left_are_too_few_it_is_said_why(
     cohort: Path, tmp_path: Path, holoslide: Command
 ) -> None:
     """A whole part was left out: that the table has none was all that was said."""
-    rows = read(cohort / "with_broken.csv")
+    rows = rows_of(cohort / "with_broken.csv")
     for row in rows:
         row["path"] = str(
             cohort / "slides" / ("broken.tiff" if row["split"] == "train" else Path(row["path"]).name)
@@ -140,7 +111,7 @@ def test_where_the_slides_left_are_too_few_it_is_said_why(
 
 
 def test_without_test_slides_there_is_a_model(cohort: Path, tmp_path: Path, holoslide: Command) -> None:
-    rows = [row for row in read(cohort / "slides.csv") if row["split"] != "test"]
+    rows = [row for row in rows_of(cohort / "slides.csv") if row["split"] != "test"]
     for row in rows:
         row["path"] = str(cohort / row["path"])
     with (tmp_path / "slides.csv").open("w", newline="") as file:
@@ -169,14 +140,14 @@ def test_without_test_slides_there_is_a_model(cohort: Path, tmp_path: Path, holo
 
 
 def test_only_test_slides_are_tested(run: Path, cohort: Path) -> None:
-    parts = {row["slide_id"]: row["split"] for row in read(cohort / "slides.csv")}
-    predictions = read(run / "predictions.csv")
+    parts = {row["slide_id"]: row["split"] for row in rows_of(cohort / "slides.csv")}
+    predictions = rows_of(run / "predictions.csv")
     assert {parts[row["slide_id"]] for row in predictions} == {"test"}
     assert len(predictions) == sum(part == "test" for part in parts.values())
     classes = [key for key in predictions[0] if key.startswith("p_")]
     for row in predictions:
         assert sum(float(row[key]) for key in classes) == pytest.approx(1, abs=1e-5)
-    modules = {row["module"] for row in read(run / "predictions_modules.csv")}
+    modules = {row["module"] for row in rows_of(run / "predictions_modules.csv")}
     assert modules == {"1", "2"}
     metrics = json.loads((run / "metrics.json").read_text())
     assert len(metrics["modules"]) == 2
@@ -185,7 +156,7 @@ def test_only_test_slides_are_tested(run: Path, cohort: Path) -> None:
 
 def test_heatmaps_of_every_module_agree_with_its_predictions(run: Path) -> None:
     """Evidence and bias add up to what the table says, here as log-odds, which a common shift leaves alone."""
-    rows = read(run / "predictions_modules.csv")
+    rows = rows_of(run / "predictions_modules.csv")
     assert {row["module"] for row in rows} == {"1", "2"}
     for row in rows:
         folder = run / "heatmaps" / "module-1" if row["module"] == "1" else run / "heatmaps"
@@ -194,18 +165,18 @@ def test_heatmaps_of_every_module_agree_with_its_predictions(run: Path) -> None:
         logits = np.nansum(data["evidence"], axis=(1, 2), dtype=float) + data["bias"]
         first, second = (float(row[f"p_{name}"]) for name in data["classes"])
         assert logits[0] - logits[1] == pytest.approx(np.log(first / second), abs=1e-5)
-    for row in read(run / "predictions.csv"):
+    for row in rows_of(run / "predictions.csv"):
         picture = np.asarray(Image.open(run / "heatmaps" / f"{row['slide_id']}-attention.png"))
         assert picture.shape[2] == 3
 
 
 def test_predict_scores_new_slides(run: Path, cohort: Path, tmp_path: Path, holoslide: Command) -> None:
-    first = read(run / "predictions.csv")[0]
+    first = rows_of(run / "predictions.csv")[0]
     slide = tmp_path / f"{first['slide_id']}.tiff"
     shutil.copy(cohort / "slides" / slide.name, slide)
     out = tmp_path / "predictions.csv"
     assert holoslide("predict", run, slide, "-o", out, "--workers", 1) == 0
-    again = read(out)[0]
+    again = rows_of(out)[0]
     assert again["label"] == ""
     for key in first:
         if key.startswith("p_"):
@@ -220,11 +191,11 @@ def test_predict_in_shards_and_on_a_cluster(
     given = ["predict", run, table, "--rasters", rasters, "--workers", 1, "-o", tmp_path / "p.csv"]
     for shard in ("1/2", "2/2"):
         assert holoslide(*given, "--shard", shard) == (shard == "1/2")  # 13 slides, the last is broken
-    shards = [read(tmp_path / f"p-{number}-of-2.csv") for number in (1, 2)]
+    shards = [rows_of(tmp_path / f"p-{number}-of-2.csv") for number in (1, 2)]
     assert [len(rows) for rows in shards] == [6, 6]
     assert holoslide(*given, "--cluster", cluster, "--heatmaps", tmp_path / "maps") == 1
     assert "broken.tiff: " in holoslide.err
-    by_cluster = {row["slide_id"]: row for row in read(tmp_path / "p.csv")}
+    by_cluster = {row["slide_id"]: row for row in rows_of(tmp_path / "p.csv")}
     assert len(by_cluster) == 12
     for row in [*shards[0], *shards[1]]:
         other = by_cluster.pop(row["slide_id"])
@@ -253,7 +224,7 @@ def test_another_table_is_measured_as_it_is_and_in_a_folder_of_its_own(
     run: Path, cohort: Path, tmp_path: Path, holoslide: Command
 ) -> None:
     """No split is drawn for it, and the run's own results stay."""
-    rows = read(cohort / "slides.csv")
+    rows = rows_of(cohort / "slides.csv")
     chosen = [next(row for row in rows if row["label"] == label) for label in ("benign", "lesion")]
     table, before = tmp_path / "two.csv", (run / "predictions.csv").read_bytes()
 
@@ -266,7 +237,7 @@ def test_another_table_is_measured_as_it_is_and_in_a_folder_of_its_own(
     assert holoslide(*given) == 1
     assert "--out: is missing" in holoslide.err
     assert holoslide(*given, "-o", tmp_path / "two") == 0, holoslide.err
-    assert [row["slide_id"] for row in read(tmp_path / "two" / "predictions.csv")] == [
+    assert [row["slide_id"] for row in rows_of(tmp_path / "two" / "predictions.csv")] == [
         row["slide_id"] for row in chosen
     ]
     assert (run / "predictions.csv").read_bytes() == before
@@ -288,7 +259,7 @@ def test_a_slide_that_memory_does_not_do_for_is_listed(
     assert holoslide(*given, "--workers", 1) == 1
     assert "cannot be run (" in holoslide.err
     assert "at its smallest tiles" in holoslide.err
-    assert not read(tmp_path / "p.csv")
+    assert not rows_of(tmp_path / "p.csv")
 
 
 def test_a_stopped_prediction_loses_no_slide_that_was_scored(
@@ -297,14 +268,14 @@ def test_a_stopped_prediction_loses_no_slide_that_was_scored(
     score, table = Predictor.score, tmp_path / "p.csv"
 
     def stopped_at_the_third(*arguments: Any) -> Prediction:
-        if len(read(tmp_path / "p.partial.csv")) == 2:
+        if len(rows_of(tmp_path / "p.partial.csv")) == 2:
             raise KeyboardInterrupt
         return score(*arguments)
 
     monkeypatch.setattr(Predictor, "score", stopped_at_the_third)
     given = ("predict", run, cohort / "slides.csv", "--rasters", cohort / "rasters", "-o", table)
     assert holoslide(*given, "--workers", 1) == 130
-    assert len(read(tmp_path / "p.partial.csv")) == 2
+    assert len(rows_of(tmp_path / "p.partial.csv")) == 2
     assert not table.exists()
 
 
@@ -341,15 +312,6 @@ def test_a_place_that_cannot_be_written_is_one_line(
     assert holoslide.err.splitlines()[-1].startswith(f"holoslide: {tmp_path / 'taken'}: ")
 
 
-def test_a_full_disk_is_one_line(tmp_path: Path, holoslide: Command, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*_: object, **__: object) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    monkeypatch.setattr("holoslide.slides.cohort.Cohort.from_csv", full)
-    assert holoslide("train", tmp_path / "slides.csv", "-o", tmp_path / "run") == 1
-    assert holoslide.err == "holoslide: No space left on device; make room where the command writes\n"
-
-
 def test_convert_writes_over_no_table_that_it_reads(cohort: Path, tmp_path: Path, holoslide: Command) -> None:
     table = tmp_path / "slides.csv"
     table.write_text("slide_id,patient_id,label,note\na,1,x,keep me\nb,2,y,\n")
@@ -357,25 +319,6 @@ def test_convert_writes_over_no_table_that_it_reads(cohort: Path, tmp_path: Path
     assert holoslide("convert", table, "-o", tmp_path) == 1
     assert f"--out: is the folder of {table}" in holoslide.err
     assert table.read_bytes() == before
-
-
-def test_convert_makes_a_table_of_a_folder_for_each_class(tmp_path: Path, holoslide: Command) -> None:
-    for name in ("slides/ill/a.svs", "slides/well/b.svs"):
-        (tmp_path / name).parent.mkdir(parents=True)
-        (tmp_path / name).touch()
-    assert holoslide("convert", tmp_path / "slides", "-o", tmp_path) == 0
-    table = tmp_path / "slides.csv"
-    assert "each file is taken for a patient of its own; mend patient_id" in holoslide.err
-    assert table.read_text().splitlines()[1:] == [
-        "a,a,ill,,,slides/ill/a.svs",
-        "b,b,well,,,slides/well/b.svs",
-    ]
-    table.write_text(table.read_text().replace("a,a,ill", "a,P-001,ill"))
-    assert holoslide("convert", tmp_path / "slides", "-o", tmp_path) == 1
-    assert f"--out: is the folder of {table}, which may be written over" in holoslide.err
-    assert "P-001" in table.read_text()
-    assert holoslide("convert", tmp_path / "slides", "--label", "x") == 1
-    assert "leave --slides, --label and --clini out" in holoslide.err
 
 
 def test_plan_announces_memory(cohort: Path, holoslide: Command) -> None:
@@ -437,50 +380,6 @@ def test_wrong_settings_are_one_line(
     assert holoslide.err.count("\n") == 1
 
 
-def test_a_missing_table_is_one_line(tmp_path: Path, holoslide: Command) -> None:
-    assert holoslide("train", tmp_path / "none.csv", "-o", tmp_path / "run") == 1
-    assert "none.csv" in holoslide.err
-    assert holoslide.err.count("\n") == 1
-
-
-def test_ctrl_c_is_one_line(tmp_path: Path, holoslide: Command, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupt(*_: object, **__: object) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("holoslide.slides.cohort.Cohort.from_csv", interrupt)
-    assert holoslide("train", tmp_path / "slides.csv", "-o", tmp_path / "run") == 130
-    assert holoslide.err == "holoslide: stopped; train goes on with --resume, others are run again\n"
-    assert holoslide.out == ""
-
-
-def test_wrong_usage_is_exit_code_2(holoslide: Command) -> None:
-    assert holoslide("train") == 2
-
-
-def test_inspect_real_slides(data_dir: Path, holoslide: Command) -> None:
-    wsi = data_dir / "wsi"
-    good, bad = wsi / "CMU-1-Small-Region.svs", wsi / "broken.svs"
-    assert holoslide("inspect", good, bad, "--json") == 1
-    facts = {Path(fact["slide"]).name: fact for fact in json.loads(holoslide.out)}
-    assert "error" in facts["broken.svs"]
-    assert "error" not in facts["CMU-1-Small-Region.svs"]
-
-
-def test_inspect_is_read_by_people(data_dir: Path, tmp_path: Path, holoslide: Command) -> None:
-    wsi = data_dir / "wsi"
-    odd = tmp_path / "two\nlines.svs"
-    shutil.copy(wsi / "TCGA-CR-7395-01A-01-TS1.svs", odd)
-    assert holoslide("inspect", wsi / "CMU-1-Small-Region.svs", odd) == 0
-    said = [line.strip() for line in holoslide.out.splitlines()]
-    assert "size: 2220 x 2967 px, 1.11 x 1.48 mm" in said
-    assert "um per pixel: 0.499 (from: slide)" in said
-    assert "levels: 4443 x 3567 px, 2221 x 1783 px" in said
-    assert "um per pixel: not known: give it with --slide-mpp, or in the slide table's mpp column" in said
-    assert sum("lines.svs" in line for line in said) == 1
-    assert holoslide("inspect", odd, "--slide-mpp", 0.25) == 0
-    assert "um per pixel: 0.25 (from: user)" in holoslide.out
-
-
 def test_a_log_hears_of_a_long_job_now_and_then(
     cohort: Path, holoslide: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -488,64 +387,6 @@ def test_a_log_hears_of_a_long_job_now_and_then(
     monkeypatch.setattr("holoslide.console.LINE_S", 0.0)
     holoslide("audit", cohort / "slides.csv", "--workers", 1)
     assert re.search(r"^opening slides: 3 of 12, left \d+:\d\d", holoslide.err, re.MULTILINE)
-
-
-def test_a_log_hears_of_a_long_epoch_now_and_then(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("holoslide.console.LINE_S", 0.0)
-    facts = RunFacts("cpu", "32", ranks=1, epoch=2, epochs=9, modules=2, peak_bytes=2**31)
-    with TrainingBar() as told:
-        told.started(facts)
-        told.slide_done(SlideDone("train", 3, 7, 40, "a", (0.69, 0.7), (), eta_s=4000.0))
-        row = {"epoch": 3, "valid/loss_1": 0.6, "valid/auroc_1": 0.8, "seconds": 75.0}
-        told.epoch_done(row | {"train/classification_1": 0.7}, is_best=True)
-    assert capsys.readouterr().err.splitlines() == [
-        "2 modules on cpu, precision 32, 1 process(es), epochs 3 to 9, at most 2.00 GiB for slides",
-        "epoch 3/9 train: 7 of 40, losses 0.69 0.70  left 1:06:40",
-        "epoch 3/9  train 0.700  valid loss 0.600  AUROC 0.800  1:15  best",
-    ]
-
-
-def test_prepare_tells_of_slides_without_a_file(tmp_path: Path, holoslide: Command) -> None:
-    table = tmp_path / "slides.csv"
-    table.write_text("slide_id,path\ngone,gone.svs\nempty,empty.svs\n")
-    (tmp_path / "empty.svs").touch()
-    assert holoslide("prepare", table, "--workers", 1, "--json") == 1
-    found = {each["slide_id"]: each for each in json.loads(holoslide.out)}
-    assert {each["status"] for each in found.values()} == {"failed"}
-    assert found["gone"]["reason"] == "there is no file gone.svs; mend its path"
-    assert "is empty (0 bytes)" in found["empty"]["reason"]
-    assert holoslide("prepare", table, "--workers", 1) == 1
-    said = holoslide.out + holoslide.err
-    assert said.count("is empty (0 bytes)") == 1
-    assert "2 slides left out:" in said
-
-
-def test_prepare_real_slides(data_dir: Path, tmp_path: Path, holoslide: Command) -> None:
-    """The good ones are made, the slide without mpp says what to do and then works, the rest have a reason."""
-    wsi = data_dir / "wsi"
-    names = [
-        "CMU-1-Small-Region.svs",
-        "TCGA-CR-7395-01A-01-TS1.svs",
-        "broken.svs",
-        "multi-channel-z-series.ome.tif",
-    ]
-    out = tmp_path / "rasters"
-    assert (
-        holoslide("prepare", *(wsi / name for name in names), "--rasters", out, "--workers", 1, "--json") == 1
-    )
-    results = {row["slide_id"]: row for row in json.loads(holoslide.out)}
-    status = [results[name.split(".")[0]]["status"] for name in names]
-    assert status == ["made", "failed", "failed", "failed"]
-    assert "--slide-mpp" in results["TCGA-CR-7395-01A-01-TS1"]["reason"]
-    assert results["CMU-1-Small-Region"]["mpp"] == {"y": 0.499, "x": 0.499, "source": "slide"}
-    command = ("prepare", wsi / names[1], "--slide-mpp", 0.5, "--rasters", out, "--workers", 1)
-    assert holoslide(*command) == 0
-    assert "made" in holoslide.out
-    assert "0.5 (from: user)" in holoslide.out
-    assert holoslide(*command) == 0
-    assert "reused" in holoslide.out
 
 
 def test_audit_finds_the_broken_slide(cohort: Path, run: Path, holoslide: Command) -> None:
