@@ -1,5 +1,6 @@
 """Any chain of blocks falls into units that are the same function; K modules have like activation memory."""
 
+import gc
 import itertools
 
 import pytest
@@ -184,3 +185,15 @@ def test_what_is_no_convolutional_network_is_refused(name: str) -> None:
 def test_a_network_that_branches_is_refused_at_the_branch() -> None:
     with pytest.raises(ModelError, match="is not a chain: stage2 does not read"):
         trunk_of("timm/hrnet_w18_small")
+
+
+def test_a_network_that_is_gone_leaves_nothing_behind() -> None:
+    """A program that scores slide after slide builds it again and again."""
+
+    def tensors_after_one_more() -> int:
+        build_trunk(BackboneConfig(name="resnet18", weights="none", truncate="layer1"))
+        gc.collect()
+        return sum(issubclass(type(each), torch.Tensor) for each in gc.get_objects())
+
+    before = tensors_after_one_more()
+    assert tensors_after_one_more() == before

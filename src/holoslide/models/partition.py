@@ -447,16 +447,16 @@ def _activation_bytes(modules: Sequence[nn.Module], fields: Sequence[Receptive])
         given = features.requires_grad_()
         own = {tensor.untyped_storage().data_ptr() for tensor in twin.state_dict().values()}
         own.add(given.untyped_storage().data_ptr())
-        saved: dict[int, Tensor] = {}
+        saved: dict[int, int] = {}  # no tensors: the graph holds the hook, and would be held by it, for good
 
-        def keep(tensor: Tensor, own: set[int] = own, saved: dict[int, Tensor] = saved) -> Tensor:
+        def keep(tensor: Tensor, own: set[int] = own, saved: dict[int, int] = saved) -> Tensor:
             if tensor.untyped_storage().data_ptr() not in own:
-                saved[tensor.untyped_storage().data_ptr()] = tensor
-            return tensor
+                saved[tensor.untyped_storage().data_ptr()] = tensor.nbytes
+            return tensor.detach()  # with its graph, a node that saves its own output would hold itself
 
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
             features = twin(given)
-        saved[features.untyped_storage().data_ptr()] = features
-        held.append(sum(tensor.nbytes for tensor in saved.values()))
+        saved[features.untyped_storage().data_ptr()] = features.nbytes
+        held.append(sum(saved.values()))
         features = features.detach()
     return held
