@@ -1,6 +1,7 @@
 """Cohorts: slide files are found, or stay as rows with their reason; a folder for each class is a cohort."""
 
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -192,6 +193,16 @@ def test_a_folder_for_each_class_is_a_cohort(tmp_path):
     passed_over, patients = cohort.notes
     assert "b-thumb.png" in passed_over.what
     assert patients.what == "each file is taken for a patient of its own"
+
+
+def test_slides_of_a_kind_that_is_not_read_are_named(tmp_path):
+    cohort = Cohort.from_folder(touch(tmp_path, "ill/a.svs", "ill/b.isyntax", "well/c.tf2", "well/D.JP2"))
+    assert columns(cohort, "slide_id", "label") == [("a", "ill"), ("c", "well")]
+    note = cohort.notes[0]
+    assert re.search(r"ill/b.isyntax, .*well/D.JP2: of a kind that is not read", note.what)
+    assert "pyramidal TIFF" in note.remedy
+    found = read(tmp_path, "slide_id\na\nb\n", slides=tmp_path / "wsi").rows[1].fault
+    assert "b.isyntax is of a kind that is not read" in str(found)
 
 
 def test_pictures_are_slides_where_there_is_nothing_else(tmp_path):

@@ -17,6 +17,12 @@ from holoslide.slides.raster import is_raster
 from holoslide.slides.source import dicom_series
 from holoslide.slides.tables import file_name, is_picture, slide_name
 
+# Slides of other scanners and programs, and pictures, that nothing here reads: what lies beside them may be litter.
+_FOREIGN = (".bmp", ".gif", ".heic", ".i2syntax", ".isyntax", ".j2k", ".jp2", ".jxl", ".kfb", ".lif", ".mds",
+            ".mdsx", ".oir", ".sdpc", ".tmap", ".tron", ".webp")  # fmt: skip
+_UNREAD = "of a kind that is not read"
+_AS_TIFF = "save it as pyramidal TIFF (vips tiffsave --tile --pyramid)"
+
 
 class SlideFiles:
     """The slide files under `slides`, if given; paths of a table are relative to its own folder, or to that."""
@@ -28,6 +34,7 @@ class SlideFiles:
         self._by_id: dict[str, list[Path]] = defaultdict(list)
         self._dicom: dict[str, list[Path]] = defaultdict(list)  # folders of parts, by name
         self._homes: set[str] = set()  # the names of all folders
+        self._foreign: list[Path] = []
         self._series: dict[bytes, Path] = {}  # the first file of each that a path has named
         if slides is not None:
             self._walk(slides)
@@ -61,6 +68,9 @@ class SlideFiles:
         what = f"no file {name or slide_id + '.*'} under {shown(self.slides)}"
         if every:
             what += f", only a prepared slide, {shown(every[0].relative_to(self.slides))}"
+        foreign = [path for path in self._foreign if _plain(path.stem) == _plain(slide_id)]
+        if foreign:
+            return _missing(slide_id, row, f"{shown(foreign[0])} is {_UNREAD}", _AS_TIFF)
         near = None if every else self._near(slide_id)
         return _missing(
             slide_id, row, what, f"did you mean {near}?" if near else "add it, or take the row out"
@@ -102,10 +112,15 @@ class SlideFiles:
         found = [path for paths in self._by_name.values() for path in paths]
         found = [path for path in found if path.parent not in apart or path.suffix.lower() != ".dcm"] + apart
         pictures = sorted(path for path in found if is_picture(path.name))
-        notes = []
+        notes, where = [], shown(self.slides or Path())
+        if self._foreign:
+            what = f"{some([shown(path) for path in sorted(self._foreign)])}: {_UNREAD}"
+            notes.append(
+                Finding("warning", "file without a row", where, what, f"if one is a slide, {_AS_TIFF}")
+            )
         if len(found) > len(pictures) > 0:
             what = f"PNG and JPEG are taken for thumbnails ({some([shown(path) for path in pictures])})"
-            where, remedy = shown(self.slides or Path()), "add a row for one that is a slide"
+            remedy = "add a row for one that is a slide"
             notes.append(Finding("warning", "file without a row", where, what, remedy))
             found = [path for path in found if not is_picture(path.name)]
         return [path for path in _one_each(found) if not is_raster(path)], notes
@@ -175,6 +190,8 @@ class SlideFiles:
                 if name in chunked or (file_name(name) is not None and not name.startswith("._")):
                     self._by_name[_plain(name)].append(Path(place, name))  # ._x is macOS's shadow of x
                     self._by_id[_plain(slide_name(name))].append(Path(place, name))
+                elif name.lower().endswith(_FOREIGN) and not name.startswith("._"):
+                    self._foreign.append(Path(place, name))
             if Path(place) != folder and _holds_dicom(Path(place), files):
                 self._dicom[_plain(Path(place).name)].append(Path(place))
 

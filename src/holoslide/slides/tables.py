@@ -49,8 +49,8 @@ SPLIT_WORDS: dict[str, Split] = {
 UNKNOWN = {"", "na", "n/a", "#n/a", "nan", "<na>", "null"}  # how tools write that a value is not known
 
 EXTENSIONS = (
-    "bif", "btf", "czi", "dcm", "jpeg", "jpg", "mrxs", "ndpi", "png", "qptiff", "scn", "svs", "svslide", "tf8",
-    "tif", "tiff", "vms", "vmu", "vsi", "zarr",
+    "bif", "btf", "czi", "dcm", "jpeg", "jpg", "mrxs", "ndpi", "png", "qptiff", "scn", "svs", "svslide", "tf2",
+    "tf8", "tif", "tiff", "vms", "vmu", "vsi", "zarr",
 )  # fmt: skip
 _EXTENSION = re.compile(rf"(?<=.)(\.ome)?\.({'|'.join(EXTENSIONS)})$", re.IGNORECASE)
 # STAMP's slide table may name the features' files.
