@@ -44,7 +44,7 @@ OPEN = (
     "each, both tell all test slides apart",
     "auxiliary heads without barriers (`model.barrier_every`, `python -m benchmarks.settings --only "
     "small-lesions-no-barriers`) on more than one layout: on layout 0, one training each, no difference was seen; "
-    "on `arrangement` in six modules, one each, barriers cost much",
+    "on `arrangement` in six modules, one each, barriers cost much, half of them less",
     "stem stride, learning rate, number of training slides, label noise: on more than the frozen features of one "
     "layout (`python -m benchmarks.heads`); frozen BatchNorm scale",
     "burden 0.06: the paper's heads with the preset's training on more than one layout, and with nothing "
