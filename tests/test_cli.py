@@ -349,8 +349,9 @@ def test_of_several_processes_the_first_says_what_is_true_of_all(
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     table = cohort / "unnamed.csv"
-    lines = (cohort / "slides.csv").read_text(encoding="utf-8").splitlines()
-    table.write_text("\n".join([*lines, "unknown,,,,"]), encoding="utf-8")  # of no patient: that is noted
+    header, first, *others = (cohort / "slides.csv").read_text(encoding="utf-8").splitlines()
+    slide_id, _, *rest = first.split(",")  # of no patient: that is noted
+    table.write_text("\n".join([header, ",".join([slide_id, "", *rest]), *others]), encoding="utf-8")
     assert holoslide("plan", table, "--config", cohort / "run.yaml") == 0, holoslide.err
     assert ("note: " in holoslide.err) == says
     assert ("slides ready in" in holoslide.err) == says
