@@ -88,9 +88,9 @@ def prepare_cohort(
         for row in usable
         if row.path is not None
     ]
-    results: list[PrepareResult] = []
+    results: list[PrepareResult]
     if not jobs:
-        pass  # nothing to prepare, and no folder to make: the slides' may be a mistyped one
+        results = []  # and no folder is made: the slides' may be a mistyped one
     elif cluster is not None:
         results = prepare_on_cluster(jobs, rasters, config, cluster, stall_s=stall_s, progress=progress)
     else:

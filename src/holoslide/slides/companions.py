@@ -29,10 +29,8 @@ def missing_companion(path: Path) -> str | None:
 
 def files_named_in(path: Path) -> list[Path]:
     """Of a Hamamatsu VMS or VMU, which is but a text: the files beside it that it names, which hold the pixels."""
-    parser = ConfigParser(interpolation=None, strict=False, delimiters=("=",))
-    try:
-        parser.read_string(path.read_text(encoding="latin-1"))
-    except IniError:  # opening the slide says what is wrong with it
+    parser = _listing(path, encoding="latin-1")
+    if parser is None:
         return []
     values = {value for section in parser.sections() for _, value in parser.items(section) if value}
     return sorted(file for file in (path.parent / name for name in values) if file.is_file())
@@ -46,13 +44,24 @@ def _missing_of_mrxs(path: Path) -> str | None:
     listing = folder / "Slidedat.ini"
     if not listing.is_file():
         return f"{name}/{listing.name}"
-    parser = ConfigParser(interpolation=None, strict=False)
-    try:
-        parser.read_string(listing.read_text(encoding="utf-8-sig"))
-    except (*DAMAGE, IniError):  # opening the slide says what is wrong with it
+    parser = _listing(listing, encoding="utf-8-sig")
+    if parser is None:
         return None
     names = [parser.get("HIERARCHICAL", "INDEXFILE", fallback="Index.dat")]
     if parser.has_section("DATAFILE"):
         names += [value for key, value in parser.items("DATAFILE") if re.fullmatch(r"file_\d+", key)]
     gone = [name for name in names if not (folder / name).is_file()]
     return f"{name}/{shown(Path(gone[0]))}" if gone else None
+
+
+def _listing(path: Path, *, encoding: str) -> ConfigParser | None:
+    """What a scanner's text says of a slide's files; None where it is damaged, which opening the slide will say.
+
+    Scanners write what a strict reader refuses: a key twice, a colon in a key, a per cent sign in a name.
+    """
+    parser = ConfigParser(interpolation=None, strict=False, delimiters=("=",))
+    try:
+        parser.read_string(path.read_text(encoding=encoding))
+    except (*DAMAGE, IniError):
+        return None
+    return parser

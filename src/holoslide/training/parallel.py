@@ -7,13 +7,13 @@ same bytes again and again. Gradients are summed over ranks once per optimiser s
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Literal
 
 import torch
 from lightning_fabric import Fabric
+from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from torch import Tensor, nn
 
 from holoslide.errors import ConfigError, HoloslideError
@@ -34,7 +34,7 @@ def launch(accelerator: Accelerator, *, devices: int | Literal["auto"], nodes: i
         raise ConfigError(
             "train.devices", f"{devices} on {accelerator}: {error}", "give what there is"
         ) from error
-    started = int(os.environ.get("WORLD_SIZE", "1")) if "TORCHELASTIC_RUN_ID" in os.environ else 1
+    started = TorchElasticEnvironment().world_size() if TorchElasticEnvironment.detect() else 1
     if started > fabric.world_size:  # else each would train the whole by itself
         what, remedy = f"{devices} on {accelerator} is one process", "give --set train.devices="
         raise ConfigError("train.devices", f"{what}, and torchrun started {started}", f"{remedy}{started}")
