@@ -82,32 +82,23 @@ def build_trunk(config: BackboneConfig) -> Trunk:
     name where one sees the whole map (squeeze-and-excitation, for example).
     """
     network = create(config)
-    twin = _trial_copy(network)
-    layers, head = _flatten_network(twin, config.name)
-    layers = _truncate(layers, config.truncate, config.name)
+    key = config.name, config.stem_stride, config.truncate
+    if key not in _known:
+        _known[key] = _examine(network, config)
+    cuts = _known[key]
     if config.file is not None:
-        load_file(network, config.file, kept=[layer.name for layer in layers], head=head)
-    pieces = _group(layers)
-    if len(pieces) < 2:
-        raise ModelError(
-            config.name, "has no blocks after its stem", "choose a chain of convolutional blocks"
-        )
-    _refuse_change(config.name, twin, layers, pieces)
-    modules = [_assemble(network, piece) for piece in pieces]
-    names = [_piece_name(piece) for piece in pieces]
-    channels = [layer.in_channels for piece in pieces for layer in piece[:1]] + [layers[-1].out_channels]
-    fields = [
-        probe(module, c, name="" if len(piece) > 1 else name)
-        for module, c, piece, name in zip(modules, channels, pieces, names, strict=False)
-    ]
-    held = _activation_bytes(modules, fields)
+        kept = [layer.name for piece in cuts.pieces for layer in piece]
+        load_file(network, config.file, kept=kept, head=cuts.head)
+    stem, *modules = (_assemble(network, piece) for piece in cuts.pieces)
     units = tuple(
-        Unit(names[i], modules[i], tuple(layer.name for layer in pieces[i]),
-             channels[i], channels[i + 1], fields[i], held[i])
-        for i in range(1, len(pieces))
+        Unit(_piece_name(piece), module, tuple(layer.name for layer in piece),
+             piece[0].in_channels, following, field, held)
+        for piece, module, following, field, held in zip(
+            cuts.pieces[1:], modules, cuts.channels[2:], cuts.fields[1:], cuts.held[1:], strict=True
+        )
     )  # fmt: skip
-    stem = modules[0] if type(modules[0]) is nn.Sequential else nn.Sequential(modules[0])
-    return Trunk(config.name, stem, units, channels[1], fields[0])
+    stem = stem if type(stem) is nn.Sequential else nn.Sequential(stem)
+    return Trunk(config.name, stem, units, cuts.channels[1], cuts.fields[0])
 
 
 # --- A network as a chain of layers -----------------------------------------------------------------------------
@@ -134,6 +125,44 @@ class _Call:
     module: nn.Module
     given: tuple[Tensor, ...]  # several where it was given a list of maps
     made: Tensor | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Cuts:
+    """What is found by running a network, and is the same whatever its weights.
+
+    `pieces` are its stem and units in layers, `head` its children after them; `channels` go into each piece, and
+    out of the last; `fields` and `held` are each piece's receptive field and bytes for its backward pass.
+    """
+
+    pieces: list[list[_Layer]]
+    head: list[str]
+    channels: list[int]
+    fields: list[Receptive]
+    held: list[int]
+
+
+_known: dict[tuple[str, int | None, str | None], _Cuts] = {}  # by the name, its stem's stride, where it ends
+
+
+def _examine(network: nn.Module, config: BackboneConfig) -> _Cuts:
+    twin = _trial_copy(network)
+    layers, head = _flatten_network(twin, config.name)
+    layers = _truncate(layers, config.truncate, config.name)
+    pieces = _group(layers)
+    if len(pieces) < 2:
+        raise ModelError(
+            config.name, "has no blocks after its stem", "choose a chain of convolutional blocks"
+        )
+    _refuse_change(config.name, twin, layers, pieces)
+    modules = [_assemble(network, piece) for piece in pieces]
+    channels = [piece[0].in_channels for piece in pieces]
+    fields = [
+        probe(module, c, name="" if len(piece) > 1 else _piece_name(piece))
+        for module, c, piece in zip(modules, channels, pieces, strict=True)
+    ]
+    held = _activation_bytes(modules, fields)
+    return _Cuts(pieces, head, [*channels, layers[-1].out_channels], fields, held)
 
 
 def _trial_copy(network: nn.Module) -> nn.Module:
