@@ -3,7 +3,8 @@
 N slides, C classes, P patients. Values are scikit-learn's. An interval reaches as far as either of two:
 percentiles of a bootstrap over patients (`bootstrap.py`), since slides of one patient are no independent draws; and
 a score interval with patients counted (`intervals.py`), since where nearly all is right, few draws differ and the
-bootstrap's is too narrow. Everything takes probabilities, not logits.
+bootstrap's is too narrow. Everything takes probabilities, not logits. scikit-learn is imported where it measures:
+that takes longer than to score a small slide, which knows `Predictions` alone.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from sklearn import metrics as sk
 
 from holoslide.errors import HoloslideError
 from holoslide.evaluation.bootstrap import Values, draw_weights, statistics
@@ -222,6 +222,8 @@ def measure(given: Predictions, *, draws: int = 1000, seed: int = 0) -> Metrics:
 
 def roc_points(labels: ArrayLike, probabilities: ArrayLike, classes: Sequence[str]) -> dict[str, Curve]:
     """The ROC curve of each class against the rest."""
+    from sklearn import metrics as sk
+
     curves = {}
     for name, is_c, scores in _one_vs_rest(labels, probabilities, classes):
         reason = _without_auroc(is_c, name)
@@ -232,6 +234,8 @@ def roc_points(labels: ArrayLike, probabilities: ArrayLike, classes: Sequence[st
 
 def pr_points(labels: ArrayLike, probabilities: ArrayLike, classes: Sequence[str]) -> dict[str, Curve]:
     """The precision-recall curve of each class against the rest, from all slides called positive to none."""
+    from sklearn import metrics as sk
+
     curves = {}
     for name, is_c, scores in _one_vs_rest(labels, probabilities, classes):
         reason = _without_positive(is_c, name)
@@ -302,6 +306,8 @@ def _patients(patients: ArrayLike, slides: int) -> NDArray[np.str_]:
 
 def _points(given: Predictions) -> tuple[dict[str, float | None], dict[str, str]]:
     """Each measure over all slides, and why those are None that are; names are those of `statistics`."""
+    from sklearn import metrics as sk
+
     labels, probabilities, classes = given.labels, given.probabilities, given.classes
     predicted = probabilities.argmax(axis=1)
     numbers = list(range(len(classes)))
@@ -417,6 +423,8 @@ def _interval(
 
 
 def _assembled(given: Predictions, found: Mapping[str, Interval], resampling: Resampling) -> Metrics:
+    from sklearn import metrics as sk
+
     classes = given.classes
     confusion = sk.confusion_matrix(
         given.labels, given.probabilities.argmax(axis=1), labels=list(range(len(classes)))

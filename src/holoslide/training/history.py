@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from sklearn.metrics import roc_auc_score
 
 from holoslide.training.options import Monitor
 
@@ -32,6 +31,8 @@ def module_auroc(targets_N: NDArray[np.int64], probabilities_NL: NDArray[np.floa
 
     NaN if only one class is there. It gets probabilities, not logits.
     """
+    from sklearn.metrics import roc_auc_score  # slow to import, and only needed here
+
     present = np.unique(targets_N)
     if len(present) < 2:
         return math.nan
