@@ -7,7 +7,8 @@ flat   `flat_ratio`: peak extra memory of a training step on the large raster ov
        maps in a file; in the full run for K = 8, 4 and 1 (each by flat8, flat4, flat1), 12,000 px over 3,000 px.
 time   `time_ratio_recompute`, `time_ratio_kept`: a streamed step's time over the plain local step's at the same K,
        in turn, all tissue, borders of zeros; `time_ratio_tissue30`: one round piece of tissue, 30 % of the
-       raster, borders of glass, graphs kept, over the plain step on the whole raster.
+       raster, borders of glass, graphs kept, over the plain step on the whole raster. In the full run for K = 4, 8
+       and 1 (each by time4, time8, time1).
 plan   `plan_error`: the plan's peak against the measured one, by the measured one.
 huge   one training step on 60,000 x 60,000 px with 20 % tissue inside 4 GiB; only when asked for.
 
@@ -50,6 +51,7 @@ Mixed = torch.dtype | None
 Run = Callable[[Options], dict[str, Figure]]
 
 FLAT_MODULES = (8, 4, 1)
+TIME_MODULES = (4, 8, 1)
 PARTS = ("grad", "flat", "time", "plan")
 KEEPS_ALL_GIB = 10.0
 # Budgets that bind on the smaller raster, too: else it takes less than it may.
@@ -252,6 +254,7 @@ def measure(options: Options) -> Result:
     runs: dict[str, Run] = {
         "grad": _grad, "flat": _flat, "time": _time, "plan": _plan, "huge": _huge,
         **{f"flat{k}": _flat_of(k) for k in FLAT_MODULES},
+        **{f"time{k}": _time_of(k) for k in TIME_MODULES},
     }  # fmt: skip
     figures: dict[str, Figure] = {}
     for name in chosen:
@@ -292,13 +295,26 @@ def _flat(options: Options) -> dict[str, Figure]:
     return figures
 
 
+def _time_of(modules: int) -> Run:
+    def run(options: Options) -> dict[str, Figure]:
+        rounds, mixed = options.values["rounds"] or (3 if options.quick else 5), _mixed(options)
+        if modules == 1:
+            side = 1024 if options.quick else 2048
+            alone = time_ratio(side, 1, kept=False, rounds=rounds, mixed=mixed)
+            return {"time_ratio_recompute_k1": round(alone.ratio, 3)}
+        side, suffix = 1536 if options.quick else 3072, "" if modules == 4 else f"_k{modules}"
+        return _times(side, modules, suffix, rounds=rounds, mixed=mixed)
+
+    return run
+
+
 def _time(options: Options) -> dict[str, Figure]:
-    mixed = _mixed(options)
     if options.quick:
-        return _times(1536, 4, "", rounds=3, mixed=mixed)
-    figures = _times(3072, 4, "", rounds=5, mixed=mixed) | _times(3072, 8, "_k8", rounds=5, mixed=mixed)
-    alone = time_ratio(2048, 1, kept=False, rounds=3, mixed=mixed)
-    return figures | {"time_ratio_recompute_k1": round(alone.ratio, 3)}
+        return _time_of(4)(options)
+    figures: dict[str, Figure] = {}
+    for modules in TIME_MODULES:
+        figures |= _time_of(modules)(options)
+    return figures
 
 
 def _plan(options: Options) -> dict[str, Figure]:
@@ -311,6 +327,7 @@ def _huge(options: Options) -> dict[str, Figure]:
 
 def _arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--only", metavar="PARTS", help=f"some of {','.join(PARTS)},huge")
+    parser.add_argument("--rounds", type=int, metavar="N", help="steps of each that are timed (3, --full 5)")
     parser.add_argument(
         "--precision", choices=("bf16", "32"), default="bf16", help="32 where the processor has no bf16 units"
     )
