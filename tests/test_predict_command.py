@@ -4,6 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from holoslide import predict
+from holoslide.errors import CohortError
 from holoslide.files import lock
 from tests.command import exit_code
 
@@ -35,3 +37,25 @@ def test_a_mistyped_folder_is_not_made(
     )
     assert "there is no file" in capsys.readouterr().err
     assert not (tmp_path / "nwe").exists()
+
+
+def test_nothing_scored_takes_the_place_of_no_results(
+    finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A night's table was replaced by an empty one, by a command whose slides could not be read."""
+    (tmp_path / "broken.tiff").write_bytes(b"not an image")
+    given = ["predict", finished_run, tmp_path / "broken.tiff", "--workers", 1, "-o", tmp_path / "p.csv"]
+    assert exit_code(monkeypatch, *given) == 1
+    assert capsys.readouterr().out == f"0 slides scored: {tmp_path / 'p.csv'}\n"
+    assert (tmp_path / "p.csv").read_text() == "slide_id\n"
+    (tmp_path / "p.csv").write_text("slide_id,p_benign\nof the night before,0.5\n")
+    assert exit_code(monkeypatch, *given) == 1
+    assert capsys.readouterr().out == f"0 slides scored: {tmp_path / 'p.csv'} stays as it was\n"
+    assert "of the night before" in (tmp_path / "p.csv").read_text()
+    with pytest.raises(CohortError, match=r"1 slides were left out, broken first \(.*; none was scored"):
+        predict(finished_run, [tmp_path / "broken.tiff"], tmp_path / "p.csv")
+    assert "of the night before" in (tmp_path / "p.csv").read_text()
+    (tmp_path / "predictions.csv").write_text("slide_id\nof the night before\n")
+    asked = ("export", finished_run, tmp_path / "broken.tiff", "--to", "csv", "--workers", 1, "-o", tmp_path)
+    assert exit_code(monkeypatch, *asked) == 1
+    assert "of the night before" in (tmp_path / "predictions.csv").read_text()

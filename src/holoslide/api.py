@@ -120,7 +120,7 @@ def predict(
     if prepared.left_out:
         slide_id, reason = prepared.left_out[0]
         what = f"{len(prepared.left_out)} slides were left out, {slide_id} first ({reason})"
-        raise CohortError(out, what, "the table has the others")
+        raise CohortError(out, what, "the table has the others" if count else "none was scored")
     return count
 
 

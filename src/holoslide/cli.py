@@ -267,14 +267,14 @@ def predict(
     if shard is not None:
         number, of = shard_of(shard)
         cohort, out = cohort.shard(number, of), out.with_stem(f"{out.stem}-{number}-of-{of}")
-    folder = rasters or default_rasters(sources[0])
+    folder, is_there = rasters or default_rasters(sources[0]), out.exists()
     with bar("preparing") as advance:
         prepared = prepare_cohort(
             cohort, folder, predictor.prepare_config(), workers=workers, cluster=cluster, progress=advance
         )
     with bar("scoring") as advance:
         count = predict_cohort(predictor, prepared, out, heatmaps=heatmaps, cluster=cluster, progress=advance)
-    typer.echo(f"{count} slides scored: {out}")
+    typer.echo(f"{count} slides scored: {out}" + " stays as it was" * (is_there and not count))
     report_left_out(prepared)
 
 

@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from holoslide.errors import ConfigError, SlideError
-from holoslide.files import write_rows
 from holoslide.inference.card import escaped, model_card
 from holoslide.inference.export import Exported, write_geojson, write_h5
 from holoslide.inference.export_onnx import export_onnx
 from holoslide.inference.export_tiff import write_ome_tiff
-from holoslide.predictions import Prediction, Predictor, predictions_of
+from holoslide.predictions import Prediction, Predictor, predictions_of, write_scored
 from holoslide.prepared import Advance, Prepared
 from holoslide.runs import read_json
 from holoslide.slides.raster import Raster
@@ -118,8 +117,8 @@ def export_slides(
         if progress is not None:
             progress(done, len(prepared.cohort), row.slide_id)
     if "csv" in kinds:
-        write_rows(table, out / "predictions.csv")
-        write_rows(clams, out / "predictions-clam.csv")
+        write_scored(table, out / "predictions.csv")
+        write_scored(clams, out / "predictions-clam.csv")
     return len(table)
 
 

@@ -11,7 +11,7 @@ import functools
 import hashlib
 import math
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -173,8 +173,8 @@ def predict_cohort(
     """Score slides into a table, and draw their heatmaps; a slide that fails is added to those left out.
 
     `cluster` is the address of a Dask scheduler, whose workers score: they need the same files, and the model's.
-    Until all are done, those that are lie in `<out>.partial.csv`: a run that is stopped loses none. Raises
-    ConfigError where another command writes the same table.
+    Until all are done, those that are lie in `<out>.partial.csv`: a run that is stopped loses none. Where none
+    could be scored, a table that is there stays. Raises ConfigError where another command writes the same table.
     """
     rows = list(prepared.cohort)
     table: dict[int, dict[str, str]] = {}
@@ -204,9 +204,15 @@ def predict_cohort(
                 prepared.left_out.append((rows[index].slide_id, one_line(outcome)))
             if progress is not None:
                 progress(done, len(rows), rows[index].slide_id)
-    write_rows([table[index] for index in sorted(table)], out)
+    write_scored([table[index] for index in sorted(table)], out)
     partial.unlink()
     return len(table)
+
+
+def write_scored(rows: Sequence[Mapping[str, str]], path: Path) -> None:
+    """A table of predictions. None take the place of none: what an earlier command found stays."""
+    if rows or not path.exists():
+        write_rows(rows, path)
 
 
 def _predicted(
