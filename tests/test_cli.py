@@ -110,6 +110,26 @@ def test_where_the_slides_left_are_too_few_it_is_said_why(
     assert len(json.loads(holoslide.out)) == 2
 
 
+@pytest.mark.usefixtures("run")
+def test_that_no_test_slide_can_be_used_is_said_before_training(
+    cohort: Path, tmp_path: Path, holoslide: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was said once all epochs were over."""
+    rows = rows_of(cohort / "with_broken.csv")
+    for row in rows:
+        row["path"] = str(
+            cohort / "slides" / ("broken.tiff" if row["split"] == "test" else Path(row["path"]).name)
+        )
+    write_rows(rows, tmp_path / "slides.csv")
+    monkeypatch.setattr("holoslide.pipeline.train", lambda *_, **__: pytest.fail("it trained"))
+    given = ("--config", cohort / "run.yaml", "--rasters", cohort / "rasters", "--workers", 1)
+    assert holoslide("train", tmp_path / "slides.csv", *given, "-o", tmp_path / "run") == 1
+    assert "broken.tiff: is not a slide in any known format" in holoslide.err
+    assert holoslide.err.splitlines()[-1].startswith(
+        "holoslide: test: holds no slide that can be used; mend "
+    )
+
+
 def test_without_test_slides_there_is_a_model(cohort: Path, tmp_path: Path, holoslide: Command) -> None:
     rows = [row for row in rows_of(cohort / "slides.csv") if row["split"] != "test"]
     for row in rows:

@@ -126,7 +126,7 @@ def train(
     ] = None,
 ) -> None:
     """Train on a cohort, preparing first what is not prepared; then test once, and write the report."""
-    from holoslide.pipeline import refuse_other_preparation
+    from holoslide.pipeline import refuse_lost_test, refuse_other_preparation
     from holoslide.pipeline import train as train_run
     from holoslide.prepared import default_rasters
     from holoslide.results import evaluate_run
@@ -148,6 +148,7 @@ def train(
         _train_repeatedly(several, prepared, resume=resume)
         return
     with reasons_told(prepared), _training_bar() as progress:
+        refuse_lost_test(cohort, prepared)
         result = train_run(prepared, settings, out, splits=splits, resume=resume, progress=progress)
     if result.rank != 0:
         return  # with exit code 0: for any other, Fabric kills rank 0, which tests and writes the report

@@ -57,6 +57,12 @@ def refuse_other_preparation(out: Path, config: PrepareConfig) -> None:
             refuse_other_run(folder, describe({"prepare": then}), describe({"prepare": config}))
 
 
+def refuse_lost_test(cohort: Cohort, prepared: Prepared) -> None:
+    """Raise `CohortError` where a cohort has a test part of which no slide can be used: not only after training."""
+    if cohort.test and not prepared.cohort.test:
+        raise CohortError("test", "holds no slide that can be used", NO_SLIDE)
+
+
 def train(
     prepared: Prepared, config: RunConfig, out: Path, *, model: LocalClassifier | None = None,
     splits: str = "", resume: bool = False, progress: Progress | None = None,
