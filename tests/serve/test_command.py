@@ -4,8 +4,10 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 import urllib.request
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -44,6 +46,27 @@ def test_it_serves_what_it_says_and_stops_when_it_is_told(finished_run: Path) ->
         viewer.send_signal(signal.SIGINT)
         out, err = viewer.communicate(timeout=60)
         assert (viewer.returncode, out, err) == (0, "", "")
+
+
+def test_who_will_not_wait_ends_it_without_a_traceback(finished_run: Path) -> None:
+    """A second Ctrl-C, while it waits for what a browser still sends, ended in uvicorn's."""
+    port = free_port()
+    with subprocess.Popen(
+        command(finished_run, port), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as viewer:
+        assert viewer.stdout is not None
+        viewer.stdout.readline()
+        with socket.create_connection(("127.0.0.1", port)) as browser:
+            browser.sendall(b"POST / HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 100\r\n\r\nhalf of it")
+            time.sleep(0.2)
+            viewer.send_signal(signal.SIGINT)
+            with suppress(ConnectionRefusedError):
+                while True:  # until it has heard the first: two at once are one
+                    socket.create_connection(("127.0.0.1", port)).close()
+            viewer.send_signal(signal.SIGINT)
+            out, err = viewer.communicate(timeout=60)
+        assert (viewer.returncode, out, err.count("\n")) == (130, "", 1)
+        assert err.startswith("holoslide: stopped; ")
 
 
 def test_a_port_in_use_is_one_line_and_no_address_is_given(

@@ -43,10 +43,16 @@ class Viewer:
     listener: socket.socket
 
     def run(self, ready: Callable[[], None] | None = None) -> None:
-        """Serve until interrupted; `ready` is called as soon as the page can be fetched."""
+        """Serve until interrupted; `ready` is called as soon as the page can be fetched.
+
+        Raises KeyboardInterrupt where a second one cut off what the first still waited for.
+        """
         self.server.ready = ready
-        with self.listener, suppress(KeyboardInterrupt):  # uvicorn shuts down in order, then raises it again
-            self.server.run(sockets=[self.listener])
+        with self.listener:
+            with suppress(KeyboardInterrupt):  # uvicorn shuts down in order, then raises it again
+                self.server.run(sockets=[self.listener])
+            if self.server.force_exit:
+                raise KeyboardInterrupt
 
 
 def make_viewer(
@@ -63,6 +69,7 @@ def make_viewer(
     config = uvicorn.Config(
         app, host=host, port=port, log_level="warning", access_log=False, server_header=False,
         limit_concurrency=MAX_CONNECTIONS, timeout_keep_alive=30,
+        lifespan="off",  # the app has none, and a second Ctrl-C would end it in a traceback
     )  # fmt: skip
     shown = _shown(host)
     url = f"http://{shown}:{port}/" + (f"?token={token}" if token else "")
