@@ -76,6 +76,8 @@ def test_yaml_is_read_as_it_stands(tmp_path: Path) -> None:
         ("train: {epochs: 010}", "train", "epochs", 10),
         ("evaluate: {positive: 1e5}", "evaluate", "positive", "1e5"),
         ("evaluate: {positive: '1.50'}", "evaluate", "positive", "1.50"),
+        ("evaluate: {positive: 10000000000}", "evaluate", "positive", "10000000000"),
+        ("train: {seed: 20261127123456}", "train", "seed", 20261127123456),
     ],
 )
 def test_a_value_is_what_its_setting_takes_wherever_it_is_given(
@@ -110,6 +112,11 @@ def test_a_value_is_what_its_setting_takes_wherever_it_is_given(
         ("train: {devices: 1.5}", "train.devices: is 1.5; it takes: whole number or auto"),
         ("train: {milestones: 0.5}", "train.milestones: is 0.5; it takes: list of numbers"),
         ("train: {epochs: }", "train.epochs: is empty; it takes: whole number"),
+        (
+            "train: {devices: 100000000000000000000}",
+            "devices: is 10{20}; give a whole number up to 2147483647",
+        ),
+        ("model: {heads: {kernel: 2147483648}}", "heads.kernel: is 2147483648; give a whole number up to 21"),
         ("train: {checkpoint_minutes: 1:30}", "train.checkpoint_minutes: is '1:30'; it takes: number"),
         ("epochs: 3", "there is no setting epochs; did you mean train.epochs?"),
         ("model: {name: resnet18}", "there is no setting model.name; did you mean model.backbone.name?"),

@@ -26,6 +26,7 @@ from holoslide.slides.prepare import PrepareConfig
 from holoslide.training.options import TrainConfig
 
 _INT = "tag:yaml.org,2002:int"
+_MOST = 2**31 - 1  # of a size or a count: no library counts further, and what each says of it helps nobody
 PRESETS: dict[str, dict[str, Any]] = {
     "default": {},
     # The paper's own settings where ours differ (arXiv 2207.08267): zero padding, every cell pooled, patches to
@@ -210,10 +211,14 @@ def _fitted(hint: Any, value: Any, where: str, key: str) -> Any:
     else:
         meant = _as_meant(hint, value, where, key)
     try:
-        return _adapter(hint).validate_python(meant)
+        fitted = _adapter(hint).validate_python(meant)
     except pydantic.ValidationError as error:
         shown = {str: repr(value), type(None): "empty"}.get(type(value), str(value))
         raise ConfigError(where, f"{key}: is {shown}", f"it takes: {takes(hint).replace('`', '')}") from error
+    is_size = isinstance(fitted, int) and str not in get_args(hint) and not key.endswith("seed")
+    if is_size and abs(fitted) > _MOST:
+        raise ConfigError(where, f"{key}: is {value}", f"give a whole number up to {_MOST}")
+    return fitted
 
 
 def _as_meant(hint: Any, value: Any, where: str, key: str) -> Any:
