@@ -231,6 +231,17 @@ def test_a_mask_cell_is_whole_jpeg_blocks(mpp: float, cell_um: float) -> None:
 # --- What is refused --------------------------------------------------------------------------------
 
 
+def test_what_is_advised_holds_where_a_model_is_given_too(slide: Path, tmp_path: Path) -> None:
+    """`predict` has neither --mpp nor --set: its slides are prepared as the model's were."""
+    with pytest.raises(
+        SlideError, match=r"prepare with --mpp 1 or more, for a model trained so, or leave it"
+    ):
+        prepare_slide(PrepareJob("one", slide), tmp_path, PrepareConfig(mpp=0.5))
+    glass = write_slide(tmp_path / "glass.tif", paint(np.zeros((600, 600), np.bool_)), 1.0)
+    with pytest.raises(SlideError, match=r"draw its tissue \(--masks\), or before training lower prepare\."):
+        made(glass, tmp_path)
+
+
 def test_what_cannot_be_prepared_says_why_and_what_to_do(slide: Path, tmp_path: Path) -> None:
     glass = write_slide(tmp_path / "glass.tif", paint(np.zeros((600, 600), np.bool_)), 1.0)
     with pytest.raises(SlideError, match=r"glass\.tif: no tissue found; .*least_contrast.*or leave it out"):

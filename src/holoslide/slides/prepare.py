@@ -298,7 +298,8 @@ def _refuse_coarse(slide: Reader, mpp: float) -> None:
     own = slide.require_mpp()
     if max(own.y, own.x) > mpp * MOST_ENLARGED:
         what = f"has {max(own.y, own.x):.4g} um per pixel, too coarse for a raster at {mpp:g}"
-        remedy = f"prepare with --mpp {math.ceil(max(own.y, own.x) * 100) / 100:g} or more, or leave it out"
+        least = math.ceil(max(own.y, own.x) * 100) / 100
+        remedy = f"prepare with --mpp {least:g} or more, for a model trained so, or leave it out"
         raise SlideError(shown(slide.path), what, remedy)
 
 
@@ -311,7 +312,8 @@ def _place(slide: Reader, config: PrepareConfig, mask: Path | None) -> _Place:
     tissue, frame = find_tissue(slide, config.tissue, mask)
     per_thumb = frame.l0_per_px
     if not tissue.any():
-        remedy = "look at it; lower prepare.tissue.least_contrast or speck_um2, or leave it out"
+        remedy = "look at it; draw its tissue (--masks), or before training lower prepare.tissue."
+        remedy += "least_contrast or speck_um2, or leave it out"
         if mask is not None:
             remedy = f"the mask {shown(mask)} leaves nothing of it: mend the mask"
         raise SlideError(shown(slide.path), "no tissue found", remedy)

@@ -106,4 +106,6 @@ def _tissue(read: Callable[[Box], RGB], mask: Mask, cell_px: int) -> RGB:
 
 def _no_stains(path: Path, why: str) -> SlideError:
     what = f"its two stains cannot be told apart: {why}"
-    return SlideError(shown(path), what, "leave it out, or prepare with prepare.stain=none")
+    return SlideError(
+        shown(path), what, "leave it out, or prepare with prepare.stain=none, for a model trained so"
+    )
