@@ -391,6 +391,7 @@ def test_of_several_processes_the_first_says_what_is_true_of_all(
         ("train.seed=99999999999999999999", "train.seed"),
         ("prepare.mpp=true", "prepare.mpp: should be a number; it was True"),
         ("prepare=3", "prepare is a part, and was given 3; name a setting of it: prepare."),
+        ("stream.folder=/nowhere", "stream.folder: /nowhere is no folder that can be written into; make it"),
     ],
 )
 def test_wrong_settings_are_one_line(

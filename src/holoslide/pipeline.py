@@ -11,6 +11,7 @@ A run's folder holds: `config.yaml`, `cohort.csv`, `left_out.csv`, `data.csv` (e
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,7 +28,7 @@ from holoslide.files import write_json, write_rows, write_text
 from holoslide.geometry import Box
 from holoslide.models.calibration import calibrate, needs_statistics
 from holoslide.models.classifier import LocalClassifier
-from holoslide.models.options import InputConfig
+from holoslide.models.options import InputConfig, StreamConfig
 from holoslide.models.streamed import StreamedClassifier
 from holoslide.prepared import Prepared, refuse_copies
 from holoslide.records import begun, data_rows, run_facts, write_left_out
@@ -55,6 +56,17 @@ def refuse_other_preparation(out: Path, config: PrepareConfig) -> None:
         if is_begun and (folder / "config.yaml").exists():
             then = RunConfig.load(folder / "config.yaml").prepare
             refuse_other_run(folder, describe({"prepare": then}), describe({"prepare": config}))
+
+
+def refuse_missing_folder(config: StreamConfig) -> None:
+    """Raise `ConfigError` where the folder for what memory does not hold cannot be written into.
+
+    That may not be needed before a large slide comes, hours later; a model by itself does without.
+    """
+    folder = config.folder
+    if folder is not None and not (Path(folder).is_dir() and os.access(folder, os.W_OK | os.X_OK)):
+        what = f"{folder} is no folder that can be written into"
+        raise ConfigError("stream.folder", what, "make it, or name another")
 
 
 def refuse_lost_test(cohort: Cohort, prepared: Prepared) -> None:
