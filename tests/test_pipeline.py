@@ -9,11 +9,14 @@ import numpy as np
 import pytest
 import torch
 
-from holoslide.config import PRESETS, RunConfig
+from holoslide import fit
+from holoslide.cli_options import settings_of
+from holoslide.config import _SWITCHES, PRESETS, RunConfig, _paths
+from holoslide.demo import demo_config
 from holoslide.errors import CheckpointError, CohortError, ConfigError, SlideError
 from holoslide.geometry import Box
 from holoslide.models.classifier import LocalClassifier
-from holoslide.models.options import InputConfig
+from holoslide.models.options import InputConfig, StreamConfig
 from holoslide.pipeline import normalisation, train
 from holoslide.prepared import Prepared, prepare_cohort, refuse_copies
 from holoslide.runs import read_json, repeats_of
@@ -152,6 +155,54 @@ def test_what_is_wrong_is_said_to_be_where_it_was_given(tmp_path: Path) -> None:
 def test_of_two_that_have_one_name_neither_wins_in_a_setting_of_the_command() -> None:
     with pytest.raises(ConfigError, match="has no readable value"):
         RunConfig.load(sets=["train={lr: 1e-3, lr: 2e-3}"])
+
+
+@pytest.mark.parametrize(
+    ("sets", "notes"),
+    [
+        (["train.schedule=step", "train.gamma=0.5"], []),
+        (["train.milestones=[0.5]"], ["train.milestones has no effect: train.schedule is cosine"]),
+        (["stream.batch=4"], ["stream.batch has no effect: stream.tile_cells is null"]),
+        (["stream.batch=1"], []),  # as it is anyway
+        (
+            ["stream.tile_cells=64", "stream.batch=4", "stream.memory_gib=2"],
+            ["stream.memory_gib has no effect: stream.tile_cells is 64"],
+        ),
+        (
+            ["prepare.tissue.skip_blur=false", "prepare.tissue.focus_mpp=1"],
+            ["prepare.tissue.focus_mpp has no effect: prepare.tissue.skip_blur is false"],
+        ),
+        (
+            ["model.modules=1", "model.reconstruction.alpha=0.5"],
+            ["model.reconstruction.alpha has no effect: model.modules is 1"],
+        ),
+    ],
+)
+def test_a_setting_that_another_leaves_without_effect_is_noted(
+    sets: list[str], notes: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings_of(None, "default", sets, None)
+    assert capsys.readouterr().err.splitlines() == [f"note: {note}" for note in notes]
+
+
+def test_what_may_leave_settings_without_effect_is_settings() -> None:
+    assert demo_config().idle(RunConfig()) == []
+    assert [RunConfig.load(preset=preset).idle(RunConfig()) for preset in PRESETS] == [[]] * len(PRESETS)
+    names = {name for (switch, _), keys in _SWITCHES.items() for name in (switch, *keys)}
+    assert names <= set(_paths(RunConfig, ""))
+
+
+def test_where_memory_would_overflow_to_is_looked_at_before_slides_are(
+    finished_run: Path, tmp_path: Path
+) -> None:
+    """It was missed once a slide was too large for the memory, in the middle of a run."""
+    cohort = Cohort.from_csv(finished_run / "cohort.csv")
+    config = RunConfig(stream=StreamConfig(folder=str(tmp_path / "gone")))
+    with pytest.raises(
+        ConfigError, match=r"stream\.folder: .*gone is no folder that can be written into; make"
+    ):
+        fit(cohort, config, out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_the_papers_preset_scales_by_the_cohort() -> None:

@@ -311,12 +311,13 @@ def demo(
     sets: SetOption = None,
 ) -> None:
     """Draw synthetic slides, train on them, test, and write the report: the whole job in minutes."""
+    from holoslide.config import RunConfig
     from holoslide.demo import demo_config, draw_demo
 
     out.mkdir(parents=True, exist_ok=True)
     config, run = out / "run.yaml", out / "run"
     config.write_text(demo_config().to_yaml(), encoding="utf-8")
-    settings_of(config, "default", sets, None)  # a mistake in --set is said before anything is drawn
+    RunConfig.load(config, sets=sets or [])  # a mistake in --set is said before anything is drawn
     with bar("drawing slides") as advance:
         table = draw_demo(out, task=task, slides=slides, seed=seed, progress=advance)
     command = ["holoslide", "train", table, "--config", config, "--out", run, "--resume"]

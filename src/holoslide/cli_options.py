@@ -100,7 +100,10 @@ def settings_of(config: Path | None, preset: str, sets: list[str] | None, mpp: f
     from holoslide.config import RunConfig
 
     extra = [f"prepare.mpp={mpp}"] if mpp is not None else []
-    return RunConfig.load(config, preset=preset, sets=[*(sets or []), *extra])
+    settings = RunConfig.load(config, preset=preset, sets=[*(sets or []), *extra])
+    for line in settings.idle(RunConfig.load(preset=preset)):
+        say_once(f"note: {line}", err=True)
+    return settings
 
 
 def shard_of(text: str) -> tuple[int, int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import json
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,6 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import date
 from functools import cache
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, Literal, cast, get_args, get_origin, get_type_hints
 
@@ -27,6 +29,7 @@ from holoslide.training.options import TrainConfig
 
 _INT = "tag:yaml.org,2002:int"
 _MOST = 2**31 - 1  # of a size or a count: no library counts further, and what each says of it helps nobody
+_RECONSTRUCTION = ("alpha", "patches", "side", "share")
 PRESETS: dict[str, dict[str, Any]] = {
     "default": {},
     # The paper's own settings where ours differ (arXiv 2207.08267): zero padding, every cell pooled, patches to
@@ -49,6 +52,21 @@ PRESETS: dict[str, dict[str, Any]] = {
         },
         "train": {"epochs": 12, "backbone_lr_ratio": 0.1, "heads_first": 0.25, "accumulate": 1},
     },
+}
+# What a setting leaves without effect while it is so; `...` is anything but null.
+_SWITCHES: dict[tuple[str, Any], tuple[str, ...]] = {
+    ("prepare.tissue.skip_blur", False): ("prepare.tissue.focus_mpp", "prepare.tissue.least_sharpness"),
+    ("augment.crop", 0): ("augment.crop_least", "augment.crop_least_small", "augment.small_px"),
+    ("augment.contrast", 0): ("augment.pivot",),
+    ("model.backbone.weights", "none"): ("model.backbone.scale",),
+    ("model.modules", 1): (
+        "model.barrier_every",
+        *(f"model.reconstruction.{key}" for key in _RECONSTRUCTION),
+    ),
+    ("model.reconstruction.alpha", 0): tuple(f"model.reconstruction.{key}" for key in _RECONSTRUCTION[1:]),
+    ("stream.tile_cells", None): ("stream.batch", "stream.keep"),
+    ("stream.tile_cells", ...): ("stream.memory_gib",),
+    ("train.schedule", "cosine"): ("train.milestones", "train.gamma"),
 }
 
 
@@ -91,6 +109,22 @@ class RunConfig:
     def from_dict(cls, values: Mapping[str, Any], *, where: str = "configuration") -> RunConfig:
         """Raises `ConfigError` that names an unknown key's nearest match, or a value of the wrong kind."""
         return pydantic.TypeAdapter(cls).validate_python(_checked(cls, values, where, ""))
+
+    def idle(self, usual: RunConfig) -> list[str]:
+        """Settings that are not as usual, and that another leaves without effect; each in a line.
+
+        >>> RunConfig.load(sets=["train.gamma=0.5"]).idle(RunConfig())
+        ['train.gamma has no effect: train.schedule is cosine']
+        """
+        found = []
+        for (switch, off), keys in _SWITCHES.items():
+            value = attrgetter(switch)(self)
+            is_off = (value is not None) if off is ... else (value == off)
+            if is_off:
+                given = [key for key in keys if attrgetter(key)(self) != attrgetter(key)(usual)]
+                shown = json.dumps(value).strip('"')
+                found += [f"{key} has no effect: {switch} is {shown}" for key in given]
+        return found
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for YAML."""
