@@ -13,7 +13,8 @@ import torch
 from holoslide.api import Run, evaluate
 from holoslide.config import RunConfig
 from holoslide.errors import CheckpointError
-from holoslide.files import write_rows
+from holoslide.evaluated import LOCK
+from holoslide.files import lock, write_rows
 from holoslide.inference.card import model_card
 from holoslide.inference.heatmap import Heatmap, heatmap_paths
 from holoslide.models.classifier import LocalClassifier
@@ -43,6 +44,18 @@ def run(finished_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         shutil.copy(copy / name, copy / f"first-{name}")
     assert holoslide("evaluate", copy, "--split", "all") == 0
     return copy
+
+
+def test_of_two_that_write_one_folder_the_second_is_refused(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One's predictions might have stood beside the other's metrics."""
+    before = {name: (run / name).read_bytes() for name in KEPT}
+    with (run / LOCK).open("wb") as file:
+        assert lock(file)
+        assert holoslide("evaluate", run, "--workers", 1) == 1
+    assert f"{run}: is being evaluated into by another command; wait until it is" in capsys.readouterr().err
+    assert {name: (run / name).read_bytes() for name in KEPT} == before
 
 
 @pytest.fixture(scope="module")

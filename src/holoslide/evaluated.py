@@ -8,15 +8,19 @@ folder of their own, `<run>/<part>` unless told otherwise. Such a folder also sa
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from holoslide.errors import CohortError, ConfigError
-from holoslide.files import write_json, write_rows
+from holoslide.files import lock, write_json, write_rows
 from holoslide.prepared import Prepared
 from holoslide.records import data_rows, run_facts, write_left_out
 from holoslide.runs import DATA, FACTS, LEFT_OUT, read_json
 from holoslide.slides.cohort import SlideRow
+
+LOCK = ".evaluate.lock"  # in the folder; it stays there, and counts while a process holds it
 
 
 def place_of(run: Path, split: str, out: Path | None, *, table: str | None) -> Path:
@@ -69,6 +73,19 @@ class Evaluated:
         gone = {slide_id for slide_id, _ in self.prepared.left_out}
         rows = tuple(row for row in self.rows if row.slide_id not in gone)
         return dataclasses.replace(self.prepared, cohort=dataclasses.replace(self.prepared.cohort, rows=rows))
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Keep other commands from the folder meanwhile, which is made: its files belong together.
+
+        ConfigError where there is one.
+        """
+        self.out.mkdir(parents=True, exist_ok=True)
+        with (self.out / LOCK).open("wb") as file:
+            if not lock(file):
+                remedy = "wait until it is done, or give another folder (--out)"
+                raise ConfigError(self.out, "is being evaluated into by another command", remedy)
+            yield
 
     def facts(self) -> dict[str, object]:
         """What was measured, for `metrics.json` and `run.json`."""

@@ -10,7 +10,8 @@ import json
 import os
 import pickle
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
@@ -32,19 +33,45 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
 
     Raises OSError, with the file's name, where the disk does not take it.
     """
-    temporary = path.with_name(f".{path.name}.tmp")  # one writer: what a killed one left is written over
-    try:
-        with temporary.open("w+b") as file:
+    temporary = path.with_name(f".{path.name}.tmp")
+    with _alone(temporary) as file:
+        try:
             write(file)
             file.flush()
             os.fsync(file.fileno())
-    except BaseException as error:
-        temporary.unlink(missing_ok=True)  # half a file on a disk that may be full
-        if isinstance(error, OSError) and error.errno and error.filename is None:  # a write does not know it
-            error.filename = str(path)
-        raise
-    temporary.replace(path)
+        except BaseException as error:
+            temporary.unlink(missing_ok=True)  # half a file on a disk that may be full
+            if (
+                isinstance(error, OSError) and error.errno and error.filename is None
+            ):  # a write does not know it
+                error.filename = str(path)
+            raise
+        temporary.replace(path)
     sync(path.parent)
+
+
+@contextmanager
+def _alone(path: Path) -> Iterator[IO[bytes]]:
+    """An empty file to write, once nobody else does; what a killed process left in it is gone."""
+    while True:
+        with open(path, "r+b", opener=_made) as file:  # opened by its name, which tifffile asks for
+            lock(file, wait=True)
+            if is_same(file, path):  # who had it has not renamed it meanwhile
+                file.truncate(0)
+                yield file
+                return
+
+
+def _made(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_CREAT, 0o666)
+
+
+def is_same(file: IO[Any], path: Path) -> bool:
+    """Whether an open file is still the one of that name."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def sync(path: Path) -> None:

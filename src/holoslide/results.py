@@ -102,31 +102,32 @@ def evaluate_run(
     asked = asked or predictor.config.evaluate
     Positive.of(predictor.model.classes, asked.positive)  # refused before the slides are scored, not after
     _refuse_unknown_labels(rows, predictor.model.classes)
-    scored = _score_all(predictor, prepared, rows, out / "heatmaps", progress)
-    if not scored:
-        where = prepared.cohort.name
-        raise CohortError(where, f"no slide of {split} could be scored", "see the reasons listed")
-    seconds = time.monotonic() - started
-    # Slides of another cohort may bear the names of the run's own.
-    own = prepared if table is None else dataclasses.replace(prepared, rasters={}, recipes={})
-    valid = validation_slides(run, predictor, own, progress=progress)
-    outcome = _assess(scored, predictor.model.classes, valid, asked=asked, calibrated=calibrated)
-    temperature = outcome.calibration.temperature if calibrated and outcome.calibration else None
-    calibrated = temperature is not None and temperature.value is not None
-    predictions = predictions_of(scored, temperature=temperature)
-    evaluated.write_records()
-    facts = {**evaluated.facts(), "calibrated": calibrated, "scoring_seconds": round(seconds, 3)}
-    _write_tables(out, scored, predictions, outcome.to_dict() | facts)
-    report = report_of(
-        evaluated,
-        outcome,
-        predictions=predictions,
-        pictures=pictures_of(predictions, prepared.rasters, [out / "heatmaps"]),
-        timing={"scoring": seconds},
-        calibrated=calibrated,
-    )
-    write_report(report, out / "report.html")
-    return Evaluation(outcome, out / "report.html")
+    with evaluated.alone():
+        scored = _score_all(predictor, prepared, rows, out / "heatmaps", progress)
+        if not scored:
+            where = prepared.cohort.name
+            raise CohortError(where, f"no slide of {split} could be scored", "see the reasons listed")
+        seconds = time.monotonic() - started
+        # Slides of another cohort may bear the names of the run's own.
+        own = prepared if table is None else dataclasses.replace(prepared, rasters={}, recipes={})
+        valid = validation_slides(run, predictor, own, progress=progress)
+        outcome = _assess(scored, predictor.model.classes, valid, asked=asked, calibrated=calibrated)
+        temperature = outcome.calibration.temperature if calibrated and outcome.calibration else None
+        calibrated = temperature is not None and temperature.value is not None
+        predictions = predictions_of(scored, temperature=temperature)
+        evaluated.write_records()
+        facts = {**evaluated.facts(), "calibrated": calibrated, "scoring_seconds": round(seconds, 3)}
+        _write_tables(out, scored, predictions, outcome.to_dict() | facts)
+        report = report_of(
+            evaluated,
+            outcome,
+            predictions=predictions,
+            pictures=pictures_of(predictions, prepared.rasters, [out / "heatmaps"]),
+            timing={"scoring": seconds},
+            calibrated=calibrated,
+        )
+        write_report(report, out / "report.html")
+        return Evaluation(outcome, out / "report.html")
 
 
 def _write_tables(

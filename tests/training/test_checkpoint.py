@@ -2,6 +2,7 @@
 
 import errno
 import os
+import threading
 from pathlib import Path
 
 import pytest
@@ -48,6 +49,22 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path):
     assert path.read_bytes() == b"old"
     files.write_atomically(path, lambda file: file.write(b"new"))
     assert path.read_bytes() == b"new"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_of_two_who_write_one_file_at_once_the_later_waits(tmp_path):
+    """They shared the temporary file: the first found it gone, renamed by the second."""
+    path = tmp_path / "a"
+    other = threading.Thread(target=files.write_text, args=("the other's", path))
+
+    def slowly(file):
+        other.start()
+        file.write(b"one's")
+        other.join(0.2)
+
+    files.write_atomically(path, slowly)
+    other.join()
+    assert path.read_text() == "the other's"
     assert list(tmp_path.iterdir()) == [path]
 
 

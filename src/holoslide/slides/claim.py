@@ -22,7 +22,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-from holoslide.files import lock
+from holoslide.files import is_same, lock
 
 LEASE_S = 60.0
 _ASK_S = 0.1  # how often one asks who waits
@@ -60,7 +60,7 @@ def claimed(target: Path, beat: Callable[[], None]) -> Iterator[None]:
     finally:
         over.set()
         heart.join()
-        if _is_same(file, path):
+        if is_same(file, path):
             path.unlink()
         file.close()
 
@@ -73,7 +73,7 @@ def _take(path: Path, beat: Callable[[], None]) -> IO[bytes]:
             file = undo.enter_context(
                 os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), "r+b", buffering=0)
             )
-            if lock(file) and _is_same(file, path):
+            if lock(file) and is_same(file, path):
                 state = os.fstat(file.fileno())
                 owner, now = file.read(), time.monotonic()
                 mark = (owner, state.st_ino, state.st_mtime_ns)
@@ -115,18 +115,11 @@ def unfinished(target: Path) -> Iterator[IO[bytes]]:
             yield file
             file.flush()
             os.fsync(file.fileno())
-            if not _is_same(file, part):
+            if not is_same(file, part):
                 raise LostClaim
             part.replace(target)
         except BaseException:
-            if _is_same(file, part):
+            if is_same(file, part):
                 with contextlib.suppress(OSError):
                     part.unlink()
             raise
-
-
-def _is_same(file: IO[bytes], path: Path) -> bool:
-    try:
-        return os.path.samestat(os.fstat(file.fileno()), path.stat())
-    except FileNotFoundError:
-        return False
