@@ -13,7 +13,10 @@ from PIL import Image
 from holoslide.errors import SlideError
 from holoslide.geometry import Box
 from holoslide.slides import backends, facts, tiff
+from holoslide.slides.audit import audit_slides
+from holoslide.slides.cohort import Cohort
 from holoslide.slides.facts import GLASS, Mpp
+from holoslide.slides.inspect import described
 from holoslide.slides.reader import open_slide
 from tests.slides.reading import EXACT, KINDS, expected, noise, per_cm, write_ome
 
@@ -31,6 +34,35 @@ def test_any_plain_tiff_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
         assert np.array_equal(slide.read(Box(0, 0, 150, 210), 0.25), image)
         box = Box(3, 5, 20, 24)
         assert np.abs(slide.read(box, 1.7) - expected(image, box, (6.8, 6.8), (0, 0))).max() <= EXACT
+
+
+@pytest.mark.parametrize("name", ["s.tif", "s.jpg", "s.png"])
+def test_an_orientation_tag_is_not_followed_and_not_passed_over_in_silence(tmp_path: Path, name: str) -> None:
+    """As by OpenSlide and tifffile: places on the slide are places in the file, whatever shows it turned."""
+    path, rgb = tmp_path / name, noise(150, 210)
+    if name == "s.tif":
+        tags = [(274, "H", 1, 6, False)]
+        tifffile.imwrite(path, rgb, photometric="rgb", metadata=None, extratags=tags)
+    else:
+        exif = Image.Exif()
+        exif[274] = 6
+        Image.fromarray(rgb).save(path, exif=exif)
+    with open_slide(path, mpp=0.25) as slide:
+        assert slide.shape_l0 == (150, 210)
+        assert slide.orientation == slide.facts()["orientation"] == 6
+    cohort = Cohort.from_files([path], mpp=0.25)
+    (told,) = [each for each in audit_slides(cohort)[0] if each.kind == "turned"]
+    assert (told.severity, told.where) == ("warning", "s")
+    assert "s has orientation tag 6, which is not followed" in told.what.replace(name, "s")
+    assert "  orientation: tag 6, not followed: pixels are taken as they are stored" in described(
+        {"slide": str(path), **slide.facts()}
+    )
+
+
+@pytest.mark.parametrize("exif", [b"", b"Exif\0\0MM", b"nothing of the kind"])
+def test_a_picture_whose_exif_cannot_be_read_is_upright(exif: bytes) -> None:
+    assert backends._exif_orientation(exif) == 1
+    assert [facts.orientation_of(value) for value in (None, 0, 9, (6, 6), 8)] == [1, 1, 1, 1, 8]
 
 
 def _as_stored(image: NDArray[np.uint8], kind: str) -> NDArray[np.uint8]:

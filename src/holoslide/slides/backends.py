@@ -31,6 +31,7 @@ from holoslide.slides.facts import (
     mpp_from_properties,
     number,
     one_line,
+    orientation_of,
     over_glass,
     shown,
     unreadable,
@@ -128,6 +129,7 @@ class OpenSlideBackend:
     """
 
     pixels = "8-bit RGB"
+    orientation = 1
     _cell = 256
 
     def __init__(self, path: Path) -> None:
@@ -231,6 +233,7 @@ class ImageBackend:
             )
             raise SlideError(shown(path), what, "save it as a tiled TIFF (vips tiffsave --tile --pyramid)")
         self.icc_profile: bytes | None = image.info.get("icc_profile")
+        self.orientation = _exif_orientation(image.info.get("exif", b""))
         self.pixels = "8-bit grey, shown as RGB" if mode in ("1", "L", "LA") else "8-bit RGB"
         self.levels = make_levels([(height, width)])
         self.bounds_l0 = Box(0, 0, height, width)
@@ -270,3 +273,14 @@ class ImageBackend:
                 return np.asarray(image.convert("RGB"))
             except DAMAGE as error:
                 raise unreadable(self._path, 0, box, error) from error
+
+
+def _exif_orientation(data: bytes) -> int:
+    from PIL.Image import Exif
+
+    exif = Exif()
+    try:
+        exif.load(data)
+        return orientation_of(exif.get(274))
+    except DAMAGE:
+        return 1

@@ -50,6 +50,7 @@ class WsidicomBackend:
 
     vendor = "dicom"
     pixels = "8-bit RGB"
+    orientation = 1
 
     def __init__(self, path: Path, refusal: str) -> None:
         self._path, self._refusal, self._lock = path, refusal, ForkLock()

@@ -73,6 +73,7 @@ class Backend(Protocol):
     objective_power: float | None
     bounds_l0: Box
     icc_profile: bytes | None
+    orientation: int  # as `orientation_of`: pixels are as they are stored, whatever it is
 
     def in_strips(self, level: int) -> bool:
         """Whether reading a few columns costs as much as reading whole rows."""
@@ -83,6 +84,11 @@ class Backend(Protocol):
         ...
 
     def close(self) -> None: ...
+
+
+def orientation_of(value: object) -> int:
+    """How a picture is to be turned for show, as TIFF and EXIF number it from 1, upright, to 8."""
+    return int(value) if isinstance(value, int) and 1 <= value <= 8 else 1
 
 
 class ForkLock:

@@ -36,6 +36,7 @@ Kind = Literal[
     "small class",
     "split drawn",
     "split without a slide",
+    "turned",
     "unread column",
     "unreadable",
     "unusable mask",

@@ -62,6 +62,10 @@ def described(facts: Facts) -> list[str]:
         "colour profile": "yes" if facts["colour_profile"] else "no",
         "files": f"{facts['file_bytes'] / 1e6:.3g} MB",
     }
+    if facts["orientation"] != 1:
+        lines["orientation"] = (
+            f"tag {facts['orientation']}, not followed: pixels are taken as they are stored"
+        )
     if (bounds["height"], bounds["width"]) != (facts["height"], facts["width"]):
         lines["scanned"] = f"{_size(bounds)} from x {bounds['left']}, y {bounds['top']}"
     return [name, *(f"  {key}: {value}" for key, value in lines.items())]

@@ -44,6 +44,7 @@ class OmeZarrBackend:
     pixels = "8-bit RGB"
     objective_power: float | None = None
     icc_profile: bytes | None = None
+    orientation = 1
 
     def __init__(self, path: Path) -> None:
         self._path = path

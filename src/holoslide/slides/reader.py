@@ -53,7 +53,8 @@ class Reader:
     """An open slide. Safe to share between threads, to send to worker processes, and to use after a fork.
 
     `levels` are finest first; `mpp` is None where nobody knows, `stated_mpp` what the file itself says of it;
-    `bounds_l0` is the part that was scanned.
+    `bounds_l0` is the part that was scanned. `orientation` is TIFF's or EXIF's, which pixels and places do not
+    follow, as they do not in OpenSlide and tifffile.
     `icc_profile` names the colour profile that is applied. `on_part` is called with each part that was read,
     in the thread that asked for it.
     """
@@ -82,6 +83,7 @@ class Reader:
         self.bounds_l0 = self._backend.bounds_l0
         self.objective_power = self._backend.objective_power
         self.stated_mpp = self._backend.mpp
+        self.orientation = self._backend.orientation
         self.mpp = self._find_mpp()
         profile = self._backend.icc_profile
         self._to_srgb = ToSrgb(path, profile) if icc and profile is not None else None
@@ -176,6 +178,7 @@ class Reader:
             "mpp": mpp,
             "objective_power": self.objective_power,
             "colour_profile": self._backend.icc_profile is not None,
+            "orientation": self.orientation,
             "bounds": {
                 "top": bounds.top,
                 "left": bounds.left,

@@ -162,7 +162,7 @@ def _look(job: SurveyJob, slide: Reader, config: TissueConfig) -> Survey:
     if slide.mpp is None:
         what = f"{_name(job)} does not tell its microns per pixel"
         findings.append(_error(job, "no mpp", what, "give it in the table's mpp column, or with --slide-mpp"))
-    findings += _contradicted(job, slide.stated_mpp)
+    findings += [*_contradicted(job, slide.stated_mpp), *_turned(job, slide.orientation)]
     try:
         with open_slide(job.path, mpp=1.0) as bare:  # so that a raster pixel is a slide pixel
             bare.on_part = slide.on_part
@@ -205,6 +205,17 @@ def _contradicted(job: SurveyJob, stated: Mpp | None) -> list[Finding]:
     what += f" (from: {stated.source})"
     remedy = "make sure which is right; leave the table's empty if the file's is"
     return [Finding.of_slide("warning", "mpp out of line", job.slide_id, what, remedy, job.row)]
+
+
+def _turned(job: SurveyJob, orientation: int) -> list[Finding]:
+    """That other programs may show the slide otherwise than it is read."""
+    if orientation == 1:
+        return []
+    what = (
+        f"{_name(job)} has orientation tag {orientation}, which is not followed: pixels are taken as stored"
+    )
+    remedy = "save it upright, without the tag, if your masks are drawn on it turned or mirrored"
+    return [Finding.of_slide("warning", "turned", job.slide_id, what, remedy, job.row)]
 
 
 def _region(job: SurveyJob, slide: Reader, config: TissueConfig) -> tuple[Region | None, list[Finding]]:

@@ -32,6 +32,7 @@ from holoslide.slides.facts import (
     mpp_from_resolution,
     number,
     one_line,
+    orientation_of,
     over_glass,
     quiet,
     shown,
@@ -247,6 +248,7 @@ class TiffBackend:
                 if self.mpp is None:
                     self.mpp = _tag_mpp(base)
                 self.icc_profile = _icc_profile(base)
+                self.orientation = orientation_of(base.tags.valueof("Orientation"))
                 self.objective_power = None if image is None else _ome_power(tiff.ome_metadata or "", image)
         except DAMAGE as error:
             raise SlideError(shown(path), f"is not a readable TIFF ({one_line(error)})", DAMAGED) from error
