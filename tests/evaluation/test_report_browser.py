@@ -45,6 +45,19 @@ def test_no_screen_is_too_narrow(page: Any, width: int) -> None:
     assert small > 85
 
 
+@pytest.mark.parametrize("width", [320, 1200])
+def test_no_class_has_too_long_a_name(browser: Any, tmp_path: Path, width: int) -> None:
+    """Slides' heads and captions ran off the page; a wide table scrolls by itself."""
+    report = full()
+    write_report(report, tmp_path / "report.html")
+    text = (tmp_path / "report.html").read_text(encoding="utf-8")
+    (tmp_path / "long.html").write_text(text.replace(report.classes[0], "class_" * 40), encoding="utf-8")
+    page = browser.new_page(viewport={"width": width, "height": 900})
+    page.goto((tmp_path / "long.html").as_uri())
+    assert overhang_px(page) == 0
+    page.close()
+
+
 @pytest.mark.parametrize("width", [1000, 1400])
 def test_on_a_wide_screen_no_table_is_cut_off(page: Any, width: int) -> None:
     page.set_viewport_size({"width": width, "height": 800})

@@ -395,6 +395,19 @@ def test_a_slide_whose_file_is_gone_says_so(page: Any, nasty_run: Path) -> None:
         expect(page.locator(".pane-message")).to_contain_text("focus-008: its file is not where it was")
 
 
+def test_no_class_has_too_long_a_name(page: Any, run_copy: Path) -> None:
+    """The filters grew as wide as the longest, and the page with them."""
+    for name in ("cohort.csv", "predictions.csv", "predictions_modules.csv", "metrics.json"):
+        text = (run_copy / name).read_text(encoding="utf-8")
+        (run_copy / name).write_text(text.replace("lesion", "class_" * 40), encoding="utf-8")
+    with serving(run_copy) as served:
+        open_viewer(page, served)
+        assert "class_class_" in page.locator("#list").text_content()
+        for place in ("html", "#list", "#side"):
+            wide = page.locator(place).evaluate("e => e.scrollWidth - e.clientWidth")
+            assert (place, wide) == (place, 0)
+
+
 def test_fits_a_small_screen(page: Any, viewer: Served) -> None:
     page.set_viewport_size(SMALL)
     open_viewer(page, viewer)
