@@ -123,11 +123,12 @@ def test_that_no_test_slide_can_be_used_is_said_before_training(
     write_rows(rows, tmp_path / "slides.csv")
     monkeypatch.setattr("holoslide.pipeline.train", lambda *_, **__: pytest.fail("it trained"))
     given = ("--config", cohort / "run.yaml", "--rasters", cohort / "rasters", "--workers", 1)
-    assert holoslide("train", tmp_path / "slides.csv", *given, "-o", tmp_path / "run") == 1
-    assert "broken.tiff: is not a slide in any known format" in holoslide.err
-    assert holoslide.err.splitlines()[-1].startswith(
-        "holoslide: test: holds no slide that can be used; mend "
-    )
+    for more in ((), ("--seeds", 2)):
+        assert holoslide("train", tmp_path / "slides.csv", *given, "-o", tmp_path / "run", *more) == 1
+        assert "broken.tiff: is not a slide in any known format" in holoslide.err
+        assert holoslide.err.splitlines()[-1].startswith(
+            "holoslide: test: holds no slide that can be used; mend "
+        )
 
 
 def test_without_test_slides_there_is_a_model(cohort: Path, tmp_path: Path, holoslide: Command) -> None:

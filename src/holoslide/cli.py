@@ -138,6 +138,9 @@ def train(
     refuse_missing_folder(settings.stream)
     cohort, splits = _cohort_to_train(table, slides, masks, settings)
     prepared = _prepared(cohort, rasters or default_rasters(table), settings, workers=workers)
+    if folds is None:
+        with reasons_told(prepared):
+            refuse_lost_test(cohort, prepared)
     if folds is not None or seeds is not None:
         from holoslide.repeated import train_folds, train_seeds
 
@@ -149,7 +152,6 @@ def train(
         _train_repeatedly(several, prepared, resume=resume)
         return
     with reasons_told(prepared), _training_bar() as progress:
-        refuse_lost_test(cohort, prepared)
         result = train_run(prepared, settings, out, splits=splits, resume=resume, progress=progress)
     if result.rank != 0:
         return  # with exit code 0: for any other, Fabric kills rank 0, which tests and writes the report
