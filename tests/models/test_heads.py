@@ -71,6 +71,16 @@ def test_all_heads_of_a_model_read_the_same_squares() -> None:
     assert kernels == [(24, 24), (12, 12), (6, 6)]
 
 
+def test_a_kernel_that_no_memory_holds_is_refused() -> None:
+    """PyTorch said that the storage size overflows, or that it cannot allocate, in a traceback."""
+    for kernel in (2**31 - 1, 100_000):
+        with pytest.raises(
+            ConfigError, match=r"model\.heads\.kernel: makes a head of .* weights.*; give less"
+        ):
+            Head(64, 2, HeadConfig(kernel=kernel), depth=8)
+    assert Head(4, 2, HeadConfig(kernel=300), depth=8).stem.kernel_size == (300, 300)
+
+
 def test_options_change_the_head() -> None:
     head = Head(2048, 2, HeadConfig(kernel=3), depth=8)
     assert head.stem.kernel_size == (3, 3)

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from holoslide.errors import ConfigError
 from holoslide.models.options import HeadConfig
 from holoslide.models.pooling import ATTENTIONS
 from holoslide.models.readout import CellReadout, Readout, VectorReadout
@@ -19,6 +20,7 @@ from holoslide.models.readout import CellReadout, Readout, VectorReadout
 _AUXILIARY_HIDDEN = 128
 _FINAL_HIDDEN = 512
 _FINAL_ATTENTION = 128
+_MOST_WEIGHTS = 2**30  # of one stem: 4 GiB, fifty times a ResNet-34, and as much again three times to train
 
 
 def kernel_for(depth: int) -> int:
@@ -78,6 +80,9 @@ class Head(nn.Module):
         kernel = config.kernel * ((last_depth or depth) // depth) if config.kernel else kernel_for(depth)
         final = last_depth is None
         width = min(channels, config.max_channels)
+        if (weights := channels * width * kernel**2) > _MOST_WEIGHTS:
+            what = f"makes a head of {weights:.2g} weights, whose cells have {kernel} cells of the map a side"
+            raise ConfigError("model.heads.kernel", what, "give less")
         stem = StandardConv if config.norm == "cohort" else nn.Conv2d
         self.stem = stem(channels, width, kernel, stride=kernel, bias=False)
         self.readout = _readout(width, classes, config, final=final)
