@@ -325,6 +325,30 @@ def test_a_run_of_other_preparation_is_refused_before_its_slides_are_prepared_an
     assert {path.name: path.stat().st_mtime_ns for path in (cohort / "rasters").iterdir()} == before
 
 
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        (
+            "model.backbone.name=resnet81",
+            "resnet81: is not a network in torchvision nor in timm; choose resnet18",
+        ),
+        ("model.backbone.weights=nowhere.pth", "nowhere.pth: there is no such file of weights"),
+        ("model.modules=40", "model.modules: 40 is out of range"),
+        ("evaluate.positive=nobody", "evaluate.positive: 'nobody' is no class"),
+        ("train.devices=2000", "train.devices: "),
+        ("stream.folder=/no/where", "stream.folder: /no/where is no folder"),
+    ],
+)
+def test_what_training_would_refuse_is_said_before_hours_of_preparing(
+    cohort: Path, tmp_path: Path, holoslide: Command, setting: str, said: str
+) -> None:
+    given = ("train", cohort / "slides.csv", "--config", cohort / "run.yaml", "-o", tmp_path / "run")
+    more = ("--set", "train.accelerator=cuda") if "devices" in setting else ()
+    assert holoslide(*given, "--rasters", tmp_path / "rasters", *more, "--set", setting) == 1
+    assert said in holoslide.err
+    assert not any(tmp_path.iterdir())
+
+
 def test_a_place_that_cannot_be_written_is_one_line(
     run: Path, cohort: Path, tmp_path: Path, holoslide: Command
 ) -> None:

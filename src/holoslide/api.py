@@ -12,7 +12,7 @@ from holoslide.evaluated import place_of
 from holoslide.inference.heatmap import Heatmap
 from holoslide.inference.show import table_html
 from holoslide.models.classifier import LocalClassifier
-from holoslide.pipeline import refuse_missing_folder, refuse_other_preparation
+from holoslide.pipeline import refuse_unfit
 from holoslide.pipeline import train as train_run
 from holoslide.predictions import Prediction, Predictor, predict_cohort
 from holoslide.prepared import Prepared, cohort_of, default_rasters, prepare_cohort
@@ -69,8 +69,7 @@ def fit(
     (default: in `out`). Slides that cannot be used are in `left_out`. Raises `HoloslideError`.
     """
     config, out = config or RunConfig(), Path(out)
-    refuse_other_preparation(out, config.prepare)
-    refuse_missing_folder(config.stream)
+    refuse_unfit(cohort, config, out, model=model)
     folder = Path(rasters) if rasters is not None else out / "rasters"
     given, cohort = cohort, cohort.with_splits(config.split)
     splits = cohort.how_split(given, config.split)

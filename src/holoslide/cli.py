@@ -126,7 +126,7 @@ def train(
     ] = None,
 ) -> None:
     """Train on a cohort, preparing first what is not prepared; then test once, and write the report."""
-    from holoslide.pipeline import refuse_lost_test, refuse_missing_folder, refuse_other_preparation
+    from holoslide.pipeline import refuse_lost_test, refuse_unfit
     from holoslide.pipeline import train as train_run
     from holoslide.prepared import default_rasters
     from holoslide.results import evaluate_run
@@ -134,9 +134,8 @@ def train(
     if folds is not None and seeds is not None:
         raise ConfigError("--folds and --seeds", "were both given", "give one of them")
     settings = settings_of(config, preset, sets, None)
-    refuse_other_preparation(out, settings.prepare)
-    refuse_missing_folder(settings.stream)
     cohort, splits = _cohort_to_train(table, slides, masks, settings)
+    refuse_unfit(cohort, settings, out)
     prepared = _prepared(cohort, rasters or default_rasters(table), settings, workers=workers)
     if folds is None:
         with reasons_told(prepared):

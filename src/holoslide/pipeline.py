@@ -28,7 +28,7 @@ from holoslide.files import write_json, write_rows, write_text
 from holoslide.geometry import Box
 from holoslide.models.calibration import calibrate, needs_statistics
 from holoslide.models.classifier import LocalClassifier
-from holoslide.models.options import InputConfig, StreamConfig
+from holoslide.models.options import InputConfig
 from holoslide.models.streamed import StreamedClassifier
 from holoslide.prepared import Prepared, refuse_copies
 from holoslide.records import begun, data_rows, run_facts, write_left_out
@@ -40,7 +40,7 @@ from holoslide.streaming.plan import Plan
 from holoslide.training.averaging import Average
 from holoslide.training.checkpoint import describe, refuse_other_run
 from holoslide.training.loop import LAST, FitResult, Progress, Sample, fit
-from holoslide.training.parallel import mixed_dtype
+from holoslide.training.parallel import mixed_dtype, processes
 from holoslide.training.planning import plan_part
 from holoslide.training.samples import NO_SLIDE, OpenPixels
 
@@ -58,15 +58,24 @@ def refuse_other_preparation(out: Path, config: PrepareConfig) -> None:
             refuse_other_run(folder, describe({"prepare": then}), describe({"prepare": config}))
 
 
-def refuse_missing_folder(config: StreamConfig) -> None:
-    """Raise `ConfigError` where the folder for what memory does not hold cannot be written into.
+def refuse_unfit(
+    cohort: Cohort, config: RunConfig, out: Path, *, model: LocalClassifier | None = None
+) -> None:
+    """Raise, before slides are prepared, what `train` and its successors would raise hours later.
 
-    That may not be needed before a large slide comes, hours later; a model by itself does without.
+    `ConfigError` or `ModelError` for a network that is not to be had or cut so, a device that is not there, a class
+    that is none, and a `stream.folder` that may not be needed before a large slide comes; `CheckpointError` as
+    `refuse_other_preparation`.
     """
-    folder = config.folder
+    refuse_other_preparation(out, config.prepare)
+    folder = config.stream.folder
     if folder is not None and not (Path(folder).is_dir() and os.access(folder, os.W_OK | os.X_OK)):
         what = f"{folder} is no folder that can be written into"
         raise ConfigError("stream.folder", what, "make it, or name another")
+    Positive.of(cohort.classes, config.evaluate.positive)
+    processes(config.train.accelerator, devices=config.train.devices, nodes=config.train.nodes)
+    if model is None:
+        LocalClassifier.from_config(config.model, classes=cohort.classes, generator=torch.Generator())
 
 
 def refuse_lost_test(cohort: Cohort, prepared: Prepared) -> None:

@@ -22,7 +22,14 @@ from holoslide.training.options import Accelerator, Precision
 
 
 def launch(accelerator: Accelerator, *, devices: int | Literal["auto"], nodes: int) -> Fabric:
-    """Start one process per device (or join those that torchrun or Slurm started).
+    """Start one process per device (or join those that torchrun or Slurm started); `ConfigError` as `processes`."""
+    fabric = processes(accelerator, devices=devices, nodes=nodes)
+    fabric.launch()
+    return fabric
+
+
+def processes(accelerator: Accelerator, *, devices: int | Literal["auto"], nodes: int) -> Fabric:
+    """What is to be started, and is not yet.
 
     Raises `ConfigError`: there are not so many devices, or torchrun has started more processes.
     """
@@ -38,7 +45,6 @@ def launch(accelerator: Accelerator, *, devices: int | Literal["auto"], nodes: i
     if started > fabric.world_size:  # else each would train the whole by itself
         what, remedy = f"{devices} on {accelerator} is one process", "give --set train.devices="
         raise ConfigError("train.devices", f"{what}, and torchrun started {started}", f"{remedy}{started}")
-    fabric.launch()
     return fabric
 
 
