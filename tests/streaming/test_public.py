@@ -4,6 +4,7 @@ import copy
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -180,6 +181,61 @@ def test_a_segment_follows_its_module_to_another_precision_and_mode(module: nn.M
     module.train()
     with pytest.raises(NotLocal, match=r"1 \(BatchNorm2d\): sees the whole map"):
         forward_tiles(segment, source)
+
+
+class Tempered(nn.Module):
+    """Two numbers that no optimiser trains, and that are changed as training goes on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.temperature = nn.Conv2d(3, 4, 3, padding=1), 1.0
+        self.gain = torch.ones(4, 1, 1, dtype=torch.float64)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.tanh(self.conv(x) / self.temperature) * self.gain
+
+
+CHANGES: dict[str, Callable[[Tempered], object]] = {
+    "a number": lambda module: setattr(module, "temperature", 3.0),
+    "a tensor": lambda module: module.gain.mul_(2),
+    "a layer's setting": lambda module: setattr(module.conv, "dilation", (2, 2)),
+    "a hook": lambda module: module.conv.register_forward_hook(lambda layer, given, made: 2 * made),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_segment_follows_its_module_to_other_settings(change: str) -> None:
+    module, source = Tempered().double().eval(), TensorSource(normal(3, 20, 20, seed=11))
+    segment = Segment(module, border="zeros")
+    backward_tiles(segment, source, forward_tiles(segment, source), torch.ones(4, 20, 20))
+    CHANGES[change](module)
+    module.zero_grad()
+    output = forward_tiles(segment, source, tiling=Tiling(side=7))
+    backward_tiles(segment, source, output, torch.ones_like(output.whole()))
+    plain = copy.deepcopy(module)
+    plain.zero_grad()
+    whole_CHW = plain(source.values_CHW[None])[0]
+    whole_CHW.sum().backward()
+    assert relative_error(output.whole(), whole_CHW) < TOLERANCE
+    assert_same_gradients(module, plain)
+
+
+class Remembering(nn.Module):
+    """Keeps what it was given last, for a picture."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.last = nn.Conv2d(3, 4, 3, padding=1), torch.zeros(0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.last = x.detach()
+        return self.conv(x)
+
+
+def test_a_segment_leaves_its_module_as_it_is() -> None:
+    module, source = Remembering().double().eval(), TensorSource(normal(3, 20, 20, seed=12))
+    forward_tiles(Segment(module, border="zeros"), source)
+    assert not module.last.numel()
 
 
 def test_inputs_of_the_wrong_shape_are_refused() -> None:

@@ -1,5 +1,7 @@
 """Receptive fields found by experiment; whatever is not the same function everywhere is refused by its name."""
 
+import warnings
+
 import pytest
 import torch
 import torchvision
@@ -68,6 +70,52 @@ class Swallowing(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return x[:, :, 2:-2, 2:-2] + self.conv((x > 0.5).to(x.dtype))
+
+
+class Seldom(nn.Module):
+    """Reads around itself where there is much, and lets no NaN through from there."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 3, 3, padding=1, bias=False)
+        nn.init.constant_(self.conv.weight, 1 / 27)
+
+    def forward(self, x: Tensor) -> Tensor:
+        mean = self.conv(x)
+        return x + torch.where(mean > 1.2, mean, 0)
+
+
+class Counting(nn.Module):
+    """Keeps a mean of what went through it, and makes no use of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 3, 1)
+        self.register_buffer("mean", torch.zeros(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.mean.lerp_(x.mean((0, 2, 3)).to(self.mean), 0.1)
+        return self.conv(x)
+
+
+class Late(nn.Module):
+    """Makes its gain when it first runs."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self._buffers:
+            self.register_buffer("gain", torch.full((3, 1, 1), 2.0, dtype=x.dtype, device=x.device))
+        return x * self.gain
+
+
+class Unknown(nn.Module):
+    """Trains what an optimiser is never told of."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gain = torch.ones(3, 1, 1, requires_grad=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.gain
 
 
 class Steered(nn.Module):
@@ -194,9 +242,19 @@ def test_modules_that_look_the_same_and_are_not_are_probed_each() -> None:
     assert [probe(Again(twice=twice), 2).high for twice in (False, True, False)] == [1, 2, 1]
 
 
+def scripted() -> nn.Module:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        return torch.jit.script(nn.Sequential(nn.Conv2d(3, 3, 3), nn.ReLU()))
+
+
 @pytest.mark.parametrize(
     ("module", "text"),
     [
+        (
+            scripted(),
+            "RecursiveScriptModule: is TorchScript, which cannot be looked into; give what it was made",
+        ),
         (nn.BatchNorm2d(3), "BatchNorm2d: sees the whole map; freeze it, put it in evaluation mode"),
         (
             nn.Sequential(nn.Conv2d(3, 4, 1), nn.GroupNorm(2, 4).eval()),
@@ -222,6 +280,13 @@ def test_modules_that_look_the_same_and_are_not_are_probed_each() -> None:
         (Transposed(), "Transposed: gives a window other values"),
         (Beside(), "Beside: gives a window other values.*leave out what depends on the batch"),
         (Swallowing(), "Swallowing: gives a window other values"),
+        (Seldom(), "Seldom: gives a window other values"),
+        (
+            nn.Sequential(nn.ReLU(), Counting()),
+            r"1 \(Counting\): writes into its buffer mean, which each tile",
+        ),
+        (Late(), "Late: makes its gain when it first runs; run it once, on any map, before"),
+        (Unknown(), r"Unknown: trains a tensor that is no parameter.*make it an nn\.Parameter"),
         (Steered(), "Steered: reads where its input says, however far that is; use another layer"),
         (DeformConv(), "DeformConv: reads where its input says"),
         (Asking(), r"Asking: cannot be tried on maps of 3 channels and of several sizes \(Tensor.item\(\)"),

@@ -46,7 +46,7 @@ class Folded(nn.Module):
         self.module = module
         self._pairs = find_pairs(module, channels, stride=stride)
         self.twin = _make_twin(module, self._pairs)
-        self.in_place = _works_in_place(_sample(module, channels, stride), module)
+        self.in_place = _works_in_place(_sample(module, channels, stride), copy_of(module))
         """Whether it writes into what it is given: then autograd takes no leaf."""
         self._values: list[tuple[nn.Parameter, Tensor]] = []
         self._fresh = False

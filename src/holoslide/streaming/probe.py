@@ -95,18 +95,18 @@ def _key(module: nn.Module, channels: int) -> tuple[object, ...] | None:
     Weights do not matter, nor does how much is dropped, as long as nothing is. An address does not tell: what is
     made next may get it. What stands in a module twice is named twice, to differ from what stands there once.
     """
-    layers = [(n, type(m), _settings(m)) for n, m in module.named_modules(remove_duplicate=False)]
+    layers = [(n, type(m), settings(m)) for n, m in module.named_modules(remove_duplicate=False)]
     tensors = itertools.chain(
         module.named_parameters(remove_duplicate=False), module.named_buffers(remove_duplicate=False)
     )
     hooked = any(_hooked(layer) for layer in module.modules())
-    if hooked or any(" at 0x" in text for _, _, settings in layers for _, text in settings):
+    if hooked or any(" at 0x" in text for _, _, made_with in layers for _, text in made_with):
         return None
     return (*layers, *((n, t.shape) for n, t in tensors), channels)
 
 
-def _settings(layer: nn.Module) -> tuple[tuple[str, str], ...]:
-    """What a layer was made with, also where its text does not say."""
+def settings(layer: nn.Module) -> tuple[tuple[str, str], ...]:
+    """What a layer was made with, also where its text does not say: its own attributes, by name, as text."""
     if not layer.training and type(layer).__name__ in _DROPS:
         return ()
     return tuple((name, _text(value)) for name, value in vars(layer).items() if name not in _OF_TORCH)
@@ -143,6 +143,7 @@ def _try_atom(module: nn.Module, channels: int, name: str) -> Receptive:
         low, high, reaches_edge = _reach(twin, channels, side, stride)
         if not reaches_edge:
             field = Receptive(stride, low, high)
+            _refuse_growing(module, twin, name)
             _refuse_random(twin, channels, side, name)
             _verify(twin, channels, max(side, _VERIFIED_CELLS * stride), field, name)
             return field
@@ -154,12 +155,23 @@ def _refuse_by_kind(module: nn.Module, name: str) -> None:
     """What no window shows."""
     for layer_name, layer in module.named_modules():
         where = label(layer, ".".join(filter(None, (name, layer_name))))
+        if isinstance(layer, torch.jit.ScriptModule):
+            raise NotLocal(where, "is TorchScript, which cannot be looked into", "give what it was made of")
         if getattr(layer, "padding_mode", None) == "circular":  # the map's edges would show it
             raise NotLocal(where, "pads one edge of the map with the other", "give it another padding_mode")
         if isinstance(layer, nn.InstanceNorm2d) and layer.track_running_stats and not layer.training:
             # torch 2.15 on a CPU: wrong gradients where those of the output come in channels_last.
             raise NotLocal(
                 where, "is what BatchNorm is in evaluation mode, but slower", "make it a BatchNorm2d"
+            )
+        if any(
+            isinstance(value, Tensor) and value.is_leaf and value.requires_grad
+            for value in vars(layer).values()
+        ):
+            raise NotLocal(
+                where,
+                "trains a tensor that is no parameter, and would lose its gradient",
+                "make it an nn.Parameter",
             )
 
 
@@ -241,11 +253,31 @@ def _verify(module: nn.Module, channels: int, side: int, field: Receptive, name:
         )
 
 
+def _refuse_growing(module: nn.Module, twin: nn.Module, name: str) -> None:
+    """`twin`, a copy, has run."""
+    here, there = (
+        {key for key, _ in itertools.chain(each.named_parameters(), each.named_buffers())}
+        for each in (module, twin)
+    )
+    if there > here:
+        what = f"makes its {min(there - here)} when it first runs"
+        raise NotLocal(label(module, name), what, "run it once, on any map, before it is streamed")
+
+
 def _refuse_random(module: nn.Module, channels: int, side: int, name: str) -> None:
     whole = trial_map(channels, side, side)
+    before = {key: buffer.clone() for key, buffer in module.named_buffers()}
     with torch.no_grad():
-        if torch.equal(module(whole.clone()), module(whole.clone())):  # a first layer may work in place
-            return
+        same = torch.equal(module(whole.clone()), module(whole.clone()))  # a first layer may work in place
+    for key, buffer in module.named_buffers():
+        if not torch.equal(buffer, before[key]):
+            raise NotLocal(
+                label(module, name),
+                f"writes into its buffer {key}, which each tile would do by itself",
+                "put it in evaluation mode, or leave the buffer alone",
+            )
+    if same:
+        return
     layers = [n for n, m in module.named_modules() if m.training and "drop" in type(m).__name__.lower()]
     raise NotLocal(
         ".".join(filter(None, (name, *layers[:1]))) or type(module).__name__,

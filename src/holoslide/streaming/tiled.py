@@ -32,7 +32,7 @@ from holoslide.streaming.features import (
     make_grid,
 )
 from holoslide.streaming.folding import Folded
-from holoslide.streaming.probe import field_of, links
+from holoslide.streaming.probe import field_of, links, settings
 from holoslide.streaming.storage import Storage, StorageConfig
 from holoslide.streaming.trials import input_channels, output_shape
 
@@ -81,7 +81,8 @@ class Segment:
     `module` maps (B, C, H, W) to (B, C', H', W') and is on its device and in evaluation mode already. `border`:
     what lies around the map, `glass` (one vector, for ever) or `zeros` (each layer pads as it would on the whole
     map). `mixed` is the dtype of autocast, None for the parameters' own. Raises `NotLocal`, with the layer's
-    name, if the module is not a local function of its input.
+    name, if the module is not a local function of its input, or keeps what went through it in a buffer. Hooks and
+    autograd functions that change gradients see those of a tile at a time: exact if they are linear.
     """
 
     def __init__(
@@ -113,7 +114,7 @@ class Segment:
         self.dtype = self.mixed or (torch.float32 if tensor is None else tensor.dtype)
 
     def adopt(self, source: Source) -> None:
-        """Follow the module, where it was moved or given another mode, precision or layer since the last slide.
+        """Follow the module, where it was moved or given another mode, precision, layer, setting or hook meanwhile.
 
         Where it has no device and precision of its own, as pooling, for one, it takes the source's.
         """
@@ -155,7 +156,13 @@ class Segment:
 def _state(module: nn.Module) -> list[object]:
     """What a twin takes over once and for all; values it is given anew for each slide."""
     tensors = chain(module.parameters(), module.buffers())
-    return [*((layer, layer.training) for layer in module.modules()), *((t.dtype, t.device) for t in tensors)]
+    layers = [(layer, layer.training, settings(layer), _hooks(layer)) for layer in module.modules()]
+    return [*layers, *((t.dtype, t.device) for t in tensors)]
+
+
+def _hooks(layer: nn.Module) -> list[int]:
+    kinds = layer._forward_pre_hooks, layer._forward_hooks, layer._backward_pre_hooks, layer._backward_hooks
+    return list(chain.from_iterable(kinds))
 
 
 def forward_tiles(

@@ -93,9 +93,13 @@ def _unchanged(features: Tensor) -> Tensor:
 
 
 def trial_map(channels: int, height: int, width: int) -> Tensor:
-    """Float64 values from 0.1 to 1.1, (1, C, H, W), the same each time."""
+    """Float64 values from 0.1 to 1, a tenth of them ten times that, (1, C, H, W), the same each time.
+
+    The large ones open what lets only those pass; none is negative, as a module may take logarithms.
+    """
     generator = torch.Generator().manual_seed(0)
-    return torch.rand(1, channels, height, width, generator=generator, dtype=torch.float64) + 0.1
+    values = 0.1 + 0.9 * torch.rand(1, channels, height, width, generator=generator, dtype=torch.float64)
+    return values.where(values < 0.91, 10 * values)
 
 
 def tiles_hold(
