@@ -282,6 +282,18 @@ def test_a_model_that_is_given_has_its_heads_measured_once(finished_run: Path, t
         assert torch.equal(stem.scale, scale)
 
 
+def test_a_model_of_other_classes_is_refused(finished_run: Path, tmp_path: Path) -> None:
+    """In another order, too: labels are numbers to a network, and each would stand for another word."""
+    cohort, config = Cohort.from_csv(finished_run / "cohort.csv"), RunConfig.from_dict(SETTINGS)
+    prepared = prepare_cohort(cohort, finished_run.parent / "rasters", config.prepare, labels=True, workers=1)
+    model = LocalClassifier.from_config(config.model, classes=cohort.classes[::-1])
+    with pytest.raises(
+        ConfigError, match="model: has the classes lesion, benign, the table benign, lesion; make"
+    ):
+        train(prepared, config, tmp_path / "run", model=model)
+    assert not (tmp_path / "run").exists()
+
+
 def test_prepared_slides_below_the_slides_folder_are_not_taken_for_slides(
     finished_run: Path, tmp_path: Path
 ) -> None:

@@ -109,6 +109,9 @@ def train(
         model = LocalClassifier.from_config(
             config.model, classes=cohort.classes, inputs=inputs, generator=generator
         )
+    if model.classes != cohort.classes:
+        there, here = ", ".join(model.classes), ", ".join(cohort.classes)
+        raise ConfigError("model", f"has the classes {there}, the table {here}", "make it with the table's")
     model.set_input(inputs)
     if needs_statistics(model, fresh=fresh):
         calibrate(model, _windows(model, rasters, seed=config.train.seed), fresh=fresh)

@@ -1,5 +1,6 @@
 """The assembled model: its parts, what is trained, and saving and loading bit by bit."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ import torch
 import yaml
 from torch import nn
 
-from holoslide.errors import CheckpointError, ConfigError
+from holoslide.errors import CheckpointError, ConfigError, ModelError
 from holoslide.models.classifier import LocalClassifier
 from holoslide.models.options import (
     BackboneConfig,
@@ -137,6 +138,38 @@ def test_decoders_are_in_the_training_state_but_not_in_the_saved_model(
     model.save(tmp_path)
     saved = safetensors.torch.load_file(tmp_path / "model.safetensors")
     assert {key.partition(".")[0] for key in saved} == {"stem", "parts", "heads"}
+
+
+def smoother(model: LocalClassifier) -> None:
+    """Nothing in the weights would tell."""
+    model.parts[1].layer1_1.relu = nn.SiLU()
+
+
+def wider(model: LocalClassifier) -> None:
+    model.heads[2].readout.hidden.weight = nn.Parameter(torch.zeros(9, 256))
+
+
+def dropping(model: LocalClassifier) -> None:
+    model.parts[0].append(nn.Dropout())
+
+
+@pytest.mark.parametrize(
+    ("change", "where"),
+    [
+        (smoother, "parts.1.layer1_1.relu"),
+        (wider, "heads.2.readout.hidden.weight"),
+        (dropping, r"parts\.0\.1"),
+    ],
+)
+def test_a_model_that_would_come_back_as_another_is_not_saved(
+    change: Callable[[LocalClassifier], None], where: str, tmp_path: Path
+) -> None:
+    changed = make()
+    changed.eval().requires_grad_(requires_grad=False).double().refuse_changed()
+    change(changed)
+    with pytest.raises(ModelError, match=f"^{where}: is not what the model's settings make.*register_model"):
+        changed.save(tmp_path / "model")
+    assert not (tmp_path / "model").exists()
 
 
 def test_loading_needs_no_weights_of_the_library(

@@ -4,8 +4,9 @@ import math
 from contextlib import contextmanager
 
 import pytest
+import torch
 
-from holoslide.errors import CheckpointError, CohortError, ConfigError, SlideError
+from holoslide.errors import CheckpointError, CohortError, ConfigError, ModelError, SlideError
 from tests.training import tiny
 
 
@@ -41,6 +42,15 @@ def test_refuses_to_write_over_another_run(tmp_path, slides):
     with pytest.raises(CheckpointError, match="holds a run already; resume it"):
         tiny.run(tmp_path, slides, config=tiny.config(epochs=1))
     assert (tmp_path / "last.ckpt").read_bytes() == before
+
+
+def test_refuses_a_model_that_could_not_be_loaded_again(tmp_path, slides):
+    """Before it trains, and not at the end of the first epoch."""
+    model = tiny.model()
+    model.parts[0].append(torch.nn.ReLU())
+    with pytest.raises(ModelError, match="is not what the model's settings make"):
+        tiny.run(tmp_path / "run", slides, trained=model)
+    assert not (tmp_path / "run").exists()
 
 
 def test_refuses_slides_that_cannot_be_trained_on(tmp_path, slides):

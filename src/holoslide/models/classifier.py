@@ -16,7 +16,7 @@ import torch
 import yaml
 from torch import Tensor, nn
 
-from holoslide.errors import CheckpointError, ConfigError
+from holoslide.errors import CheckpointError, ConfigError, ModelError
 from holoslide.models.heads import Head
 from holoslide.models.hub import model_folder
 from holoslide.models.options import BackboneConfig, InputConfig, ModelConfig
@@ -79,6 +79,7 @@ class LocalClassifier(nn.Module):
         self.register_buffer("std", torch.empty(3))
         self.set_input(inputs)
         self.train()
+        self._made = self._layout()
 
     @classmethod
     def from_config(
@@ -150,8 +151,10 @@ class LocalClassifier(nn.Module):
     def save(self, folder: Path) -> None:
         """Write a directory that `load` reads by itself: weights, and a card with all else.
 
-        Decoders serve training alone and are left out; a training checkpoint holds them (`state_dict`).
+        Decoders serve training alone and are left out; a training checkpoint holds them (`state_dict`). Raises
+        `ModelError` as `refuse_changed`.
         """
+        self.refuse_changed()
         import pydantic  # here alone: training needs it not, and a machine lent for its GPU may lack it
 
         folder.mkdir(parents=True, exist_ok=True)
@@ -166,6 +169,20 @@ class LocalClassifier(nn.Module):
         (folder / CARD_FILE).write_text(yaml.safe_dump(card, sort_keys=False), encoding="utf-8")
         state = {key: tensor.contiguous() for key, tensor in self._saved_state().items()}
         safetensors.torch.save_file(state, folder / WEIGHTS_FILE)
+
+    def refuse_changed(self) -> None:
+        """Raise `ModelError`, with its name, for a layer that is not the one that the settings make.
+
+        A saved model is made again from its settings: it would come back as another network, or not at all.
+        """
+        now = self._layout()
+        changed = [name for name in [*now, *self._made] if now.get(name) != self._made.get(name)]
+        if changed:
+            raise ModelError(
+                changed[0],
+                "is not what the model's settings make, so that the saved model would be another",
+                "give the network a name (timm.models.register_model), and that as model.backbone.name",
+            )
 
     @classmethod
     def load(cls, source: str | Path) -> Self:
@@ -184,6 +201,11 @@ class LocalClassifier(nn.Module):
         model._load_saved(folder / WEIGHTS_FILE)
         model.set_input(inputs)  # in the precision of the weights
         return model.eval()
+
+    def _layout(self) -> dict[str, str]:
+        """What each layer and each tensor that is saved is, without values, by name."""
+        layers = {name: f"{type(m).__name__}({m.extra_repr()})" for name, m in self.named_modules()}
+        return layers | {name: str(tuple(tensor.shape)) for name, tensor in self._saved_state().items()}
 
     def _saved_state(self) -> dict[str, Tensor]:
         """Weights and statistics of backbone and heads."""

@@ -89,9 +89,11 @@ def fit(
     `resume` goes on from the checkpoint in `out`, or starts where there is none yet, and ends with the weights
     of a run that was never interrupted. `on_start` is called, on rank 0, once it is sure that the run in `out` is
     this one, or none. Raises `SlideError`, with its name, for a slide that cannot be opened or run, `CohortError`
-    where the slides do not allow it, `CheckpointError` where `out` holds another run, or one under way, and
-    `HoloslideError` where another process of the run has ended.
+    where the slides do not allow it, `CheckpointError` where `out` holds another run, or one under way,
+    `ModelError` for a model that could not be loaded again, and `HoloslideError` where another process of the run
+    has ended.
     """
+    model.refuse_changed()
     if (out / LAST).exists() and not resume:
         raise CheckpointError(out, "holds a run already", "resume it, or train into another folder")
     slides = Slides(train, valid, open_pixels=open_pixels, augment=augment, seed=config.seed)
