@@ -294,6 +294,26 @@ def test_a_model_of_other_classes_is_refused(finished_run: Path, tmp_path: Path)
     assert not (tmp_path / "run").exists()
 
 
+def test_from_python_an_error_names_what_was_left_out(finished_run: Path, tmp_path: Path) -> None:
+    """It may be for want of these that it came to it."""
+    cohort = Cohort.from_csv(finished_run / "cohort.csv")
+    trained = cohort.train.rows
+    rows = [
+        dataclasses.replace(row, path=tmp_path / "gone.tiff") if row in trained else row
+        for row in cohort.rows
+    ]
+    with pytest.raises(CohortError, match="train: holds no slide that can be used") as caught:
+        fit(
+            dataclasses.replace(cohort, rows=tuple(rows)),
+            RunConfig.from_dict(SETTINGS),
+            out=tmp_path / "run",
+            rasters=tmp_path / "rasters",
+        )
+    told = caught.value.__notes__
+    assert len(told) == len(trained)
+    assert told[0].startswith(f"left out: {trained[0].slide_id}: ")
+
+
 def test_prepared_slides_below_the_slides_folder_are_not_taken_for_slides(
     finished_run: Path, tmp_path: Path
 ) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from holoslide.config import RunConfig
-from holoslide.errors import CohortError
+from holoslide.errors import CohortError, HoloslideError
 from holoslide.evaluated import place_of
 from holoslide.inference.heatmap import Heatmap
 from holoslide.inference.show import table_html
@@ -66,7 +68,8 @@ def fit(
     """Prepare the slides that are not prepared, and train; the test part is not looked at.
 
     `model` is trained in place (default: the configuration's); `rasters` is the folder of prepared slides
-    (default: in `out`). Slides that cannot be used are in `left_out`. Raises `HoloslideError`.
+    (default: in `out`). Slides that cannot be used are in `left_out`. Raises `HoloslideError`, whose notes name
+    them where that may be why.
     """
     config, out = config or RunConfig(), Path(out)
     refuse_unfit(cohort, config, out, model=model)
@@ -74,7 +77,10 @@ def fit(
     given, cohort = cohort, cohort.with_splits(config.split)
     splits = cohort.how_split(given, config.split)
     prepared = prepare_cohort(cohort, folder, config.prepare, labels=True, workers=workers)
-    result = train_run(prepared, config, out, model=model, splits=splits, resume=resume, progress=progress)
+    with _reasons_told(prepared):
+        result = train_run(
+            prepared, config, out, model=model, splits=splits, resume=resume, progress=progress
+        )
     return Run(out, result.best, result.best_epoch, tuple(prepared.left_out))
 
 
@@ -93,7 +99,8 @@ def evaluate(
     home = folder if cohort is None else place
     cohort = cohort or Cohort.from_csv(folder / "cohort.csv")
     prepared = _prepare(cohort, Predictor(folder), rasters_of(home) or home / "rasters")
-    return evaluate_run(folder, prepared, split=split, table=table, out=place)
+    with _reasons_told(prepared):
+        return evaluate_run(folder, prepared, split=split, table=table, out=place)
 
 
 def predict(
@@ -156,6 +163,17 @@ def score(
         raise CohortError(slide_id, reason, "choose another slide")
     row = cohort.rows[0]
     return predictor.score(row, prepared.rasters[row.slide_id], prepared.recipes.get(row.slide_id))
+
+
+@contextmanager
+def _reasons_told(prepared: Prepared) -> Iterator[None]:
+    """What goes wrong may be for want of slides that were left out: then the error's notes name them."""
+    try:
+        yield
+    except HoloslideError as error:
+        for slide_id, reason in prepared.left_out:
+            error.add_note(f"left out: {slide_id}: {reason}")
+        raise
 
 
 def _alone(run: Path, slide: Path, *, mpp: float | None) -> tuple[Cohort, Path]:
