@@ -60,6 +60,11 @@ def test_where_validation_does_not_tell_there_is_no_temperature_and_a_reason() -
     right = Predictions.checked([0, 1, 1], [[0.9, 0.1], [0.2, 0.8], [0.4, 0.6]], list("abc"), CLASSES)
     assert fit_temperature(right).value is None
     assert "every validation slide is right" in (fit_temperature(right).reason or "")
+    tied = Predictions.checked(
+        [0, 1, 1], [[0.52, 0.48], [0.48, 0.52], [0.5001, 0.4999]], list("abc"), CLASSES
+    )
+    assert fit_temperature(tied).value is None
+    assert "every validation slide is right or nearly so" in (fit_temperature(tied).reason or "")
     wrong = Predictions.checked([1, 0, 1], [[0.9, 0.1], [0.2, 0.8], [0.6, 0.4]], list("abc"), CLASSES)
     assert "no better than by guessing" in (fit_temperature(wrong).reason or "")
     np.testing.assert_allclose(fit_temperature(right).apply(right.probabilities), right.probabilities)

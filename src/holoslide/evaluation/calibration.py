@@ -117,9 +117,13 @@ def fit_temperature(valid: Predictions) -> Temperature:
 
     found = minimize_scalar(loss, bounds=(math.log(LEAST), math.log(MOST)), method="bounded")
     value = math.exp(float(found.x))
+    sharpest = "and then the sharpest would look best"
     if (logs_NC.argmax(axis=1) == valid.labels).all():
-        reason = "every validation slide is right, and then the sharpest would look best"
-        return Temperature(None, slides, patients, reason)
+        return Temperature(None, slides, patients, f"every validation slide is right, {sharpest}")
+    if value < LEAST / 0.95:
+        return Temperature(
+            None, slides, patients, f"every validation slide is right or nearly so, {sharpest}"
+        )
     # Of probabilities that are all alike, every temperature is as good as any.
     if value > 0.95 * MOST or found.fun > math.log(len(valid.classes)) - 1e-9:
         return Temperature(
