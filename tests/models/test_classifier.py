@@ -131,6 +131,16 @@ def test_a_saved_model_comes_back_bit_by_bit(tmp_path: Path, dtype: torch.dtype)
     torch.testing.assert_close(loaded(image), model(image), rtol=tolerance, atol=tolerance)
 
 
+def test_a_model_whose_layers_share_weights_comes_back(tmp_path: Path) -> None:
+    shared = make().eval()
+    block = shared.parts[1].layer1_1
+    block.conv2.weight = block.conv1.weight
+    shared.save(tmp_path)
+    image = torch.rand(1, 3, 240, 200)
+    loaded = LocalClassifier.load(tmp_path)
+    torch.testing.assert_close(loaded(image), shared(image), rtol=1e-3, atol=1e-3)
+
+
 def test_decoders_are_in_the_training_state_but_not_in_the_saved_model(
     model: LocalClassifier, tmp_path: Path
 ) -> None:

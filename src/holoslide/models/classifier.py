@@ -167,7 +167,8 @@ class LocalClassifier(nn.Module):
             "units": [list(names) for names in self.units],
         }
         (folder / CARD_FILE).write_text(yaml.safe_dump(card, sort_keys=False), encoding="utf-8")
-        state = {key: tensor.contiguous() for key, tensor in self._saved_state().items()}
+        whole = torch.contiguous_format  # copied: safetensors takes no tensor that layers share
+        state = {key: tensor.clone(memory_format=whole) for key, tensor in self._saved_state().items()}
         safetensors.torch.save_file(state, folder / WEIGHTS_FILE)
 
     def refuse_changed(self) -> None:
