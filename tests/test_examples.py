@@ -1,6 +1,7 @@
 """Every example runs as a user would run it, and says what is so."""
 
 import csv
+import re
 import runpy
 import shutil
 from collections.abc import Callable
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from holoslide import LocalClassifier, heatmap, predict
 from holoslide.inference.heatmap import Heatmap
 from tests.conftest import SETTINGS
 
@@ -116,3 +118,40 @@ def test_every_example_has_its_test() -> None:
     names = [path.name for path in EXAMPLES.glob("*.py")]
     assert names
     assert [name for name in names if f'"{name}"' not in tests] == []
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/_api.md"])
+def test_a_pages_python_runs_as_it_stands(
+    page: str,
+    config: Path,
+    slides: list[dict[str, str]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """In a folder with what the pages before it have the reader make: a table, slides, and settings."""
+    code = re.search(r"```python\n(.*?)```", (EXAMPLES.parent / page).read_text(encoding="utf-8"), re.DOTALL)
+    assert code is not None
+    (tmp_path / "slides").mkdir()
+    for row in slides:
+        shutil.copy(row["path"], tmp_path / "slides")
+    shutil.copy(slides[0]["path"], tmp_path / "slides" / "0012.svs")
+    columns = ("slide_id", "patient_id", "label", "split")
+    lines = [columns, *([row[name] for name in columns] for row in slides)]
+    (tmp_path / "slides.csv").write_text("\n".join(map(",".join, lines)))
+    assert config == tmp_path / "run.yaml"
+    monkeypatch.setattr("os.cpu_count", lambda: 1)
+    monkeypatch.chdir(tmp_path)
+    exec(compile(code[1], page, "exec"), {})
+    printed = capsys.readouterr().out
+    assert printed.startswith("Metrics(classes=('benign', 'lesion')")
+    assert ("'benign': 0." in printed) is ("score(" in code[1])
+
+
+def test_from_python_a_path_may_be_a_text(finished_run: Path, tmp_path: Path) -> None:
+    slide, out = finished_run.parent / "slides" / "focus-003.tiff", tmp_path / "scores.csv"
+    assert predict(str(finished_run), [str(slide)], str(out), rasters=str(tmp_path / "rasters")) == 1
+    assert out.read_text().splitlines()[1].startswith("focus-003,")
+    LocalClassifier.load(str(finished_run / "best")).save(str(tmp_path / "model"))
+    heatmap(str(finished_run), str(slide)).save(str(tmp_path / "heatmap.npz"))
+    assert Heatmap.load(str(tmp_path / "heatmap.npz")).classes == ("benign", "lesion")

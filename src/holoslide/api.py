@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -105,7 +105,7 @@ def evaluate(
 
 def predict(
     run: Run | str | Path,
-    slides: Cohort | list[Path],
+    slides: Cohort | Sequence[str | Path],
     out: str | Path,
     *,
     mpp: float | None = None,
@@ -121,7 +121,8 @@ def predict(
     if isinstance(slides, Cohort):
         cohort, home = slides, Path(out).parent / SCORED
     else:
-        cohort, home = cohort_of(slides, mpp=mpp), default_rasters(next(iter(slides), Path(out)))
+        paths = [Path(slide) for slide in slides]
+        cohort, home = cohort_of(paths, mpp=mpp), default_rasters(next(iter(paths), Path(out)))
     prepared = _prepare(cohort, predictor, home if rasters is None else Path(rasters))
     count = predict_cohort(predictor, prepared, Path(out))
     if prepared.left_out:

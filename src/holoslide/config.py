@@ -91,7 +91,7 @@ class RunConfig:
 
     @classmethod
     def load(
-        cls, path: Path | None = None, *, preset: str = "default", sets: Sequence[str] = ()
+        cls, path: str | Path | None = None, *, preset: str = "default", sets: Sequence[str] = ()
     ) -> RunConfig:
         """A preset, changed by a YAML file, changed by `a.b=c` settings. Raises `ConfigError`."""
         if preset not in PRESETS:
@@ -100,7 +100,7 @@ class RunConfig:
             )
         values = PRESETS[preset]
         if path is not None:
-            values = _merge(values, _checked(cls, _read(path), str(path), ""))
+            values = _merge(values, _checked(cls, _read(Path(path)), str(path), ""))
         for setting in sets:
             values = _merge(values, _checked(cls, _parse(setting), f"--set {setting}", ""))
         return cls.from_dict(values)

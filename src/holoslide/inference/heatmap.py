@@ -49,10 +49,10 @@ class Heatmap:
         (top, left), (cell_y, cell_x) = self.origin_l0, self.cell_l0
         return top, left, top + height * cell_y, left + width * cell_x
 
-    def save(self, path: Path) -> None:
+    def save(self, path: str | Path) -> None:
         """Write the raw scores as .npz, whole or not at all."""
         write_atomically(
-            path,
+            Path(path),
             lambda file: np.savez_compressed(
                 file,
                 attention=self.attention_HW,
@@ -71,10 +71,10 @@ class Heatmap:
         return heatmap_html(self)
 
     @classmethod
-    def load(cls, path: Path) -> Heatmap:
+    def load(cls, path: str | Path) -> Heatmap:
         """Read what `save` wrote. Raises `SlideError` if it is something else."""
         try:
-            with path.open("rb") as file, np.load(file, allow_pickle=False) as data:
+            with Path(path).open("rb") as file, np.load(file, allow_pickle=False) as data:
                 return cls(
                     data["attention"],
                     data["evidence"],

@@ -148,13 +148,14 @@ class LocalClassifier(nn.Module):
             )
         ]
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: str | Path) -> None:
         """Write a directory that `load` reads by itself: weights, and a card with all else.
 
         Decoders serve training alone and are left out; a training checkpoint holds them (`state_dict`). Raises
         `ModelError` as `refuse_changed`.
         """
         self.refuse_changed()
+        folder = Path(folder)
         import pydantic  # here alone: training needs it not, and a machine lent for its GPU may lack it
 
         folder.mkdir(parents=True, exist_ok=True)
