@@ -180,11 +180,11 @@ class LocalClassifier(nn.Module):
         now = self._layout()
         changed = [name for name in [*now, *self._made] if now.get(name) != self._made.get(name)]
         if changed:
-            raise ModelError(
-                changed[0],
-                "is not what the model's settings make, so that the saved model would be another",
-                "give the network a name (timm.models.register_model), and that as model.backbone.name",
-            )
+            remedy = "give the network a name (timm.models.register_model), and that as model.backbone.name"
+            if changed[0].startswith("heads."):
+                remedy = "choose from what model.heads offers"
+            what = "is not what the model's settings make, so that the saved model would be another"
+            raise ModelError(changed[0], what, remedy)
 
     @classmethod
     def load(cls, source: str | Path) -> Self:
@@ -206,7 +206,11 @@ class LocalClassifier(nn.Module):
 
     def _layout(self) -> dict[str, str]:
         """What each layer and each tensor that is saved is, without values, by name."""
-        layers = {name: f"{type(m).__name__}({m.extra_repr()})" for name, m in self.named_modules()}
+        layers = {
+            f"{part}.{name}": f"{type(layer).__name__}({layer.extra_repr()})"
+            for part in ("stem", "parts", "heads")
+            for name, layer in self.get_submodule(part).named_modules()
+        }
         return layers | {name: str(tuple(tensor.shape)) for name, tensor in self._saved_state().items()}
 
     def _saved_state(self) -> dict[str, Tensor]:
