@@ -7,6 +7,7 @@ import pytest
 import safetensors.torch
 import torch
 import yaml
+from timm.models import register_model
 from torch import nn
 
 from holoslide.errors import CheckpointError, ConfigError, ModelError
@@ -148,6 +149,44 @@ def test_decoders_are_in_the_training_state_but_not_in_the_saved_model(
     model.save(tmp_path)
     saved = safetensors.torch.load_file(tmp_path / "model.safetensors")
     assert {key.partition(".")[0] for key in saved} == {"stem", "parts", "heads"}
+
+
+class Block(nn.Module):
+    def __init__(self, channels: int, out: int) -> None:
+        super().__init__()
+        self.down, self.norm = nn.Conv2d(channels, out, 3, stride=2, padding=1), nn.BatchNorm2d(out)
+        self.mix, self.act = nn.Conv2d(out, out, 3, padding=1), nn.SiLU(inplace=True)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.act(self.norm(self.down(x)))
+        return self.act(self.mix(x) + x)
+
+
+class Own(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.first, self.second = (
+            nn.Conv2d(3, 8, 3, stride=2, padding=1),
+            Block(8, 12),
+            Block(12, 16),
+        )
+        self.classify = nn.Linear(16, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.classify(self.second(self.first(self.stem(x))).mean((2, 3)))
+
+
+def test_a_network_of_ones_own_goes_by_the_name_it_is_given(tmp_path: Path) -> None:
+    def network_of_a_test(pretrained: bool = False, **options: object) -> nn.Module:  # noqa: FBT001, FBT002 - timm's
+        return Own()
+
+    register_model(network_of_a_test)
+    model = make(backbone=BackboneConfig(name="network_of_a_test", weights="none"), modules=2).eval()
+    assert model.units == (("first",), ("second",))
+    assert model.strides == (2, 2)
+    model.save(tmp_path)
+    image = torch.rand(1, 3, 150, 160)
+    torch.testing.assert_close(LocalClassifier.load(tmp_path)(image), model(image), rtol=1e-3, atol=1e-3)
 
 
 def smoother(model: LocalClassifier) -> None:
