@@ -56,7 +56,12 @@ def test_refuses_a_model_that_could_not_be_loaded_again(tmp_path, slides):
 def test_refuses_slides_that_cannot_be_trained_on(tmp_path, slides):
     train, valid = slides
     one_class = [sample for sample in valid if sample.target == 0]
+    never_seen = [sample for sample in train if sample.target == 0]
     for cohort, message in (
+        (
+            (never_seen, valid),
+            "train: holds no slide of class green; mend what was left out, or leave the class",
+        ),
         ((train, []), "valid: holds no slide"),
         (([], valid), "train: holds no slide"),
         ((train, [train[0], *valid]), "patient0: is a patient of both train and valid"),

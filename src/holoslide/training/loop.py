@@ -313,14 +313,13 @@ class _Run:
             )
         if self.config.monitor == "auroc" and len({s.target for s in self.slides.valid}) < 2:
             raise CohortError("valid", "holds one class, so it has no AUROC", "set train.monitor to loss")
+        counts = torch.bincount(torch.tensor(targets[: len(self.slides.train)]), minlength=len(classes))
+        if not counts.all():  # it would be told of as learnt, and be an answer that is never given
+            missing = classes[int(counts.argmin())]
+            remedy = "mend what was left out, or leave the class out of the table"
+            raise CohortError("train", f"holds no slide of class {missing}", remedy)
         if self.config.class_weights == "none":
             return None
-        counts = torch.bincount(torch.tensor(targets[: len(self.slides.train)]), minlength=len(classes))
-        if not counts.all():
-            missing = classes[int(counts.argmin())]
-            raise CohortError(
-                "train", f"holds no slide of class {missing}", "set train.class_weights to none"
-            )
         weights = len(self.slides.train) / (len(classes) * counts.double())
         return weights.to(self.network.device, self.network.dtype)
 
