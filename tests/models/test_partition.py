@@ -7,7 +7,8 @@ import pytest
 import timm
 import torch
 import torchvision
-from torch import nn
+from torch import Tensor, nn
+from torchvision.models.resnet import BasicBlock
 
 from holoslide.errors import ConfigError, ModelError, NotLocal
 from holoslide.models.options import BackboneConfig
@@ -185,6 +186,41 @@ def test_what_is_no_convolutional_network_is_refused(name: str) -> None:
 def test_a_network_that_branches_is_refused_at_the_branch() -> None:
     with pytest.raises(ModelError, match="is not a chain: stage2 does not read"):
         trunk_of("timm/hrnet_w18_small")
+
+
+class Chain(nn.Module):
+    """A stem and blocks; with `twice` the last runs twice, so that it is no chain."""
+
+    def __init__(self, blocks: int, *, twice: bool = False) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, stride=2, padding=1)
+        for i in range(blocks):
+            self.add_module(f"block{i}", BasicBlock(8, 8))
+        if twice:
+            self.add_module(f"block{blocks - 1}", self.get_submodule(f"block{blocks - 2}"))
+
+    def forward(self, image_BCHW: Tensor) -> Tensor:
+        for layer in self._modules.values():
+            image_BCHW = layer(image_BCHW)
+        return image_BCHW
+
+
+@pytest.mark.filterwarnings("ignore:Overwriting")
+def test_a_name_that_another_network_got_since_stands_for_that_one() -> None:
+    """What was found of the first is kept, for as long as the process lives."""
+
+    def given(network: nn.Module) -> list[str]:
+        def network_given_anew(**options: object) -> nn.Module:
+            return network
+
+        timm.models.register_model(network_given_anew)
+        return [unit.name for unit in trunk_of("timm/network_given_anew").units]
+
+    assert given(Chain(3)) == ["block0", "block1", "block2"]
+    assert given(Chain(2)) == ["block0", "block1"]
+    assert given(Chain(3)) == ["block0", "block1", "block2"]
+    with pytest.raises(ModelError, match="is not a chain: block1 does not read"):
+        given(Chain(3, twice=True))
 
 
 def test_a_network_that_is_gone_leaves_nothing_behind() -> None:

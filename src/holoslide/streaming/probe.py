@@ -79,7 +79,7 @@ def links(module: nn.Module, channels: int | None = None, *, name: str = "") -> 
             seen = found[-1].out_channels if found else channels
             found += links(child, seen, name=f"{name}.{child_name}".lstrip("."))
         return found
-    key = _key(module, channels)
+    key = structure(module, channels)
     told = _known.get(key) if key is not None else None
     if told is None:
         field = _probe_atom(module, channels, name)
@@ -89,18 +89,23 @@ def links(module: nn.Module, channels: int | None = None, *, name: str = "") -> 
     return [Link(name, module, *told)]
 
 
-def _key(module: nn.Module, channels: int) -> tuple[object, ...] | None:
+def structure(module: nn.Module, channels: int) -> tuple[object, ...] | None:
     """What modules have in common that need one probe; None where nothing tells whether they do.
 
     Weights do not matter, nor does how much is dropped, as long as nothing is. An address does not tell: what is
-    made next may get it. What stands in a module twice is named twice, to differ from what stands there once.
+    made next may get it. What stands in a module twice is named twice and numbered once, to differ from what stands
+    there once, and from two that are alike.
     """
-    layers = [(n, type(m), settings(m)) for n, m in module.named_modules(remove_duplicate=False)]
+    numbers: dict[int, int] = {}
+    layers = [
+        (n, numbers.setdefault(id(m), len(numbers)), type(m), settings(m))
+        for n, m in module.named_modules(remove_duplicate=False)
+    ]
     tensors = itertools.chain(
         module.named_parameters(remove_duplicate=False), module.named_buffers(remove_duplicate=False)
     )
     hooked = any(_hooked(layer) for layer in module.modules())
-    if hooked or any(" at 0x" in text for _, _, made_with in layers for _, text in made_with):
+    if hooked or any(" at 0x" in text for *_, made_with in layers for _, text in made_with):
         return None
     return (*layers, *((n, t.shape) for n, t in tensors), channels)
 
