@@ -41,10 +41,8 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
             os.fsync(file.fileno())
         except BaseException as error:
             temporary.unlink(missing_ok=True)  # half a file on a disk that may be full
-            if (
-                isinstance(error, OSError) and error.errno and error.filename is None
-            ):  # a write does not know it
-                error.filename = str(path)
+            if isinstance(error, OSError) and error.errno and error.filename is None:
+                error.filename = str(path)  # a write does not know it
             raise
         temporary.replace(path)
     sync(path.parent)
