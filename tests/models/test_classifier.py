@@ -177,7 +177,7 @@ class Own(nn.Module):
 
 
 def test_a_network_of_ones_own_goes_by_the_name_it_is_given(tmp_path: Path) -> None:
-    def network_of_a_test(pretrained: bool = False, **options: object) -> nn.Module:  # noqa: FBT001, FBT002 - timm's
+    def network_of_a_test(**options: object) -> nn.Module:
         return Own()
 
     register_model(network_of_a_test)

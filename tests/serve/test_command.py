@@ -7,7 +7,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -33,13 +33,18 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+@contextmanager
+def serving(run: Path, port: int) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """The command at work, and the line that it says."""
+    piped = subprocess.PIPE
+    with subprocess.Popen(command(run, port), stdout=piped, stderr=piped, text=True) as viewer:
+        assert viewer.stdout is not None
+        yield viewer, viewer.stdout.readline()
+
+
 def test_it_serves_what_it_says_and_stops_when_it_is_told(finished_run: Path) -> None:
     port = free_port()
-    with subprocess.Popen(
-        command(finished_run, port), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as viewer:
-        assert viewer.stdout is not None
-        line = viewer.stdout.readline()
+    with serving(finished_run, port) as (viewer, line):
         assert line == f"the viewer is at http://127.0.0.1:{port}/ (stop it with Ctrl+C)\n"
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=30) as page:
             assert b"<title>holoslide</title>" in page.read()
@@ -51,11 +56,7 @@ def test_it_serves_what_it_says_and_stops_when_it_is_told(finished_run: Path) ->
 def test_who_will_not_wait_ends_it_without_a_traceback(finished_run: Path) -> None:
     """A second Ctrl-C, while it waits for what a browser still sends, ended in uvicorn's."""
     port = free_port()
-    with subprocess.Popen(
-        command(finished_run, port), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as viewer:
-        assert viewer.stdout is not None
-        viewer.stdout.readline()
+    with serving(finished_run, port) as (viewer, _):
         with socket.create_connection(("127.0.0.1", port)) as browser:
             browser.sendall(b"POST / HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 100\r\n\r\nhalf of it")
             time.sleep(0.2)
