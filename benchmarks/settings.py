@@ -5,13 +5,15 @@
 
 NAME-layoutN says which draw of the slides it is. Each setting is a `holoslide train` of its own, in a process with
 one thread, and then a result of its own, `run_record-NAME-SETTING-layoutN`, by `benchmarks.run_record`: of these
-the table in docs/results.md is made. Small slides leave a GPU idle, so several trainings share it well, best under
-NVIDIA's MPS. Without a cohort, an epoch on a few drawn slides: to see that it runs.
+the table in docs/results.md is made. Some change the training slides too: fewer patients, or labels turned. Small
+slides leave a GPU idle, so several trainings share it well, best under NVIDIA's MPS. Without a cohort, an epoch on
+a few drawn slides: to see that it runs.
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
 import json
 import os
 import subprocess
@@ -23,20 +25,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from benchmarks.common import REPO, Figure, Options, Result, main
 from holoslide.slides.phantom import PhantomConfig, write_phantoms
 
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """What a training is told, and how a table names it."""
+    """What a training is told, and how a table names it; of how many patients, with how many labels turned."""
 
     words: str
     preset: str = "default"
     sets: tuple[str, ...] = ()
+    patients: float = 1.0
+    noise: float = 0.0
 
 
 SMALL = "small-lesions"
+GATED = ("model.heads.pooling=gated", "model.heads.norm=slide")
 SETTINGS = {
     "epochs12": Setting("defaults, 12 epochs", sets=("train.epochs=12",)),
     SMALL: Setting("`--preset small-lesions`", SMALL),
@@ -52,7 +59,7 @@ SETTINGS = {
     f"{SMALL}-gated": Setting(
         "the preset, `model.heads.pooling=gated`, `model.heads.norm=slide` (the paper's)",
         SMALL,
-        ("model.heads.pooling=gated", "model.heads.norm=slide"),
+        GATED,
     ),
     f"{SMALL}-no-barriers": Setting(
         "the preset, `model.barrier_every=3` (no barriers: the heads' losses reach all below them)",
@@ -60,10 +67,22 @@ SETTINGS = {
         ("model.barrier_every=3",),
     ),
     f"{SMALL}-gated-no-rfr": Setting(
-        "both of these",
+        "the preset with the paper's heads, nothing reconstructed",
         SMALL,
-        ("model.heads.pooling=gated", "model.heads.norm=slide", "model.reconstruction.alpha=0"),
+        (*GATED, "model.reconstruction.alpha=0"),
     ),
+    f"{SMALL}-gated-epochs24": Setting(
+        "the preset with the paper's heads, 24 epochs", SMALL, (*GATED, "train.epochs=24")
+    ),
+    f"{SMALL}-k2": Setting("the preset, `model.modules=2`", SMALL, ("model.modules=2",)),
+    f"{SMALL}-k6": Setting("the preset, `model.modules=6`", SMALL, ("model.modules=6",)),
+    f"{SMALL}-zeros-all": Setting(
+        "the preset, `model.border=zeros`, `model.pool=all` (the paper's)",
+        SMALL,
+        ("model.border=zeros", "model.pool=all"),
+    ),
+    f"{SMALL}-half": Setting("the preset, half of the training patients", SMALL, patients=0.5),
+    f"{SMALL}-noise10": Setting("the preset, a tenth of the training labels turned", SMALL, noise=0.1),
 }
 QUICK = ("train.epochs=1", "model.backbone.truncate=layer1", "model.modules=2", "prepare.mpp=8.0")
 DRAWN = PhantomConfig(least_um=1500, most_um=1700, mpp=4.0)
@@ -88,7 +107,8 @@ def measure(options: Options) -> Result:
         prepare(values, sets, work)
 
         def run(name: str) -> float:
-            auroc = train(SETTINGS[name], values, sets, work / name)
+            cohort = changed(SETTINGS[name], Path(values["cohort"]), work / f"{name}.csv")
+            auroc = train(SETTINGS[name], values | {"cohort": cohort}, sets, work / name)
             if not options.quick:  # at once: another setting may fail
                 record(work / name, values["name"], name)
             return auroc
@@ -105,6 +125,28 @@ def prepare(values: Mapping[str, Any], sets: tuple[str, ...], work: Path) -> Non
     work.mkdir(parents=True, exist_ok=True)
     only = [one for one in sets if one.startswith("prepare.")]
     _run("prepare", *_where(values, work), *_given(only), log=work / "prepare.log")
+
+
+def changed(setting: Setting, table: Path, into: Path) -> Path:
+    """The table, or one of fewer training patients, or with training labels of two classes turned."""
+    if setting.patients == 1 and not setting.noise:
+        return table
+    with table.open(encoding="utf-8", newline="") as lines:
+        rows = list(csv.DictReader(lines))
+    rng, training = np.random.default_rng(0), [row for row in rows if row["split"] == "train"]
+    patients = rng.permutation(sorted({row["patient_id"] for row in training}))
+    dropped = set(patients[round(setting.patients * len(patients)) :].tolist())
+    kept = [row for row in training if row["patient_id"] not in dropped]
+    other = dict(zip(*[names := sorted({row["label"] for row in rows}), names[::-1]], strict=True))
+    for index in rng.permutation(len(kept))[: round(setting.noise * len(kept))]:
+        kept[index]["label"] = other[kept[index]["label"]]
+    for row in rows:
+        row["path"] = str((table.parent / row["path"]).resolve())
+    with into.open("w", encoding="utf-8", newline="") as lines:
+        writer = csv.DictWriter(lines, rows[0])
+        writer.writeheader()
+        writer.writerows(row for row in rows if row["split"] != "train" or row["patient_id"] not in dropped)
+    return into
 
 
 def train(setting: Setting, values: Mapping[str, Any], sets: tuple[str, ...], out: Path) -> float:
