@@ -71,42 +71,49 @@ def _layout_row(start: str, found: dict[int, Found], key: str) -> list[str]:
 SHOWN_LAYOUTS = """Test AUROC of the last module, one training each (seed 0), 12 epochs, on 82 slides of
 41 patients; the interval over patients is in the file, and about 0.06 to either side. A layout is a draw: other
 slides, and other patients to train, validate and test on. One training says little: on layout 0 the same settings
-on two machines are as far apart as two settings.
+on a CPU and on a GPU are as far apart as two settings. On two GPUs of a kind they end with the same figures.
 """
 
 
 def gpu(results: dict[str, Found]) -> str:
-    """Seconds and memory of a step by side of the slide."""
-    free, tight = results.get("gpu-k4"), results.get("gpu-k4-8gib")
-    if free is None or tight is None:
+    """Seconds and memory of a step on a GPU, by side of the slide and number of modules."""
+    small, large, tight = (results.get(f"gpu-{part}") for part in ("to-40000px", "80000px", "k4-8gib"))
+    if small is None or large is None or tight is None:
         return ""
-    kinds = (
-        (free, "k4_{}px", "most of 140 GiB"),
-        (tight, "k4_{}px", "8 GiB"),
-        (free, "plain_k4_{}px", "plain"),
-    )
     rows = [
-        "| side | memory given | s a step | peak, GiB | planned, GiB | share of the bf16 rate |",
-        "| --- " * 6 + "|",
+        "| side | K | s a step | plain | peak, GiB | plain | planned, GiB | share of the bf16 rate | plain |",
+        "| --- " * 9 + "|",
     ]
     for side in _SIDES_PX:
-        for found, pattern, words in kinds:
-            name = pattern.format(side)
-            if f"{name}_s" in found.figures:
-                cells = [
-                    found.figures.get(f"{name}_{of}") for of in ("s", "peak_gib", "planned_gib", "share")
-                ]
-                shown = " | ".join("" if cell is None else str(cell) for cell in cells)
-                rows.append(f"| {side:,} px | {words} | {shown} |")
-    return "\n".join([SHOWN_GPU.format(free=_source(free), tight=_source(tight)), *rows]) + "\n"
+        for k in (1, 4, 8):
+            figures = small.figures | large.figures
+            plain, streamed = f"plain_k{k}_{side}px", f"k{k}_{side}px"
+            if f"{streamed}_s" in figures:
+                names = [f"{start}_{of}" for of in ("s", "peak_gib") for start in (streamed, plain)]
+                names += [f"{streamed}_planned_gib", f"{streamed}_share", f"{plain}_share"]
+                shown = " | ".join(str(figures.get(name, "")) for name in names)
+                rows.append(f"| {side:,} px | {k} | {shown} |")
+    rows += ["", SHOWN_TIGHT.format(tight=_source(tight)), "| side | s a step | peak, GiB | planned, GiB |"]
+    rows.append("| --- " * 4 + "|")
+    for side in _SIDES_PX:
+        if f"k4_{side}px_s" in tight.figures:
+            shown = " | ".join(
+                str(tight.figures[f"k4_{side}px_{of}"]) for of in ("s", "peak_gib", "planned_gib")
+            )
+            rows.append(f"| {side:,} px | {shown} |")
+    return "\n".join([SHOWN_GPU.format(small=_source(small), large=_source(large)), *rows]) + "\n"
 
 
 SHOWN_GPU = """### On a GPU
 
-ResNet-34, K = 4, bf16, one round piece of tissue on 30 % of the slide, an NVIDIA H200 ({free};
-{tight}). The share is of a large matrix product's rate, for what the tissue needs. Each time is
-that of the first step at its side, asking for memory included, with other programs at work on the
-processor. On 10,000 px little and much memory are the same work: so far apart do such times lie.
+ResNet-34, bf16, one round piece of tissue on 30 % of the slide, an NVIDIA H200 with all of its memory to plan for
+({small};
+{large}). Plain: the whole raster at once, read beforehand. A time is the second step's at its side, with slides
+being drawn on the machine's other cores. The share is of a large matrix product's rate, for what the tissue needs.
+At 80,000 px K = 1 was stopped before its first step had ended: no figure.
+"""
+SHOWN_TIGHT = """\
+With 8 GiB and K = 4; a time is that of the first step at its side, asking for memory included ({tight}):
 """
 
 
