@@ -67,10 +67,13 @@ def _slide(side_px: int) -> ArrayPixels:
     return ArrayPixels(pixels, np.ones((1, 1), np.bool_), mask_cell_px=side_px, glass=(243, 243, 243))
 
 
-@pytest.mark.parametrize(("modules", "barrier_every"), [(1, 1), (4, 1), (4, 4)])
+@pytest.mark.parametrize(
+    ("modules", "barrier_every", "segment_units"), [(1, 1, 0), (1, 1, 2), (4, 1, 0), (4, 4, 0)]
+)
 @pytest.mark.parametrize("memory_gib", [0.28, 1.0])
-def test_a_step_takes_what_its_plan_says_and_no_more(modules, barrier_every, memory_gib):
-    network, slide = _network(modules, barrier_every=barrier_every, memory_gib=memory_gib), _slide(900)
+def test_a_step_takes_what_its_plan_says_and_no_more(modules, barrier_every, segment_units, memory_gib):
+    stream = {"memory_gib": memory_gib, "segment_units": segment_units}
+    network, slide = _network(modules, barrier_every=barrier_every, **stream), _slide(900)
     network.follow(plan := plan_for(network, slide, training=True))
     step = LocalStep(network)
     with PeakBytes() as counted:
@@ -79,7 +82,7 @@ def test_a_step_takes_what_its_plan_says_and_no_more(modules, barrier_every, mem
     parameters = parameter_bytes(network.model)
     planned = plan.peak_bytes - plan.fixed_bytes + 2 * parameters
     assert counted.peak <= planned <= memory_gib * GIB
-    assert counted.peak >= 0.5 * planned
+    assert counted.peak >= 0.6 * planned
 
 
 def _largest_windows(network: StreamedClassifier, slide: ArrayPixels) -> list[int]:

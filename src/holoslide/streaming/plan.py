@@ -177,28 +177,32 @@ def _peaks(stages: Sequence[Stage], planned: Sequence[StagePlan], pool: int) -> 
     """The most bytes held on the device at any moment, and the most of maps alive at once, wherever they are.
 
     Alive are a module's input, its inner maps with their gradients, and its output; then what is left of the pool
-    takes graphs. While the graph of a window is at hand, its backward pass needs only the rest.
+    takes graphs. A segment's windows are worked on, forwards and backwards, beside its own graphs and those of the
+    segments before it: those after it are not there yet, or gone.
     """
     most_bytes = most_maps = before = 0
     for group in _modules(stages, planned):
         inner, last = group[:-1], group[-1][1]
         maps = before + sum(2 * plan.map_bytes for _, plan in inner) + last.map_bytes
-        kept, every = _kept_bytes([plan for _, plan in group], max(0, pool - maps))
-        work = max(plan.work_bytes - (plan.tiling.graph_bytes if every else 0) for _, plan in group)
+        kept, most = 0, 0
+        for _, plan in group:
+            graphs, rest = _kept_bytes(plan, max(0, pool - maps - kept))
+            kept += graphs
+            most = max(most, kept + rest)
         decoder = max(stage.decoder_bytes + stage.head_bytes for stage, _ in group)
-        most_bytes = max(most_bytes, min(maps, pool) + kept + max(work, decoder))
+        most_bytes = max(most_bytes, min(maps, pool) + max(most, kept + decoder))
         most_maps, before = max(most_maps, maps), last.map_bytes
     return most_bytes, most_maps
 
 
-def _kept_bytes(plans: Sequence[StagePlan], room: int) -> tuple[int, bool]:
-    """What the graphs take that are kept in so much room, one or none of each window, and whether all are kept."""
-    kept, every = 0, True
-    for plan in plans:
-        size = plan.tiling.graph_bytes
-        count = min(plan.tiles, (room - kept) // size) if size else plan.tiles
-        kept, every = kept + count * size, every and count == plan.tiles
-    return kept, every
+def _kept_bytes(plan: StagePlan, room: int) -> tuple[int, int]:
+    """What the graphs take that are kept in so much room, and what a window needs beside them.
+
+    While the graph of a window is at hand, its backward pass needs only the rest.
+    """
+    size = plan.tiling.graph_bytes
+    count = min(plan.tiles, room // size) if size else plan.tiles
+    return count * size, plan.work_bytes - (size if count == plan.tiles else 0)
 
 
 def _modules(
