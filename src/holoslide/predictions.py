@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import PIL.Image
 import torch
 from numpy.typing import NDArray
 
@@ -25,7 +24,7 @@ from holoslide.config import RunConfig
 from holoslide.errors import CheckpointError, ConfigError, MemoryPlanError, SlideError
 from holoslide.evaluation.calibration import Temperature
 from holoslide.evaluation.legend import with_legend
-from holoslide.evaluation.overlay import Placement, overlay
+from holoslide.evaluation.overlay import Placement, encode_png, overlay
 from holoslide.evaluation.report_data import PredictionRow
 from holoslide.evaluation.scales import (
     attention_scale,
@@ -280,4 +279,4 @@ def draw_heatmap(one: Prediction, folder: Path) -> None:
 
 def write_png(pixels: NDArray[np.uint8], path: Path) -> None:
     """RGB pixels as a PNG, whole or not at all."""
-    write_atomically(path, lambda file: PIL.Image.fromarray(pixels).save(file, "png"))
+    write_atomically(path, lambda file: file.write(encode_png(pixels)))

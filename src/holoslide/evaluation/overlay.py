@@ -5,10 +5,12 @@ Pixels are counted continuously, in (y, x): pixel i covers [i, i + 1).
 
 from __future__ import annotations
 
+import io
 import math
 from dataclasses import dataclass
 
 import numpy as np
+import PIL.Image
 from numpy.typing import NDArray
 
 from holoslide.evaluation.scales import Scale
@@ -115,6 +117,16 @@ def overlay(
     grey = 255 - _FADE * (255 - (picture_HW3 @ _LUMA)[..., None])
     values, share = on_pixels(values_HW, placement, picture_HW3.shape[:2])
     return _to_uint8(_blend(scale.colour(values), grey, opacity * share[..., None]))
+
+
+def encode_png(pixels: NDArray[np.uint8]) -> bytes:
+    """RGB or RGBA pixels, (H, W, 3 or 4), as a PNG file.
+
+    Level 3 makes heatmaps no larger than zlib's usual 6, in less than half of its time.
+    """
+    buffer = io.BytesIO()
+    PIL.Image.fromarray(pixels).save(buffer, "png", compress_level=3)
+    return buffer.getvalue()
 
 
 def _refuse_odd(picture_HW3: NDArray[np.uint8], values_HW: NDArray[np.floating]) -> None:

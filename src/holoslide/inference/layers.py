@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import io
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import PIL.Image
 from numpy.typing import NDArray
 
+from holoslide.evaluation.overlay import encode_png
 from holoslide.evaluation.scales import (
     Scale,
     attention_scale,
@@ -57,7 +56,7 @@ class Layer:
         """One pixel per cell, transparent where no cell votes, and nearly so where evidence says little."""
         alpha = np.where(np.isfinite(self.values_HW), self._opacity(), 0.0)
         rgba = np.dstack([self.scale.colour(self.values_HW), 255 * alpha]).round().astype(np.uint8)
-        return _png(rgba)
+        return encode_png(rgba)
 
     def _opacity(self) -> NDArray[np.float64]:
         """1, but for evidence less the nearer it is to 0: its pale middle colours would veil the tissue."""
@@ -68,7 +67,7 @@ class Layer:
 
     def legend_png(self) -> bytes:
         """The scale from low to high, as the layer's colours are."""
-        return _png(self.scale.strip().round().astype(np.uint8))
+        return encode_png(self.scale.strip().round().astype(np.uint8))
 
     def raw(self) -> bytes:
         """The scores as little-endian float32, row by row; NaN where no cell votes."""
@@ -104,9 +103,3 @@ def layers_of(heatmap: Heatmap, module: int, *, last: bool) -> list[Layer]:
             )
         )
     return layers
-
-
-def _png(pixels: NDArray[np.uint8]) -> bytes:
-    buffer = io.BytesIO()
-    PIL.Image.fromarray(pixels).save(buffer, "png")
-    return buffer.getvalue()

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import base64
-import io
 from collections.abc import Iterable, Sequence
 from html import escape
 
 import numpy as np
-import PIL.Image
 from numpy.typing import NDArray
 
-from holoslide.evaluation.overlay import BoxPx, Placement, overlay
+from holoslide.evaluation.overlay import BoxPx, Placement, encode_png, overlay
 from holoslide.inference.heatmap import Heatmap
 from holoslide.inference.layers import Layer, layers_of
 
@@ -100,9 +98,7 @@ def _png(layer: Layer, slide: Slide | None) -> bytes:
         return layer.png()
     pixels, grid_px = slide
     drawn = overlay(pixels, layer.values_HW, Placement.in_box(grid_px, layer.values_HW.shape), layer.scale)
-    buffer = io.BytesIO()
-    PIL.Image.fromarray(drawn).save(buffer, "png")
-    return buffer.getvalue()
+    return encode_png(drawn)
 
 
 def _data(png: bytes) -> str:
