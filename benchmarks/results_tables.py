@@ -51,8 +51,9 @@ def layouts(results: dict[str, Found]) -> str:
 
 
 def _mil(burden: str, layout: int) -> str:
-    name = "mil-tissue-slides" if burden == "12" else f"mil-tissue-{burden}"
-    return f"{name}-layout{layout}" if layout else name
+    if layout:
+        return f"mil-tissue-{burden}-layout{layout}"
+    return "mil-tissue-slides" if burden == "12" else f"mil-tissue-{burden}"
 
 
 def _layout_row(start: str, found: dict[int, Found], key: str) -> list[str]:
