@@ -162,7 +162,7 @@ def test_chunks_change_nothing(pooling: str, chunk_cells: int, monkeypatch: pyte
     cells_NC = torch.randn(40, 6, dtype=torch.float64) * 4 + 9
 
     def run(values: int) -> list[Tensor]:
-        monkeypatch.setattr(readouts, "CHUNK_VALUES", values)
+        monkeypatch.setitem(readouts.CHUNK_VALUES, "cpu", values)
         leaf_NC = cells_NC.clone().requires_grad_()
         logits = readout(leaf_NC, generator=torch.Generator().manual_seed(0))
         readout.zero_grad()

@@ -117,7 +117,7 @@ def test_the_smallest_budget_that_is_named_does_and_less_does_not():
 @pytest.mark.parametrize("modules", [1, 4])
 def test_a_smaller_budget_changes_the_tiles_and_nothing_but_rounding(modules):
     slide, ends = _slide(300), []
-    for memory_gib in (0.16, 2.0):
+    for memory_gib in (0.14, 2.0):
         network = _network(modules, dtype=torch.float64, memory_gib=memory_gib)
         network.follow(plan := plan_for(network, slide, training=True))
         LocalStep(network)(slide, 0, generator=torch.Generator().manual_seed(0))

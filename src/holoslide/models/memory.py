@@ -106,8 +106,9 @@ class _Needs:
         head, exact = network.heads[k], torch.promote_types(network.dtype, torch.float32).itemsize
         cells, output = self._voting_cells(k), network.parts[k].segments[-1]
         stored = output.dtype.itemsize
-        values = cells * head.stem.out_channels * (2 * stored + exact if training else stored)
-        values += 10 * exact * (CHUNK_VALUES + cells)
+        held = cells * head.stem.out_channels
+        chunk = min(held, CHUNK_VALUES[network.device.type])
+        values = held * (2 * stored + exact if training else stored) + 10 * exact * (chunk + cells)
         if training and k < len(network.decoders):
             patch_cells = network.model.config.reconstruction.patches * self._patch_side(k) ** 2
             values += patch_cells * output.out_channels * stored
