@@ -6,12 +6,11 @@ small map, as the list of those of its cells that vote. Axes: N cells, C channel
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
 from holoslide.errors import ConfigError
+from holoslide.models.cells import CellConv2d
 from holoslide.models.options import HeadConfig
 from holoslide.models.pooling import ATTENTIONS
 from holoslide.models.readout import CellReadout, Readout, VectorReadout
@@ -36,7 +35,7 @@ def kernel_for(depth: int) -> int:
     return 7 if depth <= 4 else 5
 
 
-class StandardConv(nn.Conv2d):
+class StandardConv(CellConv2d):
     """A convolution of its input less its mean, by its standard deviation: channels' values over a cohort.
 
     Without this, features behind a ReLU, whose means are far from 0, hardly train a convolution that no norm
@@ -46,8 +45,8 @@ class StandardConv(nn.Conv2d):
     mean: Tensor
     scale: Tensor
 
-    def __init__(self, in_channels: int, *args: Any, **options: Any) -> None:
-        super().__init__(in_channels, *args, **options)
+    def __init__(self, in_channels: int, out_channels: int, side: int) -> None:
+        super().__init__(in_channels, out_channels, side)
         self.register_buffer("mean", torch.zeros(in_channels, 1, 1))
         self.register_buffer("scale", torch.ones(in_channels, 1, 1))
 
@@ -83,8 +82,8 @@ class Head(nn.Module):
         if (weights := channels * width * kernel**2) > _MOST_WEIGHTS:
             what = f"makes a head of {weights:.2g} weights, whose cells have {kernel} cells of the map a side"
             raise ConfigError("model.heads.kernel", what, "give less")
-        stem = StandardConv if config.norm == "cohort" else nn.Conv2d
-        self.stem = stem(channels, width, kernel, stride=kernel, bias=False)
+        stem = StandardConv if config.norm == "cohort" else CellConv2d
+        self.stem = stem(channels, width, kernel)
         self.readout = _readout(width, classes, config, final=final)
 
     def forward(self, features_BCHW: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
