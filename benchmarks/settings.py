@@ -137,7 +137,8 @@ def changed(setting: Setting, table: Path, into: Path) -> Path:
     patients = rng.permutation(sorted({row["patient_id"] for row in training}))
     dropped = set(patients[round(setting.patients * len(patients)) :].tolist())
     kept = [row for row in training if row["patient_id"] not in dropped]
-    other = dict(zip(*[names := sorted({row["label"] for row in rows}), names[::-1]], strict=True))
+    labels = sorted({row["label"] for row in rows})
+    other = dict(zip(labels, reversed(labels), strict=True))
     for index in rng.permutation(len(kept))[: round(setting.noise * len(kept))]:
         kept[index]["label"] = other[kept[index]["label"]]
     for row in rows:

@@ -1,5 +1,6 @@
 """The results page and the summary say what the result files say, and nothing else."""
 
+import csv
 import json
 import subprocess
 import sys
@@ -11,7 +12,7 @@ import pytest
 import yaml
 from benchmarks.results_page import PAGE, PICTURE, page
 from benchmarks.results_tables import RUN, layouts
-from benchmarks.settings import SETTINGS, Setting
+from benchmarks.settings import SETTINGS, Setting, changed
 from benchmarks.summary import GOALS, Found, Goal, newest, seeds_of, value_of
 
 from holoslide.config import RunConfig
@@ -115,3 +116,31 @@ def test_settings_by_layout_have_their_mean_where_all_were_run(tmp_path: Path) -
     goal = Goal("tissue", "", "run_record-tissue-06-small-lesions", "slides_auroc")
     assert seeds_of(goal, results) == [0.5, 0.6, 0.9]
     assert layouts({}) == ""
+
+
+def test_a_setting_may_take_fewer_training_patients_and_turn_their_labels(tmp_path: Path) -> None:
+    parts = ["train"] * 10 + ["valid"] * 2 + ["test"] * 2
+    rows = [
+        {"slide_id": f"{i}-{label}", "patient_id": f"p{i}", "label": label, "split": part, "path": "a.tiff"}
+        for i, part in enumerate(parts)
+        for label in ("normal", "tumour")
+    ]
+    with (tmp_path / "slides.csv").open("w", newline="") as lines:
+        writer = csv.DictWriter(lines, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+
+    def made(setting: Setting) -> list[dict[str, str]]:
+        table = changed(setting, tmp_path / "slides.csv", tmp_path / "changed.csv")
+        with table.open(newline="") as lines:
+            return list(csv.DictReader(lines))
+
+    assert made(Setting("as it is")) == rows
+    half = made(Setting("half", patients=0.5))
+    assert len({row["patient_id"] for row in half if row["split"] == "train"}) == 5
+    assert [row["slide_id"] for row in half[-8:]] == [row["slide_id"] for row in rows[-8:]]
+    assert len(half) == 2 * 5 + 8
+    turned = made(Setting("turned", noise=0.1))
+    wrong = [new["split"] for new, old in zip(turned, rows, strict=True) if new["label"] != old["label"]]
+    assert wrong == ["train", "train"]
+    assert {row["path"] for row in turned} == {str(tmp_path / "a.tiff")}

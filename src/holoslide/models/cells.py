@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-STRIP_VALUES = {"cpu": 2**20, "cuda": 2**24}  # of the squares that are laid out at a time, whole rows of them
+STRIP_VALUES = {"cpu": 2**20, "gpu": 2**24}  # of the squares that are laid out at a time, whole rows of them
 
 
 class CellConv2d(nn.Conv2d):
@@ -62,7 +62,8 @@ Place = tuple[slice, slice, slice, slice]
 def _strips(grad_BOhw: Tensor, values: int, side: int) -> list[tuple[Place, Place]]:
     """Some rows of squares at a time: their place in the output, and that of what they cover of the input."""
     batch, _, height, width = grad_BOhw.shape
-    rows = max(1, STRIP_VALUES[grad_BOhw.device.type] // max(1, batch * width * values))
+    most = STRIP_VALUES["cpu" if grad_BOhw.device.type == "cpu" else "gpu"]
+    rows = max(1, most // max(1, batch * width * values))
     every = slice(None)
     return [
         (

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import torch
 
 from holoslide.geometry import ceil_div
-from holoslide.models.readout import CHUNK_VALUES
+from holoslide.models.readout import chunk_values
 from holoslide.models.streamed import StreamedClassifier, head_stride
 from holoslide.pixels import Pixels
 from holoslide.streaming.cost import Cost, Peak, PeakBytes, measure
@@ -107,7 +107,7 @@ class _Needs:
         cells, output = self._voting_cells(k), network.parts[k].segments[-1]
         stored = output.dtype.itemsize
         held = cells * head.stem.out_channels
-        chunk = min(held, CHUNK_VALUES[network.device.type])
+        chunk = min(held, chunk_values(network.device))
         values = held * (2 * stored + exact if training else stored) + 10 * exact * (chunk + cells)
         if training and k < len(network.decoders):
             patch_cells = network.model.config.reconstruction.patches * self._patch_side(k) ** 2

@@ -22,7 +22,7 @@ from holoslide.models.pooling import dropout
 
 # Numbers of one chunk, of which ten times as many are made: what a processor's cache holds; on a GPU more, where a
 # chunk is a hundred launches.
-CHUNK_VALUES = {"cpu": 2**18, "cuda": 2**22}
+CHUNK_VALUES = {"cpu": 2**18, "gpu": 2**22}
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,7 +190,7 @@ class _Cells:
     def __init__(self, readout: Readout, cells_NC: Tensor) -> None:
         self.readout, self.cells_NC = readout, cells_NC
         self.dtype = readout.output.weight.dtype
-        self.size = max(1, CHUNK_VALUES[cells_NC.device.type] // cells_NC.shape[1])
+        self.size = max(1, chunk_values(cells_NC.device) // cells_NC.shape[1])
         count = len(cells_NC)
         self.mean_C = self._sum(lambda chunk_nC: chunk_nC) / count
         self.variance_C = self._sum(lambda chunk_nC: (chunk_nC - self.mean_C) ** 2) / count
@@ -302,6 +302,11 @@ def _chunk_grads(
         cells_grad_NC[rows] += mean_grad_C + 2 * variance_grad_C * (chunk_nC.to(cells.dtype) - cells.mean_C)
     grads = iter(sums[2:])
     return cells_grad_NC.to(cells.cells_NC.dtype), [None if off else next(grads) for off in frozen]
+
+
+def chunk_values(device: torch.device) -> int:
+    """How many numbers of cells are read at a time."""
+    return CHUNK_VALUES["cpu" if device.type == "cpu" else "gpu"]
 
 
 def _refuse_none(cells_NC: Tensor) -> None:
