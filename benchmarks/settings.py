@@ -71,6 +71,9 @@ SETTINGS = {
         SMALL,
         (*GATED, "model.reconstruction.alpha=0"),
     ),
+    f"{SMALL}-gated-no-barriers": Setting(
+        "the preset with the paper's heads and no barriers", SMALL, (*GATED, "model.barrier_every=3")
+    ),
     f"{SMALL}-gated-epochs24": Setting(
         "the preset with the paper's heads, 24 epochs", SMALL, (*GATED, "train.epochs=24")
     ),
