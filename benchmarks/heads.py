@@ -39,12 +39,12 @@ from holoslide.geometry import Box
 from holoslide.models.classifier import LocalClassifier
 from holoslide.models.heads import Head, StandardConv
 from holoslide.models.options import BackboneConfig, HeadConfig, InputConfig, ModelConfig, StreamConfig
+from holoslide.models.precision import mixed_dtype
 from holoslide.models.streamed import StreamedClassifier, head_stride
 from holoslide.prepared import Prepared
 from holoslide.slides.raster import Raster
 from holoslide.streaming.receptive import Receptive
 from holoslide.streaming.tissue import Tissue
-from holoslide.training.parallel import mixed_dtype
 
 CLASSES = ("no", "yes")
 CELLS = HeadConfig(pooling="auto", norm="cohort", kernel=3)

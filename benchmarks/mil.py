@@ -38,11 +38,11 @@ from holoslide.evaluation.metrics import compute_metrics
 from holoslide.geometry import Box
 from holoslide.models.classifier import LocalClassifier
 from holoslide.models.options import BackboneConfig, InputConfig, ModelConfig
+from holoslide.models.precision import mixed_dtype
 from holoslide.prepared import Prepared, prepare_cohort
 from holoslide.slides.cohort import Cohort, SplitConfig
 from holoslide.slides.prepare import PrepareConfig
 from holoslide.slides.raster import Raster
-from holoslide.training.parallel import mixed_dtype
 
 RATES = (1e-3, 3e-4, 1e-4)
 PARTS = ("train", "valid", "test")

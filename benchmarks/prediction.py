@@ -31,11 +31,11 @@ from holoslide.inference.predict import score_slide
 from holoslide.models.classifier import LocalClassifier
 from holoslide.models.memory import plan_for
 from holoslide.models.options import BackboneConfig, InputConfig, ModelConfig, StreamConfig
+from holoslide.models.precision import mixed_dtype
 from holoslide.models.streamed import StreamedClassifier
 from holoslide.slides.phantom import LABELS, PhantomConfig, draw_phantom
 from holoslide.slides.prepare import PrepareConfig, PrepareJob, prepare_slide
 from holoslide.slides.raster import Raster
-from holoslide.training.parallel import mixed_dtype
 
 QUICK_PX, FULL_PX = 8192, 24576
 PATCH_PX = 256

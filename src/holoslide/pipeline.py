@@ -29,6 +29,7 @@ from holoslide.geometry import Box
 from holoslide.models.calibration import calibrate, needs_statistics
 from holoslide.models.classifier import LocalClassifier
 from holoslide.models.options import InputConfig
+from holoslide.models.precision import mixed_dtype
 from holoslide.models.streamed import StreamedClassifier
 from holoslide.prepared import Prepared, refuse_copies
 from holoslide.records import begun, data_rows, run_facts, write_left_out
@@ -40,7 +41,7 @@ from holoslide.streaming.plan import Plan
 from holoslide.training.averaging import Average
 from holoslide.training.checkpoint import describe, refuse_other_run
 from holoslide.training.loop import LAST, FitResult, Progress, Sample, fit
-from holoslide.training.parallel import mixed_dtype, processes
+from holoslide.training.parallel import processes
 from holoslide.training.planning import plan_part
 from holoslide.training.samples import NO_SLIDE, OpenPixels
 

@@ -41,6 +41,7 @@ from holoslide.inference.show import PICTURE_PX, prediction_html
 from holoslide.models.classifier import LocalClassifier
 from holoslide.models.hub import model_folder
 from holoslide.models.memory import plan_for
+from holoslide.models.precision import mixed_dtype
 from holoslide.models.streamed import StreamedClassifier
 from holoslide.prepared import Advance, Prepared
 from holoslide.reporting import raster_picture
@@ -50,7 +51,6 @@ from holoslide.slides.cohort import SlideRow
 from holoslide.slides.facts import one_line
 from holoslide.slides.prepare import PrepareConfig
 from holoslide.slides.raster import Raster, Recipe
-from holoslide.training.parallel import mixed_dtype
 
 
 @dataclass(frozen=True, slots=True)

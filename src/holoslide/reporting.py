@@ -31,10 +31,9 @@ from holoslide.evaluation.scales import evidence_for
 from holoslide.inference.heatmap import Heatmap
 from holoslide.models.classifier import read_card
 from holoslide.records import command_given, environment
-from holoslide.runs import DATA, FACTS, LEFT_OUT, read_json
+from holoslide.runs import DATA, FACTS, LEFT_OUT, PLAN, read_json
 from holoslide.slides.cohort import SPLITS, Cohort
 from holoslide.slides.raster import Raster
-from holoslide.training.planning import PLAN
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from typing import Any
 
 from holoslide.errors import CheckpointError
 
-LEFT_OUT, FACTS, DATA = "left_out.csv", "run.json", "data.csv"
+LEFT_OUT, FACTS, DATA, PLAN = "left_out.csv", "run.json", "data.csv", "plan.json"
 _REPEAT = re.compile(r"(?:fold|seed)-(-?\d+)")
 
 

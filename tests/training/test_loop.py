@@ -18,12 +18,12 @@ from torch.nn import functional as F
 from holoslide.errors import MemoryPlanError, SlideError
 from holoslide.models.classifier import LocalClassifier
 from holoslide.models.options import StreamConfig
+from holoslide.models.precision import mixed_dtype
 from holoslide.models.streamed import StreamedClassifier
 from holoslide.slides.augment import AugmentConfig
 from holoslide.training import loop
 from holoslide.training.history import best_row, module_auroc
 from holoslide.training.local import LocalStep
-from holoslide.training.parallel import mixed_dtype
 from holoslide.training.samples import Slides
 from tests.training import tiny
 

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import safetensors
 import safetensors.torch
-import timm
 import torch
 import torchvision
 from torch import Tensor, nn
@@ -108,6 +107,8 @@ def _maker(name: str) -> Callable[[bool], nn.Module]:
         return lambda pretrained: torchvision.models.get_model(
             bare, weights="DEFAULT" if pretrained else None
         )
+    import timm  # takes half a second, which torchvision's networks are spared
+
     if library in ("", "timm") and timm.is_model(bare):
         return lambda pretrained: timm.create_model(bare, pretrained=pretrained)
     known = {"torchvision": in_torchvision, "timm": timm.list_models()}

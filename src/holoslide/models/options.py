@@ -14,6 +14,7 @@ Scale = Literal["weights", "cohort"]
 Pooling = Literal["auto", "gated", "attention", "mean"]
 Norm = Literal["slide", "cohort"]
 Pool = Literal["tissue", "all"]
+Precision = Literal["auto", "32", "bf16"]
 
 
 @dataclass(frozen=True, kw_only=True)

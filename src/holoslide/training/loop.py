@@ -25,6 +25,7 @@ from holoslide.errors import CheckpointError, CohortError, SlideError
 from holoslide.files import write_rows
 from holoslide.models.classifier import LocalClassifier
 from holoslide.models.options import StreamConfig
+from holoslide.models.precision import mixed_dtype
 from holoslide.models.streamed import StreamedClassifier
 from holoslide.pixels import Pixels
 from holoslide.slides.augment import AugmentConfig
@@ -38,7 +39,6 @@ from holoslide.training.local import LocalStep, StepResult
 from holoslide.training.options import TrainConfig
 from holoslide.training.parallel import (
     launch,
-    mixed_dtype,
     others,
     same_start,
     share,

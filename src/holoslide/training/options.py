@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from holoslide.errors import ConfigError
+from holoslide.models.options import Precision
 from holoslide.training.schedule import PAPER, Schedule, Shape
 
 Monitor = Literal["auroc", "loss"]
 Accelerator = Literal["auto", "cpu", "cuda"]
-Precision = Literal["auto", "32", "bf16"]
 ClassWeights = Literal["none", "balanced"]
 
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from holoslide.errors import ConfigError, HoloslideError
 from holoslide.slides.facts import one_line
-from holoslide.training.options import Accelerator, Precision
+from holoslide.training.options import Accelerator
 
 
 def launch(accelerator: Accelerator, *, devices: int | Literal["auto"], nodes: int) -> Fabric:
@@ -46,23 +46,6 @@ def processes(accelerator: Accelerator, *, devices: int | Literal["auto"], nodes
         what, remedy = f"{devices} on {accelerator} is one process", "give --set train.devices="
         raise ConfigError("train.devices", f"{what}, and torchrun started {started}", f"{remedy}{started}")
     return fabric
-
-
-def mixed_dtype(precision: Precision, device: torch.device) -> torch.dtype | None:
-    """The dtype of autocast; None computes in the parameters' own. "auto" is bf16 where the device has it."""
-    if precision == "32":
-        return None
-    if precision == "bf16" or _computes_bf16(device):
-        return torch.bfloat16
-    return None
-
-
-def _computes_bf16(device: torch.device) -> bool:
-    if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    if device.type == "cpu":
-        return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
-    return False
 
 
 def share(sizes: Sequence[int], ranks: int) -> list[list[int]]:

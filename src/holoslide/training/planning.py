@@ -18,11 +18,10 @@ from holoslide.models.memory import plan_for
 from holoslide.models.options import StreamConfig
 from holoslide.models.streamed import StreamedClassifier
 from holoslide.pixels import Pixels
+from holoslide.runs import PLAN
 from holoslide.streaming.plan import Plan, parameter_bytes
 from holoslide.training.parallel import together
 from holoslide.training.samples import Slides
-
-PLAN = "plan.json"  # in the run's folder
 
 
 @dataclass(frozen=True, slots=True)
