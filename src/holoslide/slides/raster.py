@@ -27,11 +27,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from holoslide.errors import SlideError
 from holoslide.geometry import Box, ceil_div
+from holoslide.pixels import one_colour
 from holoslide.slides.facts import DAMAGE, ForkLock, one_line, quiet, shown
 from holoslide.slides.reader import area_average
 from holoslide.slides.stain import Dyes
@@ -218,8 +220,7 @@ class Raster:
 
         Only tiles with tissue under the box are decoded. Raises `SlideError` where one cannot be.
         """
-        out = np.empty((*box_px.shape, 3), np.uint8)
-        out[:] = np.tile(self.glass, (box_px.width, 1))  # whole rows copy ten times as fast as pixels
+        out = one_colour(box_px.shape, self.glass)
         inside = box_px.intersect(Box(0, 0, *self.shape_px))
         if not inside.area:
             return out
@@ -232,11 +233,15 @@ class Raster:
                 continue
             pixels = self._tile(0, tile.top * across + tile.left)
             pixels = pixels[part.relative_to(tile.times(TILE_PX)).slices]
-            if not mask.all():
-                whole = mask.repeat(self.mask_cell_px, axis=0).repeat(self.mask_cell_px, axis=1)
+            place = out[part.relative_to(box_px).slices]
+            if mask.all():
+                place[:] = pixels
+            else:
+                whole = (
+                    mask.view(np.uint8).repeat(self.mask_cell_px, axis=0).repeat(self.mask_cell_px, axis=1)
+                )
                 tissue = whole[part.relative_to(cells.times(self.mask_cell_px)).slices]
-                pixels = np.where(tissue[..., None], pixels, self.glass)
-            out[part.relative_to(box_px).slices] = pixels
+                cv2.copyTo(pixels, tissue, place)  # in a tenth of the time that np.where takes
         return out
 
     def thumbnail(self, side: int) -> NDArray[np.uint8]:
