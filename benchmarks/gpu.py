@@ -8,7 +8,9 @@ the raster, read and on the card before the clock starts, until it runs out of m
 ..._peak_gib  the most that tensors took on the GPU.
 ..._share     multiplications that the tissue needs, forwards and backwards without recomputing, as counted on small
               rasters of tissue alone, over the time, by the rate of a large bf16 matrix product on this card.
-..._read_s    seconds that the thread that reads pixels was at work: near ..._s, the host is what limits.
+..._read_s    seconds that threads were at work to read pixels, all together: near ..._s times their number, one a
+              core, the host is what limits. These pixels are made up, which costs little; those of a prepared slide
+              are decoded, which costs more (`python -m benchmarks.reading`).
 
 Runs from a copy of the repository with PYTHONPATH=src, without OpenSlide, FastAPI and imagecodecs. HOLOSLIDE_COMMIT
 names the commit where there is no clone.
@@ -43,15 +45,17 @@ MODULES = (1, 4, 8)
 
 
 class TimedPixels(NoisePixels):
-    """Counts the seconds that reading takes."""
+    """Counts the seconds that reading takes, in all threads."""
 
-    seconds = 0.0
+    def __init__(self, side_px: int, *, tissue: float) -> None:
+        super().__init__(side_px, tissue=tissue)
+        self.spans: list[float] = []
 
     def read(self, box_px: Box) -> NDArray[np.uint8]:
         """As of `NoisePixels`."""
         started = time.perf_counter()
         window = super().read(box_px)
-        self.seconds += time.perf_counter() - started
+        self.spans.append(time.perf_counter() - started)
         return window
 
 
@@ -152,9 +156,9 @@ class Case:
             plan = follow_plan(network, slide)
             step = streamed(network, slide)
             step()
-            slide.seconds = 0.0
+            slide.spans.clear()
             self._note(f"k{self.modules}_{side_px}px", step, slide)
-            self._tell(f"k{self.modules}_{side_px}px_read_s", round(slide.seconds, 3))
+            self._tell(f"k{self.modules}_{side_px}px_read_s", round(sum(slide.spans), 3))
             self._tell(f"k{self.modules}_{side_px}px_planned_gib", round(plan.peak_bytes / 2**30, 2))
         if values["profile"]:
             self._profile(streamed(network, slide))

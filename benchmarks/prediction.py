@@ -23,10 +23,9 @@ import tifffile
 import torch
 from numpy.typing import NDArray
 
-from benchmarks.common import REPO, Figure, Options, Result, main
+from benchmarks.common import REPO, Figure, Options, Result, cpu_s, main
 from benchmarks.mil import features
 from benchmarks.mil_models import MODELS
-from benchmarks.prepare import cpu_s
 from holoslide.inference.predict import score_slide
 from holoslide.models.classifier import LocalClassifier
 from holoslide.models.memory import plan_for

@@ -18,19 +18,17 @@ import argparse
 import dataclasses
 import json
 import os
-import resource
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import cv2
 import numpy as np
 import tifffile
 
-from benchmarks.common import REPO, Figure, Options, Result, main
+from benchmarks.common import REPO, Figure, Options, Result, cpu_s, main
 from holoslide.slides.phantom import LABELS, PhantomConfig, draw_phantom
 
 QUICK_PX, FULL_PX = 4096, 12288
@@ -45,14 +43,6 @@ class Case:
     path: str
     mpp: float
     out_mpp: float
-
-
-def cpu_s(function: Callable[[], object]) -> float:
-    """User and system time of this process while it runs, all threads."""
-    before = resource.getrusage(resource.RUSAGE_SELF)
-    function()
-    after = resource.getrusage(resource.RUSAGE_SELF)
-    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
 def by_holoslide(case: Case, mask: str | None) -> dict[str, float]:

@@ -109,9 +109,10 @@ SHOWN_GPU = """### On a GPU
 
 ResNet-34, bf16, one round piece of tissue on 30 % of the slide, an NVIDIA H200 with all of its memory to plan for
 ({small};
-{large}). Plain: the whole raster at once, read beforehand. A time is the second step's at its side, with slides
-being drawn on the machine's other cores. The share is of a large matrix product's rate, for what the tissue needs.
-At 80,000 px K = 1 was stopped before its first step had ended: no figure.
+{large}). Plain: the whole raster at once, read beforehand. Streamed: pixels made up window by window; those of a
+prepared slide have to be decoded, which these times leave out (`python -m benchmarks.reading`). A time is the
+second step's at its side, with slides being drawn on the machine's other cores. The share is of a large matrix
+product's rate, for what the tissue needs. At 80,000 px K = 1 was stopped before its first step ended: no figure.
 """
 SHOWN_TIGHT = """\
 With 8 GiB and K = 4; a time is that of the first step at its side, asking for memory included ({tight}):

@@ -97,6 +97,12 @@ SLIDES = (
         "first_browser_s",
         most=1,
     ),
+    Goal(
+        "reading_over_decode",
+        "windows of a prepared slide, turned and recoloured: CPU time over decoding it once",
+        "reading",
+        "w2048_augmented_over_decode",
+    ),
     Goal("tissue_iou", "tissue found on clean phantoms, least IoU", "tissue", "clean_iou_least", least=0.95),
 )
 ACCURACY = (

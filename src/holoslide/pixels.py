@@ -35,7 +35,7 @@ class Pixels(Protocol):
         ...
 
     def read(self, box_px: Box) -> NDArray[np.uint8]:
-        """(h, w, 3) of any box, which may reach outside the raster."""
+        """(h, w, 3) of any box, which may reach outside the raster; several threads may ask at a time."""
         ...
 
 

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from holoslide.streaming.chain import Chain
-from holoslide.streaming.features import Batch, FeatureMap, TensorSource
+from holoslide.streaming.features import Batch, FeatureMap
+from holoslide.streaming.sources import TensorSource
 from holoslide.streaming.storage import Storage, StorageConfig
 from holoslide.streaming.tiled import OutputGradient, Segment, Tiling
 from holoslide.streaming.tissue import Tissue

@@ -13,10 +13,10 @@ from holoslide.models.readout import chunk_values
 from holoslide.models.streamed import StreamedClassifier, head_stride
 from holoslide.pixels import Pixels
 from holoslide.streaming.cost import Cost, Peak, PeakBytes, measure
-from holoslide.streaming.features import PixelSource
 from holoslide.streaming.host import free_bytes
 from holoslide.streaming.plan import HEAP_BYTES, SLACK, Plan, Stage, make_plan, parameter_bytes
 from holoslide.streaming.receptive import Receptive
+from holoslide.streaming.sources import PixelSource
 from holoslide.streaming.tiled import Segment
 
 _TRIAL_SIDES = (4, 12)  # of patches

@@ -22,10 +22,11 @@ from holoslide.models.reconstruction import Decoder
 from holoslide.pixels import Pixels
 from holoslide.streaming.chain import Chain
 from holoslide.streaming.cost import Cost
-from holoslide.streaming.features import Batch, FeatureMap, GradientMap, PixelSource
+from holoslide.streaming.features import Batch, FeatureMap, GradientMap
 from holoslide.streaming.host import hand_back_at_once, hand_back_freed
 from holoslide.streaming.plan import Plan
 from holoslide.streaming.receptive import Receptive
+from holoslide.streaming.sources import PixelSource
 from holoslide.streaming.storage import Storage, StorageConfig
 from holoslide.streaming.tiled import OutputGradient, Segment, Tiling, backward_readers
 

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from holoslide.streaming.chain import Chain
-    from holoslide.streaming.features import FeatureMap, GradientMap, TensorGradient, TensorSource
+    from holoslide.streaming.features import FeatureMap, GradientMap, TensorGradient
+    from holoslide.streaming.sources import TensorSource
     from holoslide.streaming.storage import Storage, StorageConfig
     from holoslide.streaming.tiled import OutputGradient, Segment, Tiling, backward_tiles, forward_tiles
     from holoslide.streaming.tissue import Tissue
@@ -40,7 +41,7 @@ _HOMES = {
     "Storage": "storage",
     "StorageConfig": "storage",
     "TensorGradient": "features",
-    "TensorSource": "features",
+    "TensorSource": "sources",
     "Tiling": "tiled",
     "Tissue": "tissue",
     "backward_tiles": "tiled",

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 import torch
 
-from holoslide.streaming.features import FeatureMap, GradientMap, GridSpec, InputGradient, Source
+from holoslide.streaming.features import FeatureMap, GradientMap, GridSpec, InputGradient
 from holoslide.streaming.receptive import Receptive
+from holoslide.streaming.sources import Source
 from holoslide.streaming.storage import Storage
 from holoslide.streaming.tiled import Gradients, Segment, Tiling, backward_tiles, forward_tiles
 

@@ -17,98 +17,14 @@ from torch import Tensor
 
 from holoslide.errors import ConfigError
 from holoslide.geometry import Box, ceil_div
-from holoslide.pixels import Pixels
 from holoslide.streaming.host import hand_back_freed
 from holoslide.streaming.receptive import Receptive
+from holoslide.streaming.sources import Source, TensorSource
 from holoslide.streaming.storage import Storage
 from holoslide.streaming.tissue import Tissue
 
 Tile = tuple[int, int]  # (row, column) of a tile in its grid
 _STEP_CELLS = 8  # parts of tiles are cut in such steps, so that windows have few shapes
-
-
-class Source(Protocol):
-    """What windows are cut from: a feature map, or the pixels of a slide."""
-
-    channels: int
-    field: Receptive  # from raster pixels to this map's cells
-    tissue: Tissue
-    frame: Box  # the raster's own cells; what lies outside is glass, or nothing where the border is zeros
-    glass: Tensor  # (C,)
-    device: torch.device
-    slow: bool  # whether reading is worth doing ahead of time
-
-    def windows(self, boxes: Sequence[Box]) -> Tensor:
-        """The cells of boxes of one shape, (B, C, H, W) in channels_last; glass where nothing is stored."""
-        ...
-
-
-class PixelSource:
-    """Normalised pixels of a slide as the first map: (pixel / 255 - mean) / std, per channel."""
-
-    slow = True
-    channels = 3
-    field = Receptive()
-
-    def __init__(
-        self, pixels: Pixels, *, mean: Tensor, std: Tensor, device: torch.device, dtype: torch.dtype
-    ) -> None:
-        self.pixels = pixels
-        self.device = device
-        self.tissue = Tissue(np.asarray(pixels.mask), pixels.mask_cell_px, pixels.shape_px)
-        self.frame = Box(0, 0, *pixels.shape_px)
-        self._scale = (1 / (255 * std)).to(device, dtype)
-        self._shift = (-mean / std).to(device, dtype)
-        self.glass = self._normalise(torch.from_numpy(np.array(pixels.glass)).to(device))
-
-    def windows(self, boxes: Sequence[Box]) -> Tensor:
-        """(B, 3, H, W) in the dtype of this source."""
-        raw = torch.from_numpy(np.stack([self.pixels.read(box) for box in boxes]))
-        return self._normalise(raw.to(self.device, non_blocking=True)).permute(0, 3, 1, 2)
-
-    def _normalise(self, values: Tensor) -> Tensor:
-        return torch.addcmul(self._shift, values.to(self._scale.dtype), self._scale)
-
-
-class TensorSource:
-    """A map that is already in memory, (C, H, W), as the first map; `glass` (C,) is what surrounds it.
-
-    `tissue` tells where there is more than glass (default: everywhere); only that is computed.
-    """
-
-    slow = False
-    field = Receptive()
-
-    def __init__(
-        self, values_CHW: Tensor, *, glass: Tensor | None = None, tissue: Tissue | None = None
-    ) -> None:
-        """`glass` (C,) is zero if it is not given; where there is no `tissue`, values must be glass, too."""
-        if values_CHW.ndim != 3:
-            raise ConfigError(
-                "TensorSource", f"was given a tensor of shape {tuple(values_CHW.shape)}", "give (C, H, W)"
-            )
-        self.channels, height, width = values_CHW.shape
-        self.glass = values_CHW.new_zeros(self.channels) if glass is None else glass.detach()
-        if self.glass.shape != (self.channels,):
-            raise ConfigError(
-                "TensorSource",
-                f"glass has the shape {tuple(self.glass.shape)}",
-                f"give one value for each of the {self.channels} channels",
-            )
-        self.values_CHW = values_CHW.detach()
-        self.device = values_CHW.device
-        self.frame = Box(0, 0, height, width)
-        self.tissue = tissue or Tissue.everywhere((height, width))
-
-    def windows(self, boxes: Sequence[Box]) -> Tensor:
-        """(B, C, H, W)."""
-        out_BHWC = self.glass.expand(len(boxes), *boxes[0].shape, -1).clone()
-        for out_HWC, box in zip(out_BHWC, boxes, strict=True):
-            part = box.intersect(self.frame)
-            if part.area:
-                rows, columns = part.slices
-                out_HWC[part.relative_to(box).slices] = self.values_CHW[:, rows, columns].permute(1, 2, 0)
-        return out_BHWC.permute(0, 3, 1, 2)
 
 
 @dataclass(frozen=True, slots=True)

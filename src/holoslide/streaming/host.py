@@ -1,4 +1,4 @@
-"""The host's memory: how much is free, how the C library is to ask for it, and how it gives it back.
+"""The host: its cores, and its memory: how much is free, how the C library asks for it, and how it gives it back.
 
 Tensors of many sizes follow each other here, and glibc keeps the pieces of each size: a training step of 600 MB of
 tensors grew to 1 GB of resident memory, and a run of many slides to 1.4 times its plan. So where a plan is
@@ -24,6 +24,12 @@ _CGROUPS = (  # limit and use: version 2, version 1
 )
 _WORTH_HANDING_BACK = 2**26
 _M_MMAP_THRESHOLD, _APART_BYTES = -3, 2**22  # malloc.h
+
+
+def cores() -> int:
+    """Processor cores that this process may use."""
+    allowed = getattr(os, "sched_getaffinity", None)  # macOS has none
+    return len(allowed(0)) if allowed is not None else os.cpu_count() or 1
 
 
 def free_bytes(device: torch.device) -> int:

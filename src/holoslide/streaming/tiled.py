@@ -28,11 +28,11 @@ from holoslide.streaming.features import (
     Grid,
     GridSpec,
     InputGradient,
-    Source,
     make_grid,
 )
 from holoslide.streaming.folding import Folded
 from holoslide.streaming.probe import field_of, links, settings
+from holoslide.streaming.sources import Source
 from holoslide.streaming.storage import Storage, StorageConfig
 from holoslide.streaming.trials import input_channels, output_shape
 
