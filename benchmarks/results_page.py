@@ -107,10 +107,10 @@ def _goals(goals: Sequence[Goal], results: dict[str, Found]) -> str:
             rows.append(f"| {goal.words} | not measured | {wanted(goal)} | |")
             continue
         missed = " (missed)" if goal.is_met(value) is False else ""
-        found = runs[0]
+        found, drawn = runs[0][1], {layout for layout, _ in runs}
         link = f"[{found.date}](../benchmarks/results/{found.path.name})"
-        kind = "layouts" if any("-layout" in run.path.name for run in runs) else "seeds"
-        words = f"{goal.words}, mean of {len(runs)} {kind}" if len(runs) > 1 else goal.words
+        several = f"{len(drawn)} layouts" if len(drawn) > 1 else f"{len(runs)} seeds"
+        words = f"{goal.words}, mean of {several}" if len(runs) > 1 else goal.words
         rows.append(f"| {words} | {value:.3g} | {wanted(goal)}{missed} | {link}, `{found.command}` |")
     return "\n".join(rows) + "\n"
 

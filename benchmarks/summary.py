@@ -194,24 +194,32 @@ def _read(path: Path) -> Found:
 
 
 def value_of(goal: Goal, results: dict[str, Found]) -> float | None:
-    """The mean over seeds, where there are several; None where it was not measured."""
-    values = seeds_of(goal, results)
-    if goal.less is None or not values:
-        return statistics.mean(values) if values else None
-    others = seeds_of(Goal("", "", *goal.less), results)
-    return statistics.mean(values) - statistics.mean(others) if others else None
+    """The mean over layouts of the slides; less another figure, over those that have both. None: not measured."""
+    values = by_layout(goal, results)
+    if goal.less is not None:
+        others = by_layout(Goal("", "", *goal.less), results)
+        values = {layout: values[layout] - others[layout] for layout in values.keys() & others.keys()}
+    return statistics.mean(values.values()) if values else None
 
 
-def seeds_of(goal: Goal, results: dict[str, Found]) -> list[float]:
-    """The figure from each of `runs_of`."""
-    figures = [found.figures.get(goal.key) for found in runs_of(goal, results)]
-    return [float(value) for value in figures if isinstance(value, int | float)]
+def by_layout(goal: Goal, results: dict[str, Found]) -> dict[int, float]:
+    """The figure of each layout, in the mean of the seeds that were trained on it."""
+    values: dict[int, list[float]] = {}
+    for layout, found in runs_of(goal, results):
+        value = found.figures.get(goal.key)
+        if isinstance(value, int | float):
+            values.setdefault(layout, []).append(float(value))
+    return {layout: statistics.mean(seeds) for layout, seeds in values.items()}
 
 
-def runs_of(goal: Goal, results: dict[str, Found]) -> list[Found]:
-    """The goal's file, and those of its name and another seed or layout (`NAME-seed1`, `NAME-layout0`, ...)."""
-    same = re.compile(re.escape(goal.file) + r"(-(seed|layout)\d+)?")
-    return [found for stem, found in sorted(results.items()) if same.fullmatch(stem)]
+def runs_of(goal: Goal, results: dict[str, Found]) -> list[tuple[int, Found]]:
+    """The goal's file, and those of its name and another seed or layout (`NAME-seed1`, `NAME-layout0`, ...).
+
+    With each the number of the layout, 0 where none is said.
+    """
+    same = re.compile(re.escape(goal.file) + r"(-seed\d+|-layout(?P<layout>\d+))?")
+    matches = [(same.fullmatch(stem), found) for stem, found in sorted(results.items())]
+    return [(int(match["layout"] or 0), found) for match, found in matches if match is not None]
 
 
 def main() -> None:

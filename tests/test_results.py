@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ import yaml
 from benchmarks.results_page import PAGE, PICTURE, page
 from benchmarks.results_tables import RUN, layouts
 from benchmarks.settings import SETTINGS, Setting, changed
-from benchmarks.summary import GOALS, Found, Goal, newest, seeds_of, value_of
+from benchmarks.summary import GOALS, Found, Goal, by_layout, newest, value_of
 
 from holoslide.config import RunConfig
 
@@ -50,7 +51,11 @@ def test_the_newest_full_result_counts(tmp_path: Path) -> None:
 
 
 def test_the_published_runs_are_made_by_the_settings_that_readme_names() -> None:
-    assert_made_by("run_record-tissue-slides", Setting(""))
+    published = re.compile(r"run_record-tissue-slides(-seed\d|-layout\d)?")
+    stems = [stem for stem in newest() if published.fullmatch(stem)]
+    assert len(stems) >= 3
+    for stem in stems:
+        assert_made_by(stem, Setting(""))
 
 
 def test_the_runs_by_layout_are_made_by_the_settings_that_the_table_names() -> None:
@@ -87,11 +92,27 @@ def test_seeds_of_one_setting_count_by_their_mean() -> None:
     goal = Goal("tissue", "", "run-tissue", "auroc")
     names = {"run-tissue": 0.9, "run-tissue-seed1": 0.8, "run-tissue-seed2": 0.7, "run-tissue-other": 0.1}
     results = {name: Found({"auroc": value}, Path(name), "", "") for name, value in names.items()}
-    assert seeds_of(goal, results) == [0.9, 0.8, 0.7]
+    assert by_layout(goal, results) == {0: pytest.approx(0.8)}
     assert value_of(goal, results) == pytest.approx(0.8)
     assert value_of(goal, {}) is None
     ahead = Goal("ahead", "", "run-tissue", "auroc", less=("run-tissue-other", "auroc"))
     assert value_of(ahead, results) == pytest.approx(0.7)
+
+
+def test_layouts_count_alike_however_many_seeds_they_have_and_are_held_to_their_own_opponents() -> None:
+    values = {
+        "ours": 0.9,
+        "ours-seed1": 0.7,
+        "ours-layout1": 1.0,
+        "ours-layout2": 0.3,
+        "mil": 0.5,
+        "mil-layout1": 0.7,
+    }
+    results = {name: Found({"auroc": value}, Path(name), "", "") for name, value in values.items()}
+    goal = Goal("ours", "", "ours", "auroc")
+    assert value_of(goal, results) == pytest.approx((0.8 + 1.0 + 0.3) / 3)
+    lead = Goal("lead", "", "ours", "auroc", less=("mil", "auroc"))
+    assert value_of(lead, results) == pytest.approx((0.3 + 0.3) / 2), "layout 2 has no opponent"
 
 
 def test_the_summary_names_all_and_invents_none() -> None:
@@ -114,7 +135,7 @@ def test_settings_by_layout_have_their_mean_where_all_were_run(tmp_path: Path) -
     assert [row[-1].strip("| ") for row in rows] == ["0.667", ""]
     assert [bool(cell) for cell in rows[1][2:5]] == [False, True, False]
     goal = Goal("tissue", "", "run_record-tissue-06-small-lesions", "slides_auroc")
-    assert seeds_of(goal, results) == [0.5, 0.6, 0.9]
+    assert by_layout(goal, results) == {0: 0.5, 1: 0.6, 2: 0.9}
     assert layouts({}) == ""
 
 
