@@ -73,7 +73,9 @@ class PixelSource:
 
     def windows(self, boxes: Sequence[Box]) -> Tensor:
         """(B, 3, H, W) in the dtype of this source."""
-        raw_BHWC = np.empty((len(boxes), *boxes[0].shape, 3), np.uint8)
+        shape, beside_gpu = (len(boxes), *boxes[0].shape, 3), self.device.type == "cuda"
+        raw = torch.empty(shape, dtype=torch.uint8, pin_memory=beside_gpu)  # else the copy waits, and is slow
+        raw_BHWC = raw.numpy()
 
         def read(number: int, part: Box) -> None:
             raw_BHWC[number, *part.relative_to(boxes[number]).slices] = self.pixels.read(part)
@@ -81,7 +83,6 @@ class PixelSource:
         numbers, parts = zip(*self._parts(boxes), strict=True)
         each = map if self._readers == 1 else self._pool.map
         deque(each(read, numbers, parts), maxlen=0)
-        raw = torch.from_numpy(raw_BHWC)
         return self._normalise(raw.to(self.device, non_blocking=True)).permute(0, 3, 1, 2)
 
     def _parts(self, boxes: Sequence[Box]) -> Iterator[tuple[int, Box]]:
