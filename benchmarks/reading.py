@@ -94,15 +94,17 @@ def compare(path: Path, side_px: int, *, rounds: int, readers: int) -> dict[str,
         each["read"].append(cpu_s(lambda: read(path, side_px, [None])))
         each["augmented"].append(cpu_s(lambda: read(path, side_px, range(DRAWS))))
     found = {name: statistics.median(seconds[1:]) for name, seconds in each.items()}
-    times = paired(
-        lambda: by_readers(path, side_px, readers), lambda: by_readers(path, side_px, 1), rounds=rounds
-    )
-    return {
+    figures: dict[str, Figure] = {
         "over_decode": round(found["read"] / found["decode"], 2),
         "augmented_over_decode": round(found["augmented"] / DRAWS / found["decode"], 2),
         "augmented_mpx_s": round(augmented_px(path, side_px) / found["augmented"] / 1e6, 1),
-        "speedup": round(times.ratio, 2),
     }
+    if readers > 1:
+        times = paired(
+            lambda: by_readers(path, side_px, readers), lambda: by_readers(path, side_px, 1), rounds=rounds
+        )
+        figures["speedup"] = round(times.ratio, 2)
+    return figures
 
 
 def measure(options: Options) -> Result:
