@@ -16,7 +16,7 @@ WANTED = cat requirements.lock pyproject.toml | cksum
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lowest lint docs lock clean
+.PHONY: help setup demo test lowest lint style types imports docs lock clean
 
 help:  ## list the commands
 	@sed -n 's/^\([a-z]*\): .*## /  make \1\t/p' Makefile
@@ -41,10 +41,16 @@ demo: setup  ## draw slides, train on them, and write a report into demo/
 test: setup  ## run the tests, side by side; ARGS="tests/streaming -x" chooses some
 	$(BIN)/python -m pytest -n logical --maxprocesses 8 --dist worksteal $(ARGS)
 
-lint: setup  ## check style, types and import contracts
+lint: style types imports  ## check style, types and import contracts
+
+style: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+types: setup
 	$(BIN)/mypy
+
+imports: setup
 	$(BIN)/lint-imports
 
 docs: setup  ## build the documentation into site/
