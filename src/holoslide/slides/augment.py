@@ -151,7 +151,7 @@ class Augmented:
     """
 
     def __init__(self, pixels: Pixels, how: Draw) -> None:
-        mask, cell_px = np.asarray(pixels.mask), pixels.mask_cell_px
+        mask, cell_px = np.asarray(pixels.mask, np.bool_), pixels.mask_cell_px
         whole = Box(0, 0, *mask.shape)
         crop = _crop(whole, how)
         if not mask[crop.slices].any():
