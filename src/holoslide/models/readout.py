@@ -1,7 +1,8 @@
 """The readout of a head: it sees all voting cells of a slide, some thousands at a time.
 
-On a slide of 40x even the small map that a head's stem makes has a million cells. So the readout streams, too: it
-keeps the cells and their gradient, and makes everything in between chunk by chunk, once more in the backward pass.
+On a slide of 40x even the small map that a head's stem makes has a million cells. So where they are more than a
+chunk, the readout streams, too: it keeps the cells and their gradient, and makes everything in between chunk by
+chunk, once more in the backward pass.
 Axes: N cells, C channels, L classes, H hidden.
 """
 
@@ -101,7 +102,7 @@ class Readout(nn.Module):
         """The logits, the attention, and each cell's exact share of each logit."""
         _refuse_none(cells_NC)
         with torch.autocast(cells_NC.device.type, enabled=False):
-            return self.explained(_Cells(self, cells_NC))
+            return self.explained((_Whole if _is_one_chunk(cells_NC) else _Chunks)(self, cells_NC))
 
     def values(self, chunk_nC: Tensor, mean_C: Tensor, variance_C: Tensor) -> Tensor:
         """What is pooled, of some cells (n, C): normalised by the statistics of all, and rectified."""
@@ -129,8 +130,12 @@ class VectorReadout(Readout):
         self.attention = attention
 
     def _read(self, cells_NC: Tensor, kept_N: Tensor) -> Tensor:
-        trained = [*self.norm.parameters(), *self.attention.parameters()]
-        pooled_C: Tensor = _Pool.apply(self, kept_N, cells_NC, *trained)
+        if _is_one_chunk(cells_NC):
+            cells = _Whole(self, cells_NC)
+            pooled_C = cells.pooled(cells.softmax(cells.each(self.attention)) * kept_N)
+        else:
+            trained = [*self.norm.parameters(), *self.attention.parameters()]
+            pooled_C = _Pool.apply(self, kept_N, cells_NC, *trained)
         logits_L: Tensor = self.output(F.relu(self.hidden(pooled_C)))
         return logits_L
 
@@ -162,7 +167,10 @@ class CellReadout(Readout):
     sharpness = 2.0
 
     def _read(self, cells_NC: Tensor, kept_N: Tensor) -> Tensor:
-        cells_NL: Tensor = _Each.apply(self, cells_NC, *self.parameters())
+        if _is_one_chunk(cells_NC):
+            cells_NL = _Whole(self, cells_NC).each(self.logits)
+        else:
+            cells_NL = _Each.apply(self, cells_NC, *self.parameters())
         weights_NL = torch.softmax(self.sharpness * cells_NL, dim=0) * kept_N[:, None]
         return (weights_NL * cells_NL).sum(dim=0)
 
@@ -184,13 +192,34 @@ class CellReadout(Readout):
         )
 
 
-class _Cells:
+class _Whole:
+    """All cells of a slide at once: what autograd can do by itself."""
+
+    def __init__(self, readout: Readout, cells_NC: Tensor) -> None:
+        exact_NC = cells_NC.to(readout.output.weight.dtype)
+        variance_C, mean_C = torch.var_mean(exact_NC, dim=0, correction=0)
+        self.values_NC = readout.values(exact_NC, mean_C, variance_C)
+
+    def each(self, function: Callable[[Tensor], Tensor]) -> Tensor:
+        """As `Cells`."""
+        return function(self.values_NC)
+
+    def softmax(self, scores: Tensor) -> Tensor:
+        """All of them vote."""
+        return torch.softmax(scores, dim=0)
+
+    def pooled(self, weights_N: Tensor) -> Tensor:
+        """The weighted sum of the values, (C,)."""
+        return weights_N @ self.values_NC
+
+
+class _Chunks:
     """All cells of a slide, walked through in chunks."""
 
     def __init__(self, readout: Readout, cells_NC: Tensor) -> None:
         self.readout, self.cells_NC = readout, cells_NC
         self.dtype = readout.output.weight.dtype
-        self.size = max(1, chunk_values(cells_NC.device) // cells_NC.shape[1])
+        self.size = _chunk_cells(cells_NC)
         count = len(cells_NC)
         self.mean_C = self._sum(lambda chunk_nC: chunk_nC) / count
         self.variance_C = self._sum(lambda chunk_nC: (chunk_nC - self.mean_C) ** 2) / count
@@ -228,7 +257,7 @@ class _Pool(torch.autograd.Function):
     def forward(
         ctx: Any, readout: VectorReadout, kept_N: Tensor, cells_NC: Tensor, *trained: Tensor
     ) -> Tensor:
-        cells = _Cells(readout, cells_NC.detach())
+        cells = _Chunks(readout, cells_NC.detach())
         attention_N = torch.softmax(cells.each(readout.attention), dim=0)
         ctx.attention, ctx.cells, ctx.trained = readout.attention, cells, trained
         ctx.save_for_backward(attention_N, kept_N)
@@ -237,7 +266,7 @@ class _Pool(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, pooled_grad_C: Tensor) -> tuple[Tensor | None, ...]:
-        cells: _Cells = ctx.cells
+        cells: _Chunks = ctx.cells
         attention_N, kept_N = ctx.saved_tensors
 
         def roots(rows: slice, values_nC: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
@@ -259,7 +288,7 @@ class _Each(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, readout: CellReadout, cells_NC: Tensor, *trained: Tensor) -> Tensor:
-        cells = _Cells(readout, cells_NC.detach())
+        cells = _Chunks(readout, cells_NC.detach())
         ctx.function, ctx.cells, ctx.trained = readout.logits, cells, trained
         return cells.each(readout.logits)
 
@@ -278,7 +307,7 @@ Roots = Callable[[slice, Tensor], Iterable[tuple[Tensor, Tensor]]]
 
 
 def _chunk_grads(
-    cells: _Cells, trained: tuple[Tensor, ...], roots: Roots
+    cells: _Chunks, trained: tuple[Tensor, ...], roots: Roots
 ) -> tuple[Tensor, list[Tensor | None]]:
     """dL/d(cells) (N, C) and dL/d(trained), None for what is frozen; `roots` gives what is made of a chunk's
     values, and dL/d(it).
@@ -299,7 +328,8 @@ def _chunk_grads(
                 total += grad
     mean_grad_C, variance_grad_C = (grad / len(cells.cells_NC) for grad in sums[:2])
     for rows, chunk_nC in cells.chunks():  # mean and variance are of all cells
-        cells_grad_NC[rows] += mean_grad_C + 2 * variance_grad_C * (chunk_nC.to(cells.dtype) - cells.mean_C)
+        far_nC = chunk_nC.to(cells.dtype) - cells.mean_C
+        cells_grad_NC[rows].add_(mean_grad_C + 2 * variance_grad_C * far_nC)
     grads = iter(sums[2:])
     return cells_grad_NC.to(cells.cells_NC.dtype), [None if off else next(grads) for off in frozen]
 
@@ -307,6 +337,14 @@ def _chunk_grads(
 def chunk_values(device: torch.device) -> int:
     """How many numbers of cells are read at a time."""
     return CHUNK_VALUES["cpu" if device.type == "cpu" else "gpu"]
+
+
+def _chunk_cells(cells_NC: Tensor) -> int:
+    return max(1, chunk_values(cells_NC.device) // cells_NC.shape[1])
+
+
+def _is_one_chunk(cells_NC: Tensor) -> bool:
+    return len(cells_NC) <= _chunk_cells(cells_NC)
 
 
 def _refuse_none(cells_NC: Tensor) -> None:

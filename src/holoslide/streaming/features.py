@@ -240,7 +240,7 @@ class TensorGradient:
             part, inside_C = box.intersect(self.frame), torch.zeros_like(self.glass)
             if part.area:
                 values_CHW = grad_CHW[:, *part.relative_to(box).slices]
-                self.values_CHW[:, *part.slices] += values_CHW
+                self.values_CHW[:, *part.slices].add_(values_CHW)
                 inside_C = values_CHW.sum(dim=(1, 2))
             if part != box:
                 self.glass += grad_CHW.sum(dim=(1, 2)) - inside_C

@@ -150,7 +150,7 @@ class TileArray:
     def add(self, index: int, rows: slice, columns: slice, values: Tensor) -> None:
         """Add values (h, w, C) to a part of a tile."""
         tile = self.get(index)
-        tile[rows, columns] += values.to(tile.device)
+        tile[rows, columns].add_(values.to(tile.device))  # `+=` would copy the sum onto itself
         if index >= self._in_memory:
             self.put(index, tile)
 

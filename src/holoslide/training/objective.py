@@ -170,5 +170,5 @@ def _overlap(patches: Patches, batch: Batch, result_BCHW: Tensor) -> Tensor | No
                     grad_BCHW = torch.zeros_like(result_BCHW)
                 rows, columns = part.relative_to(tile).slices
                 from_rows, from_columns = part.relative_to(box).slices
-                grad_BCHW[i, :, rows, columns] += grad_CHW[:, from_rows, from_columns]
+                grad_BCHW[i, :, rows, columns].add_(grad_CHW[:, from_rows, from_columns])
     return grad_BCHW
