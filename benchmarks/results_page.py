@@ -45,12 +45,12 @@ OPEN = (
     "each, both tell all test slides apart",
     "which heads, and whether with barriers, at burden 0.06: of seven settings, one training each on three "
     "layouts, the paper's heads and the preset's without barriers are ahead, by no more than luck can do; the two "
-    "together; burdens 0.03 and 0.12 on more than one layout",
+    "together; burden 0.03 on more than one layout, and at 0.12 other settings than the defaults",
     "barriers on `arrangement` in six modules: one training each, they cost much, half of them less",
     "stem stride, learning rate, number of training slides, label noise: on more than the frozen features of one "
     "layout (`python -m benchmarks.heads`); frozen BatchNorm scale",
-    "on a GPU: 80,000 px at K = 1 and with 8 GiB; why K = 8 takes 1.9 of the time of K = 1, at 1.1 of the "
-    "arithmetic",
+    "on a GPU: a step on prepared slides, whose pixels have to be decoded; 80,000 px at K = 1 and with 8 GiB; why "
+    "K = 8 takes 1.9 of the time of K = 1, at 1.1 of the arithmetic",
 )
 SHOWN_MIL = """MIL's figure is the mean of three trainings, its interval that of their averaged probabilities, so
 the one need not lie in the other; each training's AUROC is in the result file.
