@@ -4,7 +4,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -58,10 +57,14 @@ def test_who_will_not_wait_ends_it_without_a_traceback(finished_run: Path) -> No
     port = free_port()
     with serving(finished_run, port) as (viewer, _):
         with socket.create_connection(("127.0.0.1", port)) as browser:
-            browser.sendall(b"POST / HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 100\r\n\r\nhalf of it")
-            time.sleep(0.2)
+            browser.settimeout(30)
+            browser.sendall(
+                b"POST / HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
+                b"Content-Length: 100\r\nExpect: 100-continue\r\n\r\n"
+            )
+            assert browser.recv(100).startswith(b"HTTP/1.1 100 ")  # now it waits for what comes
             viewer.send_signal(signal.SIGINT)
-            with suppress(ConnectionRefusedError):
+            with suppress(ConnectionError):
                 while True:  # until it has heard the first: two at once are one
                     socket.create_connection(("127.0.0.1", port)).close()
             viewer.send_signal(signal.SIGINT)

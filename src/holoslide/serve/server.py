@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import ipaddress
+import logging
 import os
 import secrets
 import socket
@@ -31,6 +32,11 @@ class _Server(uvicorn.Server):
         await super().startup(sockets)
         if self.started and self.ready is not None:
             self.ready()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().shutdown(sockets)
+        if self.force_exit:  # what is cut off now would be told as an error of the app
+            logging.getLogger("uvicorn.error").disabled = True
 
 
 @dataclass(frozen=True, slots=True)
