@@ -1,4 +1,7 @@
-"""Runs in processes of their own, to be killed or to be two. Importing torch once, it forks for each run."""
+"""Runs in processes of their own, to be killed or to be two.
+
+What a run imports is imported once; then a process is forked for each.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,7 @@ import time
 import traceback
 from collections.abc import Callable
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import NoReturn
 
@@ -19,6 +23,9 @@ import torch
 
 from holoslide.training import checkpoint
 from tests.training import tiny
+
+for late in ("sklearn.metrics", "torch.utils.tensorboard"):  # most of the time of a small run
+    import_module(late)
 
 
 def live(action: Callable[[], object]) -> NoReturn:
