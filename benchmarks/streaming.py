@@ -12,8 +12,9 @@ time   `time_ratio_recompute`, `time_ratio_kept`: a streamed step's time over th
 plan   `plan_error`: the plan's peak against the measured one, by the measured one.
 huge   one training step on 60,000 x 60,000 px with 20 % tissue inside 4 GiB; only when asked for.
 
-All but `grad` in bf16, or as `--precision` says. Extra memory is the resident set's peak in a process of its own,
-less what it held before the step.
+All but `grad` in the precision that training takes on this processor: bf16 where it has units for it, else float32;
+or as `--precision` says. Extra memory is the resident set's peak in a process of its own, less what it held before
+the step.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import argparse
 import dataclasses
 import time
 from collections.abc import Callable
+from typing import get_args
 
 import torch
 
@@ -41,7 +43,8 @@ from benchmarks.slides import GLASS, NoisePixels
 from holoslide.geometry import Border, Box
 from holoslide.models.classifier import LocalClassifier
 from holoslide.models.memory import plan_for
-from holoslide.models.options import BackboneConfig, InputConfig, ModelConfig, StreamConfig
+from holoslide.models.options import BackboneConfig, InputConfig, ModelConfig, Precision, StreamConfig
+from holoslide.models.precision import mixed_dtype
 from holoslide.models.streamed import StreamedClassifier
 from holoslide.streaming.plan import Plan, parameter_bytes
 from holoslide.streaming.storage import StorageConfig
@@ -55,7 +58,7 @@ TIME_MODULES = (4, 8, 1)
 PARTS = ("grad", "flat", "time", "plan")
 KEEPS_ALL_GIB = 10.0
 # Budgets that bind on the smaller raster, too: else it takes less than it may.
-FLAT_GIB = {"bf16": 1.2, "32": 1.4}
+FLAT_GIB = {torch.bfloat16: 1.2, None: 1.4}
 FLAT_QUICK_GIB = 0.9
 
 
@@ -268,7 +271,7 @@ def measure(options: Options) -> Result:
 
 
 def _mixed(options: Options) -> Mixed:
-    return torch.bfloat16 if options.values["precision"] == "bf16" else None
+    return mixed_dtype(options.values["precision"], torch.device("cpu"))
 
 
 def _grad(options: Options) -> dict[str, Figure]:
@@ -277,9 +280,9 @@ def _grad(options: Options) -> dict[str, Figure]:
 
 def _flat_of(modules: int) -> Run:
     def run(options: Options) -> dict[str, Figure]:
-        full = (3000, 12000), FLAT_GIB[options.values["precision"]]
-        sides, gib = ((1500, 6000), FLAT_QUICK_GIB) if options.quick else full
-        found = flatness(sides, modules, memory_gib=gib, mixed=_mixed(options))
+        mixed = _mixed(options)
+        sides, gib = ((1500, 6000), FLAT_QUICK_GIB) if options.quick else ((3000, 12000), FLAT_GIB[mixed])
+        found = flatness(sides, modules, memory_gib=gib, mixed=mixed)
         return {f"flat_{key}_k{modules}": value for key, value in found.items()}
 
     return run
@@ -328,9 +331,7 @@ def _huge(options: Options) -> dict[str, Figure]:
 def _arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--only", metavar="PARTS", help=f"some of {','.join(PARTS)},huge")
     parser.add_argument("--rounds", type=int, metavar="N", help="steps of each that are timed (3, --full 5)")
-    parser.add_argument(
-        "--precision", choices=("bf16", "32"), default="bf16", help="32 where the processor has no bf16 units"
-    )
+    parser.add_argument("--precision", choices=get_args(Precision), default="auto", help="as train.precision")
 
 
 if __name__ == "__main__":
