@@ -56,7 +56,7 @@ SIZES = [(9, 13, False), (20, 31, True), (37, 18, True), (4, 4, False)]
             "all cells' sum to the logits",
         ),
         (
-            ("resnet18", "layer2"),  # zeros begin where the raster ends, not its mask
+            ("resnet18", "layer1"),  # zeros begin where the raster ends, not its mask
             "zeros",
             "tissue",
             {"kernel": 3, "pooling": "auto", "norm": "slide"},
