@@ -32,6 +32,64 @@ def test_a_link_to_a_slide_that_is_not_there_opens_no_other(page: Any, viewer: S
     assert "slide=focus-002" in page.evaluate("new Promise((r) => setTimeout(() => r(location.hash), 400))")
 
 
+# The browser tells of an address when the page would have written its own.
+LATE = """addEventListener("hashchange", (event) => {
+    if (!event.isTrusted) return;
+    event.stopImmediatePropagation();
+    setTimeout(() => dispatchEvent(new HashChangeEvent("hashchange")), 400);
+});"""
+ENTERED = """([key, hash]) => {
+    document.body.dispatchEvent(new KeyboardEvent("keydown", { key, bubbles: true }));
+    location.hash = hash;
+}"""
+
+
+@pytest.mark.parametrize("key", ["]", "c"])
+def test_an_address_entered_while_the_page_writes_its_own_is_followed(
+    page: Any, viewer: Served, key: str
+) -> None:
+    page.add_init_script(LATE)
+    open_viewer(page, viewer, "#slide=focus-004")
+    view(page)
+    page.evaluate(ENTERED, [key, "slide=focus-005&fade=50"])
+    expect(page.locator("#slide-title")).to_have_text("focus-005")
+    expect(page.locator("#fade")).to_have_value("50")
+    view(page)
+    assert "slide=focus-005" in page.url
+    expect(page.locator(".pane")).to_have_count(1)
+
+
+def test_a_second_picture_closed_before_it_came_is_gone(page: Any, viewer: Served) -> None:
+    open_viewer(page, viewer, "#slide=focus-004")
+    for _ in range(2):
+        page.evaluate(
+            "document.body.dispatchEvent(new KeyboardEvent('keydown', { key: 'c', bubbles: true }))"
+        )
+    view(page)
+    expect(page.locator(".pane")).to_have_count(1)
+    expect(page.locator("#compare")).to_have_attribute("aria-pressed", "false")
+    expect(page.locator("#together-row")).to_be_hidden()
+    assert "b.slide" not in page.url
+
+
+def test_of_two_addresses_entered_at_once_the_later_is_shown(page: Any, viewer: Served) -> None:
+    """Though what the earlier asks for comes later."""
+    open_viewer(page, viewer, "#slide=focus-004")
+    held: list[Any] = []
+    page.route("**/layers/evidence-2-1.*", lambda route: held.append(route))
+    earlier = "slide=focus-004&layer=evidence-2-1&fade=20&outline=1&x=10&y=10&mpp=8"
+    page.evaluate(f"location.hash = '{earlier}'")
+    page.wait_for_timeout(200)
+    assert held
+    page.evaluate("location.hash = 'slide=focus-004&layer=evidence-2-0&fade=50&x=300&y=350&mpp=2'")
+    expect(page.locator("canvas")).to_have_attribute("data-layer", "evidence-2-0")
+    for route in held:
+        route.continue_()
+    assert view(page) == (300, 350, 2)
+    expect(page.locator("#fade")).to_have_value("50")
+    assert "outline" not in page.url
+
+
 def test_slides_left_out_are_listed_and_not_opened(page: Any, run_copy: Path) -> None:
     (run_copy / "left_out.csv").write_text("slide_id,reason\nblurred,no tissue was found; look at it\n")
     with serving(run_copy) as served:

@@ -13,7 +13,7 @@ let panes = [];
 let active;
 let told = ""; // the address as this page last wrote it
 let writing = 0;
-let following = false; // an address is being followed: what moves meanwhile is not the reviewer's doing
+let following = null; // the address that is being followed: what moves meanwhile is not the reviewer's doing
 
 async function start() {
   run = await (await ask("/api/run")).json();
@@ -77,26 +77,27 @@ function along(pane, other) {
 
 async function compare(on) {
   if (on === panes.length > 1) return;
-  if (on) {
-    const pane = newPane();
-    pane.fade = panes[0].fade;
-    if (panes[0].slide) {
-      await pane.open(panes[0].slide.id);
-      pane.place = panes[0].place ?? {};
-      for (const each of panes) each.last = each.place;
-      pane.setOutline(panes[0].outlined);
-    }
-  } else {
-    const [gone] = panes.splice(1, 1);
-    gone.element.remove();
-    gone.zoom.open(null, null);
-    byId("stage").dataset.panes = 1;
-    activate(panes[0]);
-  }
   byId("compare").setAttribute("aria-pressed", on);
   byId("together-row").hidden = !on;
-  for (const pane of panes) pane.element.classList.toggle("active", pane === active);
+  if (on) await openSecond();
+  else closeSecond();
   writeAddress();
+}
+
+async function openSecond() {
+  const [first, second] = [panes[0], newPane()];
+  for (const pane of panes) pane.element.classList.toggle("active", pane === active);
+  second.fade = first.fade;
+  if (!first.slide || !(await second.open(first.slide.id))) return; // closed meanwhile, or asked for another slide
+  second.place = first.place ?? {};
+  for (const pane of panes) pane.last = pane.place;
+  second.setOutline(first.outlined);
+}
+
+function closeSecond() {
+  panes.pop().close();
+  byId("stage").dataset.panes = panes.length;
+  activate(panes[0]);
 }
 
 async function choose(id, { best = false } = {}) {
@@ -252,7 +253,9 @@ function address() {
 function writeAddress() {
   if (following || !panes.some((pane) => pane.slide)) return; // a link that leads nowhere stays to be read
   clearTimeout(writing);
+  const before = location.hash;
   writing = setTimeout(() => {
+    if (location.hash !== before) return; // another was entered, which the page is about to hear of
     told = address();
     history.replaceState(null, "", `#${told}`);
   }, 150);
@@ -262,11 +265,12 @@ function writeAddress() {
 async function follow() {
   const words = new URLSearchParams(location.hash.slice(1));
   if (!words.get("slide")) return false;
-  following = true;
+  following = words;
   try {
     await showAddress(words);
+    if (following !== words) return true; // who followed another meanwhile does the rest
   } finally {
-    following = false;
+    if (following === words) following = null;
   }
   if (active.slide) showSlide();
   writeAddress();
@@ -274,18 +278,23 @@ async function follow() {
 }
 
 async function showAddress(words) {
+  const overtaken = () => following !== words; // by another address, while this one waited
   await compare(words.has("b.slide"));
   for (const [number, pane] of panes.entries()) {
+    if (overtaken()) return;
     const get = (key) => words.get((number ? "b." : "") + key);
     if (!list.items.has(get("slide"))) {
       pane.say("slide", `This run has no slide ${get("slide")}${leftOut(get("slide"))}. Choose one from the list.`);
       continue;
     }
     if (pane.slide?.id !== get("slide") && !(await pane.open(get("slide")))) continue;
+    if (overtaken()) return;
     const fade = Number(get("fade") ?? 60);
     pane.fade = Number.isFinite(fade) ? Math.min(100, Math.max(0, fade)) : 60;
     await pane.setLayer(get("layer") ?? "");
+    if (overtaken()) return;
     await pane.setOutline(get("outline") === "1");
+    if (overtaken()) return;
     pane.place = { x: Number(get("x") ?? NaN), y: Number(get("y") ?? NaN), mpp: Number(get("mpp") ?? NaN) };
     pane.last = pane.place;
   }

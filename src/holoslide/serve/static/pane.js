@@ -75,6 +75,12 @@ export class Pane extends EventTarget {
     return true;
   }
 
+  close() {
+    this.wantedSlide = null; // what is on its way is not wanted any more
+    this.element.remove();
+    this.zoom.open(null, null);
+  }
+
   say(about, text) {
     this.told[about] = text;
     this.message.textContent = Object.values(this.told).filter(Boolean).join("\n");
