@@ -65,8 +65,9 @@ def test_the_runs_by_layout_are_made_by_the_settings_that_the_table_names() -> N
         assert_made_by(stem, SETTINGS[name.removesuffix("-cpu")])
 
 
-def test_the_published_arrangement_run_is_made_by_its_example() -> None:
-    assert_made_by("run_record-arrangement", Setting(""), example="arrangement.yaml")
+@pytest.mark.parametrize("seed", ["", "-seed1", "-seed2"])
+def test_the_published_arrangement_runs_are_made_by_their_example(seed: str) -> None:
+    assert_made_by(f"run_record-arrangement{seed}", Setting(""), example="arrangement.yaml")
 
 
 def assert_made_by(stem: str, setting: Setting, *, example: str = "tissue.yaml") -> None:
