@@ -40,6 +40,29 @@ def test_a_convolution_whose_weights_are_made_of_others_is_left_as_it_is() -> No
         assert relative_error(mine, plain.grad) < 1e-12
 
 
+def test_what_was_found_out_about_one_module_is_not_taken_for_another() -> None:
+    """They differ in one layer's mode, in what takes a layer's output, in a hook."""
+
+    class Twice(nn.Sequential):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = self[0](x)
+            return self[1](y) + y
+
+    def folds(
+        kind: type[nn.Sequential] = nn.Sequential, *, training: bool = False, hooked: bool = False
+    ) -> bool:
+        module = kind(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4).train(training))
+        if hooked:
+            module[0].register_forward_hook(lambda layer, inputs, output: 2 * output)
+        return isinstance(Folded(module).twin[1], nn.Identity)
+
+    for _ in range(2):
+        assert folds()
+        assert not folds(training=True)
+        assert not folds(Twice)
+        assert not folds(hooked=True)
+
+
 def test_a_pass_without_gradients_keeps_no_second_copy_of_the_weights() -> None:
     module = nn.Sequential(nn.Conv2d(64, 64, 3, padding=1), nn.BatchNorm2d(64)).eval()
     folded, weights = Folded(module), 64 * 64 * 9 * 4

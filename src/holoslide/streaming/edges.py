@@ -12,11 +12,13 @@ from torch import nn
 
 from holoslide.errors import NotLocal
 from holoslide.geometry import Box
-from holoslide.streaming.probe import Link, field_of, label
+from holoslide.streaming.probe import Known, Link, field_of, found_once, label
 from holoslide.streaming.receptive import Receptive
 from holoslide.streaming.trials import copy_of, least_side, tiles_hold, trial_map, varied
 
 _PLACES = (0, 1, 2, -3, -2, -1)  # along both axes, of tiles of one cell
+
+_known: Known[bool] = {}
 
 
 def refuse_at_edges(module: nn.Module, channels: int, chain: Sequence[Link]) -> None:
@@ -38,6 +40,10 @@ def refuse_at_edges(module: nn.Module, channels: int, chain: Sequence[Link]) -> 
 
 
 def _exact(module: nn.Module, channels: int, field: Receptive) -> bool:
+    return found_once(_known, module, channels, lambda: _try(module, channels, field))
+
+
+def _try(module: nn.Module, channels: int, field: Receptive) -> bool:
     twin, stride = varied(copy_of(module).double().cpu()), field.stride
     least = (field.margin_before + field.margin_after + len(_PLACES)) * stride
     side = least_side(twin, channels, least)

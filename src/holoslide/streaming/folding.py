@@ -19,6 +19,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from holoslide.geometry import ceil_div
 from holoslide.streaming.convolution import with_strips
+from holoslide.streaming.probe import Known, found_once
 from holoslide.streaming.trials import copy_of, input_channels, least_side, varied
 
 _TOLERANCE = 1e-9
@@ -33,6 +34,9 @@ class Pair:
     norm: str
 
 
+_known: Known[list[Pair]] = {}
+
+
 class Folded(nn.Module):
     """A module in evaluation mode and its folded twin, which share nothing but values.
 
@@ -44,7 +48,10 @@ class Folded(nn.Module):
         """`channels` and `stride` are the module's, as `holoslide.streaming.probe` tells them."""
         super().__init__()
         self.module = module
-        self._pairs = find_pairs(module, channels, stride=stride)
+        channels = input_channels(module) if channels is None else channels
+        self._pairs = found_once(
+            _known, module, channels, lambda: find_pairs(module, channels, stride=stride)
+        )
         self.twin = _make_twin(module, self._pairs)
         self.in_place = _works_in_place(_sample(module, channels, stride), copy_of(module))
         """Whether it writes into what it is given: then autograd takes no leaf."""

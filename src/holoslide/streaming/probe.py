@@ -13,7 +13,7 @@ import functools
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -52,7 +52,10 @@ class Link:
     out_channels: int
 
 
-_known: dict[tuple[object, ...], tuple[Receptive, int]] = {}
+T = TypeVar("T")
+Known = dict[tuple[object, ...], T]  # by structure
+
+_known: Known[tuple[Receptive, int]] = {}
 _OF_TORCH = set(vars(nn.Module())) - {"training"}
 
 
@@ -79,18 +82,25 @@ def links(module: nn.Module, channels: int | None = None, *, name: str = "") -> 
             seen = found[-1].out_channels if found else channels
             found += links(child, seen, name=f"{name}.{child_name}".lstrip("."))
         return found
+
+    def find() -> tuple[Receptive, int]:
+        return _probe_atom(module, channels, name), output_shape(module, channels, (LARGE, LARGE))[1]
+
+    return [Link(name, module, *found_once(_known, module, channels, find))]
+
+
+def found_once(known: Known[T], module: nn.Module, channels: int, find: Callable[[], T]) -> T:
+    """What `find` finds out about a module, by trying it: once for all of one structure, and kept in `known`."""
     key = structure(module, channels)
-    told = _known.get(key) if key is not None else None
-    if told is None:
-        field = _probe_atom(module, channels, name)
-        told = field, output_shape(module, channels, (LARGE, LARGE))[1]
-        if key is not None:
-            _known[key] = told
-    return [Link(name, module, *told)]
+    if key is None:
+        return find()
+    if key not in known:
+        known[key] = find()
+    return known[key]
 
 
 def structure(module: nn.Module, channels: int) -> tuple[object, ...] | None:
-    """What modules have in common that need one probe; None where nothing tells whether they do.
+    """What modules have in common that need be tried once; None where nothing tells whether they do.
 
     Weights do not matter, nor does how much is dropped, as long as nothing is. An address does not tell: what is
     made next may get it. What stands in a module twice is named twice and numbered once, to differ from what stands
