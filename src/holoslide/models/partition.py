@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from holoslide.errors import ConfigError, ModelError
 from holoslide.models.backbone import create, load_file
 from holoslide.models.options import BackboneConfig
-from holoslide.streaming.probe import probe, structure
+from holoslide.streaming.probe import Known, found_once, probe
 from holoslide.streaming.receptive import Receptive
 from holoslide.streaming.trials import shape_twin
 
@@ -82,10 +82,8 @@ def build_trunk(config: BackboneConfig) -> Trunk:
     name where one sees the whole map (squeeze-and-excitation, for example).
     """
     network = create(config)
-    key = structure(network, 3), config.truncate  # not the name: another network may have been given it since
-    cuts = _known.get(key) or _examine(network, config)
-    if key[0] is not None:
-        _known[key] = cuts
+    # Not by the name: another network may have been given it since.
+    cuts = found_once(_known, network, 3, lambda: _examine(network, config), also=config.truncate)
     if config.file is not None:
         kept = [layer.name for piece in cuts.pieces for layer in piece]
         load_file(network, config.file, kept=kept, head=cuts.head)
@@ -142,8 +140,7 @@ class _Cuts:
     held: list[int]
 
 
-# By the network's layers, and where it ends.
-_known: dict[tuple[tuple[object, ...] | None, str | None], _Cuts] = {}
+_known: Known[_Cuts] = {}
 
 
 def _examine(network: nn.Module, config: BackboneConfig) -> _Cuts:

@@ -53,7 +53,7 @@ class Link:
 
 
 T = TypeVar("T")
-Known = dict[tuple[object, ...], T]  # by structure
+Known = dict[tuple[object, ...], T]
 
 _known: Known[tuple[Receptive, int]] = {}
 _OF_TORCH = set(vars(nn.Module())) - {"training"}
@@ -89,14 +89,19 @@ def links(module: nn.Module, channels: int | None = None, *, name: str = "") -> 
     return [Link(name, module, *found_once(_known, module, channels, find))]
 
 
-def found_once(known: Known[T], module: nn.Module, channels: int, find: Callable[[], T]) -> T:
-    """What `find` finds out about a module, by trying it: once for all of one structure, and kept in `known`."""
+def found_once(
+    known: Known[T], module: nn.Module, channels: int, find: Callable[[], T], *, also: object = None
+) -> T:
+    """What `find` finds out about a module by trying it, once for all of one structure; `known` keeps it.
+
+    `also` is what else it follows from.
+    """
     key = structure(module, channels)
     if key is None:
         return find()
-    if key not in known:
-        known[key] = find()
-    return known[key]
+    if (key, also) not in known:
+        known[key, also] = find()
+    return known[key, also]
 
 
 def structure(module: nn.Module, channels: int) -> tuple[object, ...] | None:
