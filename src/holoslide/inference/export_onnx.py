@@ -196,7 +196,9 @@ def export_onnx(
     whole = WholeClassifier(network).eval()
     side = 4 * whole.frame.cell_px + 1  # of the example: any size will do, but no special one
     example = (torch.full((side, side + 8, 3), 200, dtype=torch.uint8), torch.ones(side, side + 8).byte())
-    sides = {0: torch.export.Dim("height", min=2), 1: torch.export.Dim("width", min=2)}
+    # With a border of zeros what is smaller than a cell has none. Left to find that out, torch would trace twice.
+    least = 2 if whole.border == "glass" else whole.frame.cell_px
+    sides = {0: torch.export.Dim("height", min=least), 1: torch.export.Dim("width", min=least)}
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # the exporter's own, about its own
         program = torch.onnx.export(
