@@ -78,11 +78,11 @@ def test_of_two_addresses_entered_at_once_the_later_is_shown(page: Any, viewer: 
     held: list[Any] = []
     page.route("**/layers/evidence-2-1.*", lambda route: held.append(route))
     earlier = "slide=focus-004&layer=evidence-2-1&fade=20&outline=1&x=10&y=10&mpp=8"
-    page.evaluate(f"location.hash = '{earlier}'")
-    page.wait_for_timeout(200)
-    assert held
+    with page.expect_request("**/layers/evidence-2-1.*"):
+        page.evaluate(f"location.hash = '{earlier}'")
     page.evaluate("location.hash = 'slide=focus-004&layer=evidence-2-0&fade=50&x=300&y=350&mpp=2'")
     expect(page.locator("canvas")).to_have_attribute("data-layer", "evidence-2-0")
+    assert held
     for route in held:
         route.continue_()
     assert view(page) == (300, 350, 2)
