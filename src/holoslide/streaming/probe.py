@@ -105,7 +105,7 @@ def found_once(
 
 
 def structure(module: nn.Module, channels: int) -> tuple[object, ...] | None:
-    """What modules have in common that need be tried once; None where nothing tells whether they do.
+    """What modules have in common that need one trial; None where nothing tells whether they do.
 
     Weights do not matter, nor does how much is dropped, as long as nothing is. An address does not tell: what is
     made next may get it. What stands in a module twice is named twice and numbered once, to differ from what stands
