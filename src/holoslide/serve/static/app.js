@@ -11,7 +11,7 @@ let list;
 let review;
 let panes = [];
 let active;
-let told = ""; // the address as this page last wrote it
+let told = ""; // the address as this page last wrote it, or began to follow it
 let writing = 0;
 let following = null; // the address that is being followed: what moves meanwhile is not the reviewer's doing
 
@@ -253,17 +253,18 @@ function address() {
 function writeAddress() {
   if (following || !panes.some((pane) => pane.slide)) return; // a link that leads nowhere stays to be read
   clearTimeout(writing);
-  const before = location.hash;
-  writing = setTimeout(() => {
-    if (location.hash !== before) return; // another was entered, which the page is about to hear of
-    told = address();
-    history.replaceState(null, "", `#${told}`);
-  }, 150);
+  writing = setTimeout(() => location.hash.slice(1) === told && tell(), 150); // else the page is about to hear of another
+}
+
+function tell() {
+  history.replaceState(null, "", `#${address()}`);
+  told = location.hash.slice(1);
 }
 
 // Whether the address names a slide, which then is shown or said to be missing.
 async function follow() {
-  const words = new URLSearchParams(location.hash.slice(1));
+  told = location.hash.slice(1);
+  const words = new URLSearchParams(told);
   if (!words.get("slide")) return false;
   following = words;
   try {
@@ -306,7 +307,7 @@ function leftOut(id) {
 }
 
 async function copyLink() {
-  history.replaceState(null, "", `#${(told = address())}`);
+  tell();
   try {
     await navigator.clipboard.writeText(location.href);
     byId("link").textContent = "Copied";
