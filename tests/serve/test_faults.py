@@ -90,6 +90,24 @@ def test_of_two_addresses_entered_at_once_the_later_is_shown(page: Any, viewer: 
     assert "outline" not in page.url
 
 
+def test_an_address_of_the_slide_in_sight_stops_another_on_its_way(page: Any, viewer: Served) -> None:
+    open_viewer(page, viewer, "#slide=focus-004")
+    view(page)
+    held: list[Any] = []
+    page.route("**/api/slides/focus-005?*", lambda route: held.append(route))
+    with page.expect_request("**/api/slides/focus-005?*"):
+        page.evaluate("location.hash = 'slide=focus-005'")
+    page.evaluate("location.hash = 'slide=focus-004&fade=50'")
+    expect(page.locator("#fade")).to_have_value("50")
+    assert held
+    for route in held:
+        route.continue_()
+    page.wait_for_timeout(300)
+    view(page)
+    expect(page.locator(".pane-title")).to_have_text("focus-004")
+    assert "slide=focus-004" in page.url
+
+
 def test_slides_left_out_are_listed_and_not_opened(page: Any, run_copy: Path) -> None:
     (run_copy / "left_out.csv").write_text("slide_id,reason\nblurred,no tissue was found; look at it\n")
     with serving(run_copy) as served:

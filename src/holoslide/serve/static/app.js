@@ -288,7 +288,8 @@ async function showAddress(words) {
       pane.say("slide", `This run has no slide ${get("slide")}${leftOut(get("slide"))}. Choose one from the list.`);
       continue;
     }
-    if (pane.slide?.id !== get("slide") && !(await pane.open(get("slide")))) continue;
+    const shown = pane.slide?.id === get("slide") && pane.wantedSlide === get("slide"); // and no other on its way
+    if (!shown && !(await pane.open(get("slide")))) continue;
     if (overtaken()) return;
     const fade = Number(get("fade") ?? 60);
     pane.fade = Number.isFinite(fade) ? Math.min(100, Math.max(0, fade)) : 60;
