@@ -108,6 +108,24 @@ def test_an_address_of_the_slide_in_sight_stops_another_on_its_way(page: Any, vi
     assert "slide=focus-004" in page.url
 
 
+def test_the_second_picture_is_of_the_slide_that_is_on_its_way(page: Any, viewer: Served) -> None:
+    open_viewer(page, viewer, "#slide=focus-001")
+    view(page)
+    held: list[Any] = []
+    page.route("**/api/slides/focus-002?*", lambda route: held.append(route))
+    page.locator("canvas").first.focus()
+    for key in "jc":
+        with page.expect_request("**/api/slides/focus-002?*"):
+            page.keyboard.press(key)
+    first, second = held
+    second.continue_()
+    expect(page.locator(".pane-title").nth(1)).to_have_text("focus-002")
+    first.continue_()
+    expect(page.locator(".pane-title")).to_contain_text(["focus-002", "focus-002"])
+    ready(page)
+    assert view(page) == view(page, "b.")
+
+
 def test_slides_left_out_are_listed_and_not_opened(page: Any, run_copy: Path) -> None:
     (run_copy / "left_out.csv").write_text("slide_id,reason\nblurred,no tissue was found; look at it\n")
     with serving(run_copy) as served:

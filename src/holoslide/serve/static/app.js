@@ -88,8 +88,9 @@ async function openSecond() {
   const [first, second] = [panes[0], newPane()];
   for (const pane of panes) pane.element.classList.toggle("active", pane === active);
   second.fade = first.fade;
-  if (!first.slide || !(await second.open(first.slide.id))) return; // closed meanwhile, or asked for another slide
-  second.place = first.place ?? {};
+  const id = first.wantedSlide; // which may be on its way
+  if (!id || !(await second.open(id))) return; // closed meanwhile, or asked for another slide
+  if (first.slide?.id === id) second.place = first.place ?? {};
   for (const pane of panes) pane.last = pane.place;
   second.setOutline(first.outlined);
 }
