@@ -14,7 +14,7 @@ from holoslide.errors import NotLocal
 from holoslide.geometry import Box
 from holoslide.streaming.probe import Known, Link, field_of, found_once, label
 from holoslide.streaming.receptive import Receptive
-from holoslide.streaming.trials import copy_of, least_side, tiles_hold, trial_map, varied
+from holoslide.streaming.trials import copy_of, least_side, shape_twin, tiles_hold, trial_map, varied
 
 _PLACES = (0, 1, 2, -3, -2, -1)  # along both axes, of tiles of one cell
 
@@ -46,7 +46,7 @@ def _exact(module: nn.Module, channels: int, field: Receptive) -> bool:
 def _try(module: nn.Module, channels: int, field: Receptive) -> bool:
     twin, stride = varied(copy_of(module).double().cpu()), field.stride
     least = (field.margin_before + field.margin_after + len(_PLACES)) * stride
-    side = least_side(twin, channels, least)
+    side = least_side(shape_twin(module), channels, least)
     for shape in {(side, side), (side + stride - 1, side + min(1, stride - 1))}:
         whole = trial_map(channels, *shape)
         try:

@@ -20,7 +20,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from holoslide.geometry import ceil_div
 from holoslide.streaming.convolution import with_strips
 from holoslide.streaming.probe import Known, found_once
-from holoslide.streaming.trials import copy_of, input_channels, least_side, varied
+from holoslide.streaming.trials import copy_of, input_channels, least_side, shape_twin, varied
 
 _TOLERANCE = 1e-9
 _TRIAL_SIDE = 16  # of a map, in cells: what is folded is the same in every cell
@@ -34,7 +34,7 @@ class Pair:
     norm: str
 
 
-_known: Known[list[Pair]] = {}
+_known: Known[tuple[list[Pair], bool]] = {}
 
 
 class Folded(nn.Module):
@@ -49,12 +49,14 @@ class Folded(nn.Module):
         super().__init__()
         self.module = module
         channels = input_channels(module) if channels is None else channels
-        self._pairs = found_once(
-            _known, module, channels, lambda: find_pairs(module, channels, stride=stride)
-        )
+
+        def find() -> tuple[list[Pair], bool]:
+            pairs = find_pairs(module, channels, stride=stride)
+            return pairs, _works_in_place(_sample(module, channels, stride), copy_of(module))
+
+        self._pairs, self.in_place = found_once(_known, module, channels, find)
+        """`in_place`: whether it writes into what it is given; then autograd takes no leaf."""
         self.twin = _make_twin(module, self._pairs)
-        self.in_place = _works_in_place(_sample(module, channels, stride), copy_of(module))
-        """Whether it writes into what it is given: then autograd takes no leaf."""
         self._values: list[tuple[nn.Parameter, Tensor]] = []
         self._fresh = False
 
@@ -131,7 +133,7 @@ def find_pairs(module: nn.Module, channels: int | None = None, *, stride: int = 
 def _sample(module: nn.Module, channels: int | None, stride: int) -> Tensor:
     """A map that the module can be tried on, (1, C, H, W), of values from 0 to 1."""
     channels = input_channels(module) if channels is None else channels
-    side = least_side(module, channels, ceil_div(_TRIAL_SIDE, stride) * stride)
+    side = least_side(shape_twin(module), channels, ceil_div(_TRIAL_SIDE, stride) * stride)
     generator = torch.Generator().manual_seed(0)
     return torch.rand(1, channels, side, side, dtype=torch.float64, generator=generator)
 

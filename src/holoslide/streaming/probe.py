@@ -28,6 +28,7 @@ from holoslide.streaming.trials import (
     input_channels,
     least_side,
     output_shape,
+    shape_twin,
     tiles_hold,
     trial_map,
     varied,
@@ -83,10 +84,8 @@ def links(module: nn.Module, channels: int | None = None, *, name: str = "") -> 
             found += links(child, seen, name=f"{name}.{child_name}".lstrip("."))
         return found
 
-    def find() -> tuple[Receptive, int]:
-        return _probe_atom(module, channels, name), output_shape(module, channels, (LARGE, LARGE))[1]
-
-    return [Link(name, module, *found_once(_known, module, channels, find))]
+    field, out_channels = found_once(_known, module, channels, lambda: _probe_atom(module, channels, name))
+    return [Link(name, module, field, out_channels)]
 
 
 def found_once(
@@ -142,7 +141,7 @@ def _hooked(layer: nn.Module) -> bool:
     return bool(layer._forward_hooks or layer._forward_pre_hooks)
 
 
-def _probe_atom(module: nn.Module, channels: int, name: str) -> Receptive:
+def _probe_atom(module: nn.Module, channels: int, name: str) -> tuple[Receptive, int]:
     _refuse_by_kind(module, name)
     try:
         return _try_atom(module, channels, name)
@@ -155,10 +154,12 @@ def _probe_atom(module: nn.Module, channels: int, name: str) -> Receptive:
         ) from error
 
 
-def _try_atom(module: nn.Module, channels: int, name: str) -> Receptive:
-    stride = _stride(module, channels, name)
+def _try_atom(module: nn.Module, channels: int, name: str) -> tuple[Receptive, int]:
+    """Its receptive field and its output's channels."""
+    shapes = shape_twin(module)
+    stride, out_channels = _stride(module, shapes, channels, name)
     twin = varied(copy_of(module).double().cpu())
-    side = least = least_side(twin, channels, _LEAST_CELLS * stride)
+    side = least = least_side(shapes, channels, _LEAST_CELLS * stride)
     while 8 * channels * side * side * stride <= _FIELD_BYTES or side == least:
         low, high, reaches_edge = _reach(twin, channels, side, stride)
         if not reaches_edge:
@@ -166,7 +167,7 @@ def _try_atom(module: nn.Module, channels: int, name: str) -> Receptive:
             _refuse_growing(module, twin, name)
             _refuse_random(twin, channels, side, name)
             _verify(twin, channels, max(side, _VERIFIED_CELLS * stride), field, name)
-            return field
+            return field, out_channels
         side *= 2
     raise _not_local(twin, channels, 64 * stride, name)
 
@@ -232,9 +233,10 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's own
         return func(*args, **(kwargs or {}))
 
 
-def _stride(module: nn.Module, channels: int, name: str) -> int:
+def _stride(module: nn.Module, twin: nn.Module, channels: int, name: str) -> tuple[int, int]:
+    """Its stride and its output's channels, by its `shape_twin`."""
     with _Watch() as watch:
-        shapes = [output_shape(module, channels, (n * LARGE, n * LARGE)) for n in (1, 2)]
+        shapes = [output_shape(twin, channels, (n * LARGE, n * LARGE)) for n in (1, 2)]
     if not watch.names.isdisjoint(_STEERED):
         raise NotLocal(
             label(module, name), "reads where its input says, however far that is", "use another layer"
@@ -254,7 +256,7 @@ def _stride(module: nn.Module, channels: int, name: str) -> int:
         raise NotLocal(
             label(module, name), "has another stride down than across", "give both the same, or leave it out"
         )
-    return LARGE // steps
+    return LARGE // steps, shapes[0][1]
 
 
 def _verify(module: nn.Module, channels: int, side: int, field: Receptive, name: str) -> None:

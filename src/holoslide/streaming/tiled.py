@@ -34,7 +34,7 @@ from holoslide.streaming.folding import Folded
 from holoslide.streaming.probe import field_of, links, settings
 from holoslide.streaming.sources import Source
 from holoslide.streaming.storage import Storage, StorageConfig
-from holoslide.streaming.trials import input_channels, output_shape
+from holoslide.streaming.trials import input_channels, output_shape, shape_twin
 
 Pull = Callable[[Batch, Tensor], list[tuple[Tensor, Tensor]]]
 """From a batch of tiles and its output (B, C, H, W) with its graph: the tensors to pull back, and dL/d each."""
@@ -106,6 +106,7 @@ class Segment:
         self.out_channels = self._links[-1].out_channels if self._links else self.channels
         if self.border == "zeros":
             refuse_at_edges(module, self.channels, self._links)
+        self._shapes = shape_twin(module)
         self.folded = Folded(module, self.channels, stride=self.field.stride)
         tensors = chain(module.parameters(), module.buffers())
         tensor = next((tensor for tensor in tensors if tensor.is_floating_point()), None)
@@ -150,7 +151,7 @@ class Segment:
         """The raster's cells in the output, from its cells in the input."""
         if self.border == "glass":
             return Box(0, 0, *(ceil_div(n, self.field.stride) for n in frame.shape))
-        return Box(0, 0, *output_shape(self.module, self.channels, frame.shape)[2:])
+        return Box(0, 0, *output_shape(self._shapes, self.channels, frame.shape)[2:])
 
 
 def _state(module: nn.Module) -> list[object]:

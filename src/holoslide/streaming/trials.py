@@ -55,11 +55,14 @@ def varied(module: nn.Module) -> nn.Module:
     return module
 
 
-def least_side(module: nn.Module, channels: int, side: int) -> int:
-    """`side`, or twice it and so on: a kernel that pads nothing takes no map that is smaller than itself."""
+def least_side(shapes: nn.Module, channels: int, side: int) -> int:
+    """`side`, or twice it and so on: a kernel that pads nothing takes no map that is smaller than itself.
+
+    `shapes` is the module's `shape_twin`, here and in `output_shape`.
+    """
     while side < LARGE:  # which is tried first
         try:
-            output_shape(module, channels, (side, side))
+            output_shape(shapes, channels, (side, side))
         except RuntimeError:
             side *= 2
         else:
@@ -67,10 +70,10 @@ def least_side(module: nn.Module, channels: int, side: int) -> int:
     return side
 
 
-def output_shape(module: nn.Module, channels: int, shape: tuple[int, int]) -> tuple[int, ...]:
+def output_shape(shapes: nn.Module, channels: int, shape: tuple[int, int]) -> tuple[int, ...]:
     """The shape of the module's output for an input (2, channels, *shape), without computing it."""
     with torch.no_grad():
-        output = shape_twin(module)(torch.empty(2, channels, *shape, device="meta", dtype=torch.float32))
+        output = shapes(torch.empty(2, channels, *shape, device="meta", dtype=torch.float32))
     return tuple(output.shape) if isinstance(output, Tensor) else ()
 
 
