@@ -1,17 +1,25 @@
 """Every example runs as a user would run it, and says what is so."""
 
 import csv
+import hashlib
+import itertools
 import re
 import runpy
 import shutil
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
+from PIL import Image
+from scipy import ndimage
 
-from holoslide import LocalClassifier, heatmap, predict
+from holoslide import Cohort, LocalClassifier, heatmap, predict
+from holoslide.geometry import Box
 from holoslide.inference.heatmap import Heatmap
+from holoslide.slides.reader import open_slide
 from tests.conftest import SETTINGS
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
@@ -24,8 +32,8 @@ def example(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
 
     monkeypatch.setattr("os.cpu_count", lambda: 1)  # slides are prepared here, too, and not in processes
 
-    def run(name: str, *arguments: object) -> str:
-        monkeypatch.setattr("sys.argv", [name, *map(str, arguments)])
+    def run(name: str | Path, *arguments: object) -> str:
+        monkeypatch.setattr("sys.argv", [*map(str, (name, *arguments))])
         runpy.run_path(str(EXAMPLES / name), run_name="__main__")
         return capsys.readouterr().out
 
@@ -111,6 +119,85 @@ def test_bring_clam_splits(
         rows = list(csv.DictReader(file))
     assert {row["slide_id"]: row["Y"] for row in rows} == {benign[3]: "0", lesion[3]: "1"}
     assert list(rows[0]) == ["slide_id", "Y", "Y_hat", "p_0", "p_1"]
+
+
+NORMAL, TUMOUR, NOT_LISTED = (230, 180, 200), (120, 40, 130), (0, 0, 0)
+
+
+@pytest.fixture
+def patches(tmp_path: Path) -> Path:
+    """A set of patches as the public one lies there, of one colour a class, and the example with a list of them.
+
+    What the list leaves out is black.
+    """
+    shutil.copy(EXAMPLES / "tissue_slides.py", tmp_path)
+    lines = ["patient,label,places"]
+    for patient in range(10):
+        for label, colour in enumerate((NORMAL, TUMOUR)):
+            folder = tmp_path / "idc" / str(patient) / str(label)
+            folder.mkdir(parents=True)
+            for place, drawn in {"x1_y1": colour, "x51_y1": colour, "x1_y51": NOT_LISTED}.items():
+                path = folder / f"{patient}_idx5_{place}_class{label}.png"
+                Image.new("RGB", (50, 50), drawn).save(path)
+            lines.append(f"{patient},{label},x1_y1 x51_y1")
+    (tmp_path / "tissue_patches.csv").write_text("\n".join(lines))
+    return tmp_path / "idc"
+
+
+def test_tissue_slides_hold_their_burden_in_one_place(
+    example: Example, patches: Path, tmp_path: Path
+) -> None:
+    script, given = tmp_path / "tissue_slides.py", (patches, "--burden", 0.25)
+    printed = example(script, *given, "--out", tmp_path / "out")
+    assert printed.startswith("20 slides of 10 patients in ")
+    cohort = Cohort.from_csv(tmp_path / "out" / "slides.csv")
+    assert Counter(row.label for row in cohort) == {"normal": 10, "tumour": 10}
+    assert Counter(row.split for row in cohort) == {"train": 12, "valid": 4, "test": 4}
+    for row in cohort:
+        truth = np.asarray(Image.open(tmp_path / "out" / "truth" / f"{row.slide_id}.png")) > 0
+        assert (ndimage.label(truth)[1], truth.any()) == ((1, True) if row.label == "tumour" else (0, False))
+        with open_slide(row.path) as slide:
+            assert (slide.mpp.y, slide.mpp.x) == pytest.approx((4, 4))
+            pixels = slide.read(Box(0, 0, 1000, 1000), mpp=4)
+        centres = pixels[25::50, 25::50].astype(int)
+        tissue = np.abs(centres - (243, 243, 243)).max(axis=2) > 20
+        for where, colour in ((truth, TUMOUR), (tissue & ~truth, NORMAL)):
+            assert np.abs(centres[where] - colour).max(initial=0) <= 4
+        assert ndimage.label(tissue)[1] == 1
+        assert truth.sum() == (round(0.25 * tissue.sum()) if row.label == "tumour" else 0)
+    example(script, *given, "--out", tmp_path / "again")
+    example(script, *given, "--out", tmp_path / "other", "--seed", 1)
+    first, again, other = (
+        [path.read_bytes() for path in sorted((tmp_path / name / "slides").iterdir())]
+        for name in ("out", "again", "other")
+    )
+    assert first == again
+    assert all(a != b for a, b in zip(first, other, strict=True))
+
+
+def test_tissue_slides_of_a_part_of_the_set_are_refused(
+    example: Example, patches: Path, tmp_path: Path
+) -> None:
+    (patches / "7" / "1" / "7_idx5_x51_y1_class1.png").unlink()
+    with pytest.raises(SystemExit, match="idc: holds no 7_idx5_x51_y1_class1"):
+        example(tmp_path / "tissue_slides.py", patches, "--out", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.data
+def test_tissue_slides_are_those_of_the_results(data_dir: Path) -> None:
+    """The figures are of slides that another program laid out: the first patients' are held to it, bit for bit."""
+    script = runpy.run_path(str(EXAMPLES / "tissue_slides.py"))
+    patients = script["read_patches"](data_dir / "idc_patches" / "idc_patches_50px.zip")
+    assert len(patients) == 165
+    rng, digest = np.random.default_rng(0), hashlib.sha256()
+    rng.permutation(len(patients))
+    for pools in itertools.islice(patients.values(), 3):
+        for burden in (0.0, 0.12):
+            slide, focus = script["compose"](*pools, grid=20, burden=burden, rng=rng)
+            digest.update(slide.tobytes())
+            digest.update(focus.tobytes())
+    assert digest.hexdigest() == "9e58af9febe8b16c60f68fd680d70e466411697392678489ae0dcf6f24fc64b3"
 
 
 def test_every_example_has_its_test() -> None:
