@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from holoslide.files import write_rows
-from holoslide.slides.phantom import PhantomConfig, write_pyramid
+from holoslide.slides.phantom import write_levels
 
 PATCH_PX, UM_PER_PX, GLASS = 50, 4.0, 243
 COLUMNS = "slide_id", "patient_id", "label", "split", "path"
@@ -89,6 +89,16 @@ def compose(
     return slide.reshape(grid * PATCH_PX, grid * PATCH_PX, 3), focus
 
 
+def pyramid(slide: Image) -> list[Image]:
+    """The slide, and each level half of the one before; halves are rounded to even, as in the figures' slides."""
+    levels = [slide]
+    while max(levels[-1].shape) > 600:
+        height, width = (n // 2 for n in levels[-1].shape[:2])
+        fours = levels[-1][: 2 * height, : 2 * width].reshape(height, 2, width, 2, 3)
+        levels.append(fours.mean(axis=(1, 3)).round().astype(np.uint8))
+    return levels
+
+
 def lay_out(patients: Patches, out: Path, *, burden: float, grid: int, seed: int) -> list[dict[str, str]]:
     """Write all slides and truths; the rows of their table."""
     rng = np.random.default_rng(seed)
@@ -96,13 +106,13 @@ def lay_out(patients: Patches, out: Path, *, burden: float, grid: int, seed: int
     parts = ["train" if share < 0.6 else "valid" if share < 0.75 else "test" for share in place]
     for folder in ("slides", "truth"):
         (out / folder).mkdir(parents=True, exist_ok=True)
-    rows, made_with = [], PhantomConfig(mpp=UM_PER_PX, jpeg_quality=92)
+    rows = []
     for (patient, pools), part in zip(patients.items(), parts, strict=True):
         for label, share in (("normal", 0.0), ("tumour", burden)):
             slide_id = f"{patient}-{label[0]}0"
             slide, focus = compose(*pools, grid=grid, burden=share, rng=rng)
             path = Path("slides", f"{slide_id}.tiff")
-            write_pyramid(out / path, slide, made_with)
+            write_levels(out / path, pyramid(slide), mpp=UM_PER_PX, jpeg_quality=92)
             cv2.imwrite(str(out / "truth" / f"{slide_id}.png"), focus.astype(np.uint8) * 255)
             values = slide_id, patient, label, part, path.as_posix()
             rows.append(dict(zip(COLUMNS, values, strict=True)))

@@ -379,23 +379,28 @@ def _write_one(job: Job) -> None:
 
 
 def write_pyramid(path: Path, rgb: NDArray[np.uint8], config: PhantomConfig) -> None:
-    """A tiled TIFF of JPEG tiles, each level half of the one before, with um per pixel in its resolution tags."""
-    import tifffile  # slow to import, and only needed here
-
+    """A tiled TIFF of JPEG tiles, each level half of the one before."""
     levels = [rgb]
     while max(levels[-1].shape) > 512:
         height, width = levels[-1].shape[:2]
         half = cv2.resize(levels[-1], (width // 2, height // 2), interpolation=cv2.INTER_AREA)
         levels.append(half.astype(np.uint8, copy=False))
+    write_levels(path, levels, mpp=config.mpp, jpeg_quality=config.jpeg_quality)
+
+
+def write_levels(path: Path, levels: Sequence[NDArray[np.uint8]], *, mpp: float, jpeg_quality: int) -> None:
+    """Levels (h, w, 3), each half of the one before, as a tiled TIFF; the resolution tags say um per pixel."""
+    import tifffile  # slow to import, and only needed here
+
     with _whole(path) as temporary, tifffile.TiffWriter(temporary) as tiff:
         for index, level in enumerate(levels):
-            per_cm = 1e4 / (config.mpp * 2**index)
+            per_cm = 1e4 / (mpp * 2**index)
             tiff.write(
                 level,
                 tile=(256, 256),
                 photometric="rgb",
                 compression="jpeg",
-                compressionargs={"level": config.jpeg_quality},
+                compressionargs={"level": jpeg_quality},
                 resolution=(per_cm, per_cm),
                 resolutionunit="CENTIMETER",
                 subfiletype=1 if index else 0,
