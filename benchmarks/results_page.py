@@ -175,7 +175,7 @@ def draw(results: dict[str, Found], path: Path) -> None:
             names.append(method.replace("*", ""))
             y += 1
     axes.set(
-        yticks=ticks, yticklabels=names, xlim=(0.4, 1.01), xlabel="test AUROC, 95 % interval over patients"
+        yticks=ticks, yticklabels=names, xlim=(0.28, 1.01), xlabel="test AUROC, 95 % interval over patients"
     )
     axes.axvline(0.5, color="#8a969b", linewidth=1, linestyle="--")
     axes.set_ylim(y - 0.3, -0.6)  # downwards, with room for the first heading
