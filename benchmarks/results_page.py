@@ -65,8 +65,8 @@ HEAD = """# Results
 
 Made from the files in `benchmarks/results/` by `python -m benchmarks.results_page`, not by hand. Each file names
 its machine, versions and settings; the command beside a figure makes it again. Most were taken on two processor
-cores. The tissue slides are laid out by [`examples/tissue_slides.py`](../examples/tissue_slides.py) from a public set of
-patches, layouts 0, 1 and 2 by `--seed`; the slides of `arrangement` are drawn as
+cores. The tissue slides are laid out by [`examples/tissue_slides.py`](../examples/tissue_slides.py) from a public
+set of patches, layouts 0, 1 and 2 by `--seed`; the slides of `arrangement` are drawn as
 [`examples/arrangement.yaml`](../examples/arrangement.yaml) says.
 """
 

@@ -19,6 +19,9 @@ from holoslide.inference.layers import layers_of
 from holoslide.records import command_given, environment
 from holoslide.slides.cohort import Cohort
 
+# A slide that is shown with its maps, by name, and what was predicted of it.
+SHOWN = r'<div class="slide-head">\s*<span class="id">(.*?)</span>.*?prediction <b>(.*?)</b>'
+
 
 @pytest.fixture(scope="module")
 def page(finished_run: Path) -> str:
@@ -104,7 +107,7 @@ def test_what_the_maps_show_is_said_for_heads_that_classify_cells(words: str) ->
 def test_a_slides_evidence_and_constant_are_the_score_of_its_probability(
     page: str, words: str, finished_run: Path
 ) -> None:
-    found = re.findall(r'<span class="id">(.*?)</span>.*?prediction <b>(.*?)</b>', page, flags=re.DOTALL)
+    found = re.findall(SHOWN, page, flags=re.DOTALL)
     with (finished_run / "predictions.csv").open(encoding="utf-8") as file:
         rows = {row["slide_id"]: row for row in csv.DictReader(file)}
     assert found
@@ -121,7 +124,7 @@ def test_a_slides_evidence_and_constant_are_the_score_of_its_probability(
 
 def test_report_notebook_and_viewer_say_the_same_of_a_map(page: str, words: str, finished_run: Path) -> None:
     """The viewer's layers are `layers_of`; attention alone has one scale for all slides of a report."""
-    found = re.findall(r'<span class="id">(.*?)</span>.*?prediction <b>(.*?)</b>', page, flags=re.DOTALL)
+    found = re.findall(SHOWN, page, flags=re.DOTALL)
     assert found
     for slide_id, prediction in found:
         heatmap = Heatmap.load(finished_run / "heatmaps" / f"{slide_id}.npz")
