@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import ipaddress
 import logging
@@ -12,6 +13,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 
 import uvicorn
 
@@ -24,7 +26,7 @@ MAX_CONNECTIONS = 256
 
 
 class _Server(uvicorn.Server):
-    """Says when it serves."""
+    """Says when it serves, and on a second Ctrl-C waits for nobody."""
 
     ready: Callable[[], None] | None = None
 
@@ -33,10 +35,17 @@ class _Server(uvicorn.Server):
         if self.started and self.ready is not None:
             self.ready()
 
-    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().shutdown(sockets)
-        if self.force_exit:  # what is cut off now would be told as an error of the app
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        super().handle_exit(sig, frame)
+        if self.force_exit:
+            # What is cut off would be told as an error of the app.
             logging.getLogger("uvicorn.error").disabled = True
+            asyncio.get_running_loop().call_soon_threadsafe(self._cut_off)  # and wakes it
+
+    def _cut_off(self) -> None:
+        """Since Python 3.12 asyncio's server, which uvicorn closes last, waits for every connection."""
+        for connection in list(self.server_state.connections):
+            connection.transport.abort()
 
 
 @dataclass(frozen=True, slots=True)
