@@ -248,7 +248,7 @@ def test_resolution_tags_count_where_they_can_be_a_slides(
         else:
             assert slide.mpp is not None
             assert slide.mpp.source == "resolution tags"
-            # tifffile before 2026 writes a number as a coarser fraction.
+            # Older tifffile, 2026.1.14 still, writes a number as a coarser fraction.
             assert (slide.mpp.y, slide.mpp.x) == pytest.approx(mpp, rel=2e-6)
     with open_slide(path, mpp=0.3) as slide:
         assert slide.mpp == Mpp(0.3, 0.3, "user")

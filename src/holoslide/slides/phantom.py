@@ -389,7 +389,7 @@ def write_pyramid(path: Path, rgb: NDArray[np.uint8], config: PhantomConfig) -> 
 
 
 def write_levels(path: Path, levels: Sequence[NDArray[np.uint8]], *, mpp: float, jpeg_quality: int) -> None:
-    """Levels (h, w, 3), each half of the one before, as a tiled TIFF; the resolution tags say um per pixel."""
+    """Levels (h, w, 3), each half of the one before, as JPEG tiles of a TIFF, with um per pixel in its tags."""
     import tifffile  # slow to import, and only needed here
 
     with _whole(path) as temporary, tifffile.TiffWriter(temporary) as tiff:
