@@ -9,6 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 # PyTorch reads this once, at the first tensor; see `streaming/host.py`. Set it to 0 to have small pages.
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+# PyTorch's OpenMP reads this when it is loaded. Threads that spin while they wait for the slowest of them keep it
+# from a core as soon as anything else runs on the machine: a step then took several times as long (see
+# `benchmarks/busy.py`).
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 if TYPE_CHECKING:
     from holoslide.api import Run, evaluate, fit, heatmap, predict, score

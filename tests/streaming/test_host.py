@@ -28,6 +28,19 @@ print(most - resident_bytes())
 """
 
 
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="another OpenMP has other words for it")
+@pytest.mark.parametrize(("given", "turns"), [({}, "0"), ({"GOMP_SPINCOUNT": "300000"}, "300000")])
+def test_waiting_threads_leave_their_cores_to_others_unless_told(given: dict[str, str], turns: str) -> None:
+    """By what OpenMP itself says of how long a thread goes round before it sleeps."""
+    ours = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
+    kept = {name: value for name, value in os.environ.items() if name not in ours}
+    found = subprocess.run(
+        [sys.executable, "-c", "import holoslide, torch"], env=kept | given | {"OMP_DISPLAY_ENV": "verbose"},
+        capture_output=True, text=True, check=True, timeout=300,
+    )  # fmt: skip
+    assert f"GOMP_SPINCOUNT = '{turns}'" in found.stderr
+
+
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only glibc can be asked")
 def test_freed_memory_goes_back_after_a_slide_and_not_after_every_trifle():
     found = subprocess.run(
