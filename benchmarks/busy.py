@@ -10,17 +10,16 @@ of the slide tissue, a thread on each core, each setting in processes of its own
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from unittest.mock import patch
 
-from benchmarks.common import Figure, Options, Result, main
+from benchmarks.common import Figure, Options, Result, in_new_process, main
 from benchmarks.objective import NETWORKS, TISSUE, made
 from benchmarks.slides import NoisePixels
 from benchmarks.steps import streamed
@@ -44,21 +43,6 @@ def steps_s(side_px: int, count: int) -> list[float]:
 
 
 @contextmanager
-def environment(values: Mapping[str, str]) -> Iterator[None]:
-    """What processes started meanwhile find in their environment."""
-    before = {name: os.environ.get(name) for name in values}
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
-
-
-@contextmanager
 def busy_core() -> Iterator[None]:
     """A program of another session: Linux shares cores out to sessions, and then within them."""
     other = subprocess.Popen([sys.executable, "-c", "while True: pass"], start_new_session=True)
@@ -71,13 +55,8 @@ def busy_core() -> Iterator[None]:
 
 def new_process_s(waiting: str, side_px: int, count: int, *, busy: bool) -> list[float]:
     """`steps_s` in a process whose threads wait that way."""
-    context = multiprocessing.get_context("spawn")
-    with (
-        environment(WAITING[waiting]),
-        busy_core() if busy else nullcontext(),
-        ProcessPoolExecutor(max_workers=1, mp_context=context) as pool,
-    ):
-        return pool.submit(steps_s, side_px, count).result()
+    with patch.dict(os.environ, WAITING[waiting]), busy_core() if busy else nullcontext():
+        return in_new_process(steps_s, side_px, count)
 
 
 def measure(options: Options) -> Result:

@@ -32,12 +32,13 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Any, ParamSpec, Self
+from typing import Any, ParamSpec, Self, TypeVar
 
 import torch
 from torch import Tensor
 
 P = ParamSpec("P")
+T = TypeVar("T")
 Figure = float | int | str | None
 REPO = Path(__file__).resolve().parent.parent
 RESULTS = REPO / "benchmarks" / "results"
@@ -197,6 +198,16 @@ def _commit() -> str | None:
         return os.environ.get("HOLOSLIDE_COMMIT")  # not a clone: a copy on a machine lent for its GPU
 
 
+# --- Processes of their own -------------------------------------------------------------------------------------
+
+
+def in_new_process(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """What a function of a module gives, or raises, in a new process, which finds the environment as it is now."""
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(max_workers=1, mp_context=context) as pool:
+        return pool.submit(function, *args, **kwargs).result()
+
+
 # --- Peak memory ------------------------------------------------------------------------------------------------
 
 
@@ -223,9 +234,7 @@ def peak_memory(function: Callable[P, object], *args: P.args, **kwargs: P.kwargs
 
     What the function imports by itself counts, so import at the top of its module. Raises what it raises.
     """
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(max_workers=1, mp_context=context) as pool:
-        return pool.submit(_watched, function, args, kwargs).result()
+    return in_new_process(_watched, function, args, kwargs)
 
 
 def _watched(function: Callable[..., object], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Peak:
