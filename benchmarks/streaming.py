@@ -10,11 +10,10 @@ time   `time_ratio_recompute`, `time_ratio_kept`: a streamed step's time over th
        raster, borders of glass, graphs kept, over the plain step on the whole raster. In the full run for K = 4, 8
        and 1 (each by time4, time8, time1).
 plan   `plan_error`: the plan's peak against the measured one, by the measured one.
-huge   one training step on 60,000 x 60,000 px with 20 % tissue inside 4 GiB; only when asked for.
 
 All but `grad` in the precision that training takes on this processor: bf16 where it has units for it, else float32;
-or as `--precision` says. Extra memory is the resident set's peak in a process of its own, less what it held before
-the step.
+or as `--precision` says; without such units the quick run, too, takes much longer than three minutes. Extra memory
+is the resident set's peak in a process of its own, less what it held before the step.
 """
 
 from __future__ import annotations
@@ -38,9 +37,10 @@ from benchmarks.common import (
     peak_memory,
     resident_bytes,
 )
-from benchmarks.plain import plain_step
+from benchmarks.plain import plain_step, whole
 from benchmarks.slides import GLASS, NoisePixels
-from holoslide.geometry import Border, Box
+from benchmarks.steps import draws, follow_plan, plain, streamed
+from holoslide.geometry import Border
 from holoslide.models.classifier import LocalClassifier
 from holoslide.models.memory import plan_for
 from holoslide.models.options import BackboneConfig, InputConfig, ModelConfig, Precision, StreamConfig
@@ -79,50 +79,37 @@ def resnet34(
     return model.to(dtype).to(memory_format=torch.channels_last)
 
 
-def _draws() -> torch.Generator:
-    return torch.Generator().manual_seed(0)
-
-
 # --- Exact ------------------------------------------------------------------------------------------------------
 
 
 def gradient_error(modules: int = 4, side_px: int = 352) -> float:
     """The largest absolute difference of any gradient over the largest gradient of that parameter, float64."""
     slide, model = NoisePixels(side_px), resnet34(modules, dtype=torch.float64, border="zeros")
-    plain_step(model, _whole(slide).double(), 1, slide=slide, generator=_draws())
-    plain = [p.grad.clone() for p in model.parameters() if p.grad is not None]
+    plain_step(model, whole(slide, torch.device("cpu")), 1, slide=slide, generator=draws())
+    expected = [p.grad.clone() for p in model.parameters() if p.grad is not None]
     model.zero_grad()
     network = StreamedClassifier(model, StreamConfig(tile_cells=18))
-    LocalStep(network)(slide, 1, generator=_draws())
-    streamed = [p.grad for p in model.parameters() if p.grad is not None]
+    LocalStep(network)(slide, 1, generator=draws())
+    found = [p.grad for p in model.parameters() if p.grad is not None]
     # A bias before a norm has no gradient but rounding: small ones are held against the largest.
-    tiny = 1e-2 * max(float(grad.abs().max()) for grad in plain)
-    pairs = zip(plain, streamed, strict=True)
+    tiny = 1e-2 * max(float(grad.abs().max()) for grad in expected)
+    pairs = zip(expected, found, strict=True)
     return max(float((a - b).abs().max()) / max(float(a.abs().max()), tiny) for a, b in pairs)
-
-
-def _whole(slide: NoisePixels) -> torch.Tensor:
-    pixels = torch.from_numpy(slide.read(Box(0, 0, *slide.shape_px)))
-    return pixels.permute(2, 0, 1)[None].float().contiguous(memory_format=torch.channels_last)
 
 
 # --- Memory -----------------------------------------------------------------------------------------------------
 
 
-def plan_of(
-    side_px: int, modules: int, *, tissue: float, memory_gib: float, mixed: Mixed
-) -> tuple[Plan, int]:
+def plan_of(side_px: int, modules: int, *, memory_gib: float, mixed: Mixed) -> tuple[Plan, int]:
     """The plan of a training step, and what of it is there before: weights, their folded twins, AdamW's moments."""
     model = resnet34(modules)
     network = StreamedClassifier(model, StreamConfig(memory_gib=memory_gib), mixed=mixed)
-    plan = plan_for(network, NoisePixels(side_px, tissue=tissue), training=True)
+    plan = plan_for(network, NoisePixels(side_px), training=True)
     assert plan is not None
     return plan, 3 * parameter_bytes(model) + parameter_bytes(model.parts)
 
 
-def training_step(
-    side_px: int, modules: int, plan: Plan, *, tissue: float, mixed: Mixed
-) -> tuple[int, float]:
+def training_step(side_px: int, modules: int, plan: Plan, *, mixed: Mixed) -> tuple[int, float]:
     """A step by a plan, and the optimiser's, after one on a small slide: bytes held before it, and seconds.
 
     A small slide comes before it in the same step, too: then all gradients are there, as in all steps of more than
@@ -131,20 +118,19 @@ def training_step(
     model = resnet34(modules)
     network = StreamedClassifier(model, StreamConfig(), mixed=mixed)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)
-    slide = NoisePixels(side_px, tissue=tissue)
     network.follow(plan)
     step = LocalStep(network)
 
     def train(slide: NoisePixels) -> None:
         for one in (NoisePixels(256), slide):
-            step(one, 1, generator=_draws())
+            step(one, 1, generator=draws())
         optimizer.step()
 
     train(NoisePixels(256))
     optimizer.zero_grad()
     give_back_freed()
     before, started = resident_bytes(), time.perf_counter()
-    train(slide)
+    train(NoisePixels(side_px))
     return before, time.perf_counter() - started
 
 
@@ -159,14 +145,14 @@ class Extra:
 
 
 def extra_memory(
-    side_px: int, modules: int, *, tissue: float = 1.0, memory_gib: float, mixed: Mixed, in_file: bool = False
+    side_px: int, modules: int, *, memory_gib: float, mixed: Mixed, in_file: bool = False
 ) -> Extra:
     """Plan a training step and make it, each in a process of its own."""
-    planned = peak_memory(plan_of, side_px, modules, tissue=tissue, memory_gib=memory_gib, mixed=mixed)
+    planned = peak_memory(plan_of, side_px, modules, memory_gib=memory_gib, mixed=mixed)
     plan, there = planned.value
     if in_file:
         plan = dataclasses.replace(plan, storage=StorageConfig(device_bytes=0))
-    peak = peak_memory(training_step, side_px, modules, plan, tissue=tissue, mixed=mixed)
+    peak = peak_memory(training_step, side_px, modules, plan, mixed=mixed)
     before, seconds = peak.value
     return Extra(peak.most_bytes - before, plan.peak_bytes - there, seconds, plan.seconds)
 
@@ -185,22 +171,12 @@ def flatness(
 def plan_error(side_px: int, *, mixed: Mixed) -> dict[str, Figure]:
     """How far a plan's peak is from the measured one."""
     extra = extra_memory(side_px, 4, memory_gib=2.0, mixed=mixed)
-    error = abs(extra.planned_bytes - extra.measured_bytes) / extra.measured_bytes
-    return {"plan_error": round(error, 3), **_told(extra, "plan")}
-
-
-def huge(side_px: int, modules: int, *, mixed: Mixed) -> dict[str, Figure]:
-    """One step on a raster that nothing could hold, 20 % of it tissue, in 4 GiB."""
-    extra = extra_memory(side_px, modules, tissue=0.2, memory_gib=4.0, mixed=mixed)
-    return {"huge_side_px": side_px, **_told(extra, "huge")}
-
-
-def _told(extra: Extra, prefix: str) -> dict[str, Figure]:
     return {
-        f"{prefix}_planned_bytes": extra.planned_bytes,
-        f"{prefix}_measured_bytes": extra.measured_bytes,
-        f"{prefix}_planned_s": round(extra.planned_s, 1),
-        f"{prefix}_measured_s": round(extra.measured_s, 1),
+        "plan_error": round(abs(extra.planned_bytes - extra.measured_bytes) / extra.measured_bytes, 3),
+        "plan_planned_bytes": extra.planned_bytes,
+        "plan_measured_bytes": extra.measured_bytes,
+        "plan_planned_s": round(extra.planned_s, 1),
+        "plan_measured_s": round(extra.measured_s, 1),
     }
 
 
@@ -214,25 +190,8 @@ def time_ratio(
     model = resnet34(modules, border="zeros" if tissue == 1 else "glass")
     slide = NoisePixels(side_px, tissue=tissue)
     network = StreamedClassifier(model, StreamConfig(memory_gib=KEEPS_ALL_GIB), mixed=mixed)
-    plan = plan_for(network, slide, training=True)
-    assert plan is not None
-    network.follow(plan if kept else _without_graphs(plan))
-    step, whole = LocalStep(network), _whole(NoisePixels(side_px))
-
-    def plain() -> None:
-        plain_step(model, whole, 1, mixed=mixed, generator=_draws())
-
-    def streamed() -> None:
-        step(slide, 1, generator=_draws())
-
-    return paired(plain, streamed, rounds=rounds)
-
-
-def _without_graphs(plan: Plan) -> Plan:
-    stages = [
-        dataclasses.replace(stage, tiling=dataclasses.replace(stage.tiling, keep=0)) for stage in plan.stages
-    ]
-    return dataclasses.replace(plan, stages=tuple(stages))
+    follow_plan(network, slide, kept=kept)
+    return paired(plain(model, NoisePixels(side_px), mixed=mixed), streamed(network, slide), rounds=rounds)
 
 
 def _times(side_px: int, modules: int, suffix: str, *, rounds: int, mixed: Mixed) -> dict[str, Figure]:
@@ -255,7 +214,7 @@ def measure(options: Options) -> Result:
     """The figures of the parts that were asked for."""
     chosen = (options.values["only"] or ",".join(PARTS)).split(",")
     runs: dict[str, Run] = {
-        "grad": _grad, "flat": _flat, "time": _time, "plan": _plan, "huge": _huge,
+        "grad": _grad, "flat": _flat, "time": _time, "plan": _plan,
         **{f"flat{k}": _flat_of(k) for k in FLAT_MODULES},
         **{f"time{k}": _time_of(k) for k in TIME_MODULES},
     }  # fmt: skip
@@ -324,12 +283,8 @@ def _plan(options: Options) -> dict[str, Figure]:
     return plan_error(1500 if options.quick else 4000, mixed=_mixed(options))
 
 
-def _huge(options: Options) -> dict[str, Figure]:
-    return huge(10000 if options.quick else 60000, 4, mixed=_mixed(options))
-
-
 def _arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--only", metavar="PARTS", help=f"some of {','.join(PARTS)},huge")
+    parser.add_argument("--only", metavar="PARTS", help=f"some of {','.join(PARTS)}")
     parser.add_argument("--rounds", type=int, metavar="N", help="steps of each that are timed (3, --full 5)")
     parser.add_argument("--precision", choices=get_args(Precision), default="auto", help="as train.precision")
 
