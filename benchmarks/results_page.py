@@ -47,8 +47,8 @@ OPEN = (
     "layouts, the paper's heads and the preset's without barriers are ahead, by no more than luck can do; the two "
     "together; burden 0.03 on more than one layout, and at 0.12 other settings than the defaults",
     "barriers on `arrangement` in six modules: one training each, they cost much, half of them less",
-    "stem stride, learning rate, number of training slides, label noise: on more than the frozen features of one "
-    "layout (`python -m benchmarks.heads`); frozen BatchNorm scale",
+    "stem stride, learning rate, number of training slides, label noise: in whole trainings, not only of a head on "
+    "frozen features (`python -m benchmarks.heads`, three layouts); frozen BatchNorm scale",
     "on a GPU: a step on prepared slides, whose pixels have to be decoded; 80,000 px at K = 1 and with 8 GiB; why "
     "K = 8 takes 1.9 of the time of K = 1, at 1.1 of the arithmetic",
 )
