@@ -6,8 +6,9 @@ The patches, 50 x 50 px of H&E at about 4 um/px, are the public IDC set's (Cruz-
 Madabhushi 2016): its folder or archive as it is downloaded, say from Kaggle's paultimothymooney/
 breast-histopathology-images. `tissue_patches.csv` names those that are used. Each patient gets a normal slide, a
 blob of the patient's patches without tumour, and a tumour slide, where a share `--burden` of the tissue, all in one
-place, is the patient's patches of tumour: so a patient's stain does not give the label away. Patients are drawn for
-training, validation and test. The same `--seed` gives the same slides, another one another layout.
+place, is the patient's patches of tumour: so a patient's stain does not give the label away. `--each` gives several
+of both. Patients are drawn for training, validation and test. The same `--seed` gives the same slides, another one
+another layout.
 
 Writes slides.csv, slides/*.tiff, and truth/*.png for `benchmarks.heatmaps`: a pixel a patch, white where tumour is.
 """
@@ -18,6 +19,7 @@ import sys
 import zipfile
 from collections.abc import Callable
 from functools import partial
+from itertools import product
 from pathlib import Path, PurePosixPath
 
 import cv2
@@ -99,8 +101,10 @@ def pyramid(slide: Image) -> list[Image]:
     return levels
 
 
-def lay_out(patients: Patches, out: Path, *, burden: float, grid: int, seed: int) -> list[dict[str, str]]:
-    """Write all slides and truths; the rows of their table."""
+def lay_out(
+    patients: Patches, out: Path, *, burden: float, grid: int, each: int, seed: int
+) -> list[dict[str, str]]:
+    """Write all slides and truths, `each` normal and as many tumour ones of a patient; the rows of their table."""
     rng = np.random.default_rng(seed)
     place = np.argsort(rng.permutation(len(patients))) / len(patients)
     parts = ["train" if share < 0.6 else "valid" if share < 0.75 else "test" for share in place]
@@ -108,8 +112,8 @@ def lay_out(patients: Patches, out: Path, *, burden: float, grid: int, seed: int
         (out / folder).mkdir(parents=True, exist_ok=True)
     rows = []
     for (patient, pools), part in zip(patients.items(), parts, strict=True):
-        for label, share in (("normal", 0.0), ("tumour", burden)):
-            slide_id = f"{patient}-{label[0]}0"
+        for index, (label, share) in product(range(each), (("normal", 0.0), ("tumour", burden))):
+            slide_id = f"{patient}-{label[0]}{index}"
             slide, focus = compose(*pools, grid=grid, burden=share, rng=rng)
             path = Path("slides", f"{slide_id}.tiff")
             write_levels(out / path, pyramid(slide), mpp=UM_PER_PX, jpeg_quality=92)
@@ -130,11 +134,14 @@ def main() -> None:
         "--burden", type=float, default=0.12, help="share of tumour in a tumour slide's tissue"
     )
     parser.add_argument("--grid", type=int, default=20, help="side of a slide, in patches")
+    parser.add_argument("--each", type=int, default=1, help="slides of each label that a patient has")
     parser.add_argument("--seed", type=int, default=0, help="the layout")
     given = parser.parse_args()
 
     patients = read_patches(given.patches)
-    rows = lay_out(patients, given.out, burden=given.burden, grid=given.grid, seed=given.seed)
+    rows = lay_out(
+        patients, given.out, burden=given.burden, grid=given.grid, each=given.each, seed=given.seed
+    )
     write_rows(rows, given.out / "slides.csv")
     print(f"{len(rows)} slides of {len(patients)} patients in {given.out}")
 

@@ -166,13 +166,17 @@ def test_tissue_slides_hold_their_burden_in_one_place(
         assert ndimage.label(tissue)[1] == 1
         assert truth.sum() == (round(0.25 * tissue.sum()) if row.label == "tumour" else 0)
     example(script, *given, "--out", tmp_path / "again")
-    example(script, *given, "--out", tmp_path / "other", "--seed", 1)
+    example(script, *given, "--out", tmp_path / "other", "--seed", 1, "--each", 2)
     first, again, other = (
         [path.read_bytes() for path in sorted((tmp_path / name / "slides").iterdir())]
         for name in ("out", "again", "other")
     )
     assert first == again
-    assert all(a != b for a, b in zip(first, other, strict=True))
+    assert not set(first) & set(other)
+    assert len(set(other)) == 40
+    several = Cohort.from_csv(tmp_path / "other" / "slides.csv")
+    assert set(Counter((row.patient_id, row.label) for row in several).values()) == {2}
+    assert len({(row.patient_id, row.split) for row in several}) == 10
 
 
 def test_tissue_slides_of_a_part_of_the_set_are_refused(
