@@ -1,0 +1,90 @@
+"""The benchmark that tells a network of every patch: the patches lie where the truth says, and it learns them."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from benchmarks.ceiling import Slide, answers, of_patches, patches_of, reached, slides_of, tumour_px
+from benchmarks.mil import PARTS
+from PIL import Image
+
+from holoslide.geometry import Box, ceil_div
+from holoslide.prepared import Prepared, prepare_cohort
+from holoslide.slides.cohort import Cohort, SplitConfig
+from holoslide.slides.phantom import PhantomConfig, write_phantoms
+from holoslide.slides.prepare import PrepareConfig
+from holoslide.slides.raster import Raster
+
+MPP, SIDE, TRUTH_UM = 4.0, 40, 16
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory: pytest.TempPathFactory) -> tuple[Prepared, Path]:
+    folder = tmp_path_factory.mktemp("ceiling")
+    config = PhantomConfig(least_um=2000, most_um=2200, mpp=4.0, truth_um=TRUTH_UM)
+    cohort = Cohort.from_csv(write_phantoms(folder, task="focus", slides=16, config=config))
+    prepared = prepare_cohort(
+        cohort.with_splits(SplitConfig()), folder / "rasters", PrepareConfig(mpp=MPP), labels=True
+    )
+    return prepared, folder / "truth"
+
+
+def test_patches_are_a_grid_on_the_slide_and_tumour_where_the_truth_is(drawn: tuple[Prepared, Path]) -> None:
+    prepared, truth = drawn
+    shifted = lesions = 0
+    for row in prepared.cohort:
+        picture = np.asarray(Image.open(truth / f"{row.slide_id}.png")) > 0
+        with Raster.open(prepared.rasters[row.slide_id]) as raster:
+            top, left = (round(o / each) for o, each in zip(raster.origin_l0, raster.l0_per_px, strict=True))
+            shifted += top % SIDE != 0
+            found_px = tumour_px(picture, raster)
+            for y, x in np.random.default_rng(0).integers((0, 0), raster.shape_px, (50, 2)).tolist():
+                um = ((top + y + 0.5) * MPP, (left + x + 0.5) * MPP)
+                assert found_px[y, x] == picture[int(um[0] // TRUTH_UM), int(um[1] // TRUTH_UM)]
+            expected, of_tumour = [], []
+            per = round(SIDE * MPP) // TRUTH_UM
+            for y in range(ceil_div(picture.shape[0], per)):
+                for x in range(ceil_div(picture.shape[1], per)):
+                    box = Box.at(y * SIDE - top, x * SIDE - left, SIDE, SIDE)
+                    if on_tissue(raster, box) >= 0.5:
+                        expected.append(raster.read(box))
+                        share = picture[y * per : (y + 1) * per, x * per : (x + 1) * per].sum() / per**2
+                        of_tumour.append(share >= 0.5)
+            patches, tumour_N = patches_of(raster, picture, SIDE)
+        assert np.array_equal(patches, np.stack(expected))
+        assert tumour_N.tolist() == of_tumour
+        assert tumour_N.any() == (row.label != prepared.cohort.classes[0])
+        lesions += tumour_N.sum()
+    assert shifted
+    assert lesions
+
+
+def on_tissue(raster: Raster, box: Box) -> float:
+    """The share of a box that is in the mask, pixel by pixel."""
+    inside = 0
+    for y in range(max(0, box.top), min(box.bottom, raster.shape_px[0])):
+        for x in range(max(0, box.left), min(box.right, raster.shape_px[1])):
+            inside += int(raster.mask[y // raster.mask_cell_px, x // raster.mask_cell_px])
+    return inside / box.area
+
+
+@pytest.mark.parametrize("name", ["frozen", "trained"])
+def test_what_is_told_is_learned(drawn: tuple[Prepared, Path], name: str) -> None:
+    """Lesions of the demo's kind are crowds of dark nuclei: random filters tell them apart, once told."""
+    slides = slides_of(*drawn, SIDE)
+    assert [len(slides[part]) for part in PARTS] == [len(getattr(drawn[0].cohort, part)) for part in PARTS]
+    figures = reached(slides, "none", frozen=name == "frozen", epochs=2, seeds=1)
+    assert figures[f"{name}_patches_auroc"] > 0.85
+
+
+def test_a_slide_answers_by_its_strongest_patches() -> None:
+    found = [np.array([3.0, -1, 5]), np.array([0.0])]
+    assert answers(found, 1).tolist() == [5, 0]
+    assert answers(found, 2).tolist() == [4, 0]
+    assert answers(found, 16).tolist() == pytest.approx([7 / 3, 0])
+    no_pixels = np.zeros((1, 1, 1, 3), np.uint8)
+    slides = [
+        Slide(no_pixels, np.array([True, False, False]), 1, "a"),
+        Slide(no_pixels, np.array([False]), 0, "b"),
+    ]
+    assert of_patches(slides, found) == pytest.approx(2 / 3)
