@@ -48,6 +48,12 @@ def layouts(results: dict[str, Found]) -> str:
         for words, kind, key in (
             ("defaults, 8 epochs, on a CPU", "run_record", "slides_auroc"),
             ("MIL, the best of seven by validation", "mil", "best_auroc"),
+            (
+                "told every patch of the training slides, frozen",
+                "supervised",
+                "frozen_auroc",
+            ),
+            ("told every patch of the training slides", "supervised", "trained_auroc"),
         ):
             runs = {n: results[name] for n in LAYOUTS if (name := f"{kind}-{_name(burden, n)}") in results}
             rows += _layout_row(f"0.{burden} | {words}", runs, key)

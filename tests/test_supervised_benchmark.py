@@ -4,7 +4,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from benchmarks.ceiling import Slide, answers, of_patches, patches_of, reached, slides_of, tumour_px
+from benchmarks.supervised import (
+    Slide,
+    answers,
+    averaged,
+    of_patches,
+    patches_of,
+    reached,
+    slides_of,
+    some_of,
+    tumour_px,
+)
 from benchmarks.mil import PARTS
 from PIL import Image
 
@@ -20,7 +30,7 @@ MPP, SIDE, TRUTH_UM = 4.0, 40, 16
 
 @pytest.fixture(scope="module")
 def drawn(tmp_path_factory: pytest.TempPathFactory) -> tuple[Prepared, Path]:
-    folder = tmp_path_factory.mktemp("ceiling")
+    folder = tmp_path_factory.mktemp("supervised")
     config = PhantomConfig(least_um=2000, most_um=2200, mpp=4.0, truth_um=TRUTH_UM)
     cohort = Cohort.from_csv(write_phantoms(folder, task="focus", slides=16, config=config))
     prepared = prepare_cohort(
@@ -41,18 +51,20 @@ def test_patches_are_a_grid_on_the_slide_and_tumour_where_the_truth_is(drawn: tu
             for y, x in np.random.default_rng(0).integers((0, 0), raster.shape_px, (50, 2)).tolist():
                 um = ((top + y + 0.5) * MPP, (left + x + 0.5) * MPP)
                 assert found_px[y, x] == picture[int(um[0] // TRUTH_UM), int(um[1] // TRUTH_UM)]
-            expected, of_tumour = [], []
+            expected, of_tumour, where = [], [], []
             per = round(SIDE * MPP) // TRUTH_UM
             for y in range(ceil_div(picture.shape[0], per)):
                 for x in range(ceil_div(picture.shape[1], per)):
                     box = Box.at(y * SIDE - top, x * SIDE - left, SIDE, SIDE)
                     if on_tissue(raster, box) >= 0.5:
                         expected.append(raster.read(box))
+                        where.append([y, x])
                         share = picture[y * per : (y + 1) * per, x * per : (x + 1) * per].sum() / per**2
                         of_tumour.append(share >= 0.5)
-            patches, tumour_N = patches_of(raster, picture, SIDE)
+            patches, places, tumour_N = patches_of(raster, picture, SIDE)
         assert np.array_equal(patches, np.stack(expected))
         assert tumour_N.tolist() == of_tumour
+        assert (places - places[0]).tolist() == (np.array(where) - where[0]).tolist()
         assert tumour_N.any() == (row.label != prepared.cohort.classes[0])
         lesions += tumour_N.sum()
     assert shifted
@@ -77,14 +89,16 @@ def test_what_is_told_is_learned(drawn: tuple[Prepared, Path], name: str) -> Non
     assert figures[f"{name}_patches_auroc"] > 0.85
 
 
-def test_a_slide_answers_by_its_strongest_patches() -> None:
-    found = [np.array([3.0, -1, 5]), np.array([0.0])]
-    assert answers(found, 1).tolist() == [5, 0]
-    assert answers(found, 2).tolist() == [4, 0]
-    assert answers(found, 16).tolist() == pytest.approx([7 / 3, 0])
-    no_pixels = np.zeros((1, 1, 1, 3), np.uint8)
-    slides = [
-        Slide(no_pixels, np.array([True, False, False]), 1, "a"),
-        Slide(no_pixels, np.array([False]), 0, "b"),
-    ]
-    assert of_patches(slides, found) == pytest.approx(2 / 3)
+def test_a_slide_answers_by_its_strongest_patches_and_those_around_them() -> None:
+    def slide(places: list[list[int]], tumour: list[bool]) -> Slide:
+        return Slide(np.zeros((len(places), 1, 1, 3), np.uint8), np.array(places), np.array(tumour), 0, "p")
+
+    slides = [slide([[0, 0], [0, 1], [2, 2], [1, 2]], [True, False, False, False]), slide([[5, 5]], [False])]
+    found = [np.array([3.0, -1, 5, 0]), np.array([0.0])]
+    assert answers(slides, found, 1, 1).tolist() == [5, 0]
+    assert answers(slides, found, 1, 2).tolist() == [4, 0]
+    assert answers(slides, found, 1, 16).tolist() == pytest.approx([7 / 4, 0])
+    assert averaged(slides[0].places, found[0], 3).tolist() == pytest.approx([1, 2 / 3, 5 / 2, 4 / 3])
+    assert answers(slides, found, 3, 1).tolist() == pytest.approx([5 / 2, 0])
+    assert of_patches(slides, found) == pytest.approx(3 / 4)
+    assert some_of(slides[0], 2).places.tolist() == [[0, 0], [0, 1], [1, 2]]
