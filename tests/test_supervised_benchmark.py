@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from benchmarks.mil import PARTS
 from benchmarks.supervised import (
     Slide,
     answers,
@@ -15,7 +16,6 @@ from benchmarks.supervised import (
     some_of,
     tumour_px,
 )
-from benchmarks.mil import PARTS
 from PIL import Image
 
 from holoslide.geometry import Box, ceil_div
