@@ -132,8 +132,20 @@ ACCURACY = (
         "slides_auroc",
     ),
     Goal("tissue06_mil_auroc", "the same, best MIL by validation", "mil-tissue-06", "best_auroc"),
+    Goal(
+        "tissue06_supervised_auroc",
+        "the same, the network told of every training patch",
+        "supervised-tissue-06",
+        "trained_auroc",
+    ),
     Goal("tissue03_auroc", "tissue slides, burden 0.03", "run_record-tissue-03", "slides_auroc", least=0.80),
     Goal("tissue03_mil_auroc", "the same, best MIL by validation", "mil-tissue-03", "best_auroc"),
+    Goal(
+        "tissue03_supervised_auroc",
+        "the same, the network told of every training patch",
+        "supervised-tissue-03",
+        "trained_auroc",
+    ),
     Goal(
         "prediction_mil_over_ours",
         "slide file to prediction: MIL at twice the resolution, times longer",
