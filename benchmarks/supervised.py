@@ -206,6 +206,11 @@ def of_patches(slides: Sequence[Slide], found: Sequence[NDArray[np.float64]]) ->
     return float(roc_auc_score(truth, np.concatenate(found)))
 
 
+def of_slides(slides: Sequence[Slide], answer: NDArray[np.float64]) -> float:
+    """AUROC of the slides."""
+    return float(roc_auc_score([slide.label for slide in slides], answer))
+
+
 def some_of(slide: Slide, every: int) -> Slide:
     """The slide with all its patches of tumour, and one in `every` of the others."""
     kept_N = slide.tumour_N.copy()
@@ -219,12 +224,10 @@ def answers(
     slides: Sequence[Slide], found: Sequence[NDArray[np.float64]], around: int, strongest: int
 ) -> NDArray[np.float64]:
     """Of each slide the mean of its strongest patches, each averaged over a square of them."""
-    return np.array(
-        [
-            np.sort(averaged(slide.places, each, around))[-strongest:].mean()
-            for slide, each in zip(slides, found, strict=True)
-        ]
-    )
+    given = []
+    for slide, logits_N in zip(slides, found, strict=True):
+        given.append(np.sort(averaged(slide.places, logits_N, around))[-strongest:].mean())
+    return np.array(given)
 
 
 def averaged(places: NDArray[np.int64], logits_N: NDArray[np.float64], around: int) -> NDArray[np.float64]:
@@ -238,32 +241,30 @@ def averaged(places: NDArray[np.int64], logits_N: NDArray[np.float64], around: i
 
 def reached(slides: Slides, weights: str, *, frozen: bool, epochs: int, seeds: int) -> dict[str, Figure]:
     """The figures of one of the two."""
-    tested = slides["test"]
-    aurocs, of_each, chances, chosen = [], [], [], []
-    labels = {part: [slide.label for slide in slides[part]] for part in PARTS}
+    tested, patients = slides["test"], [slide.patient for slide in slides["test"]]
+    aurocs, patches, chances, chosen = [], [], [], []
     for seed in range(seeds):
         net = train(slides, weights, frozen=frozen, epochs=epochs, seed=seed)
         valid, test = scores(net, slides["valid"]), scores(net, tested)
-        tried = {
-            way: float(roc_auc_score(labels["valid"], answers(slides["valid"], valid, *way)))
+        ways = {
+            way: of_slides(slides["valid"], answers(slides["valid"], valid, *way))
             for way in product(AROUND, STRONGEST)
         }
-        chosen.append(max(tried, key=lambda way: tried[way]))
+        chosen.append(max(ways, key=lambda way: ways[way]))
         answer = answers(tested, test, *chosen[-1])
-        aurocs.append(float(roc_auc_score(labels["test"], answer)))
-        of_each.append(of_patches(tested, test))
+        aurocs.append(of_slides(tested, answer))
+        patches.append(of_patches(tested, test))
         chances.append(1 / (1 + np.exp(-answer)))
     chance = np.mean(chances, axis=0)
     mean_NL = np.stack([1 - chance, chance], axis=1)
-    interval = compute_metrics(
-        labels["test"], mean_NL, [slide.patient for slide in tested], ("no", "yes")
-    ).auroc
+    labels = [slide.label for slide in tested]
+    interval = compute_metrics(labels, mean_NL, patients, ("no", "yes")).auroc
     name = "frozen" if frozen else "trained"
     return {
         f"{name}_auroc": round(statistics.mean(aurocs), 4),
         f"{name}_seeds": ", ".join(f"{value:.3f}" for value in aurocs),
         f"{name}_interval": f"{interval.low:.3f} to {interval.high:.3f}",
-        f"{name}_patches_auroc": round(statistics.mean(of_each), 4),
+        f"{name}_patches_auroc": round(statistics.mean(patches), 4),
         f"{name}_chosen": "; ".join(f"the strongest {n}, averaged {a} x {a}" for a, n in chosen),
     }
 

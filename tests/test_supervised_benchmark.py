@@ -4,16 +4,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from benchmarks.mil import PARTS
+import torch
+from benchmarks.mil import PARTS, network
 from benchmarks.supervised import (
     Slide,
+    Slides,
     answers,
     averaged,
     of_patches,
     patches_of,
     reached,
+    scores,
     slides_of,
     some_of,
+    train,
     tumour_px,
 )
 from PIL import Image
@@ -80,13 +84,33 @@ def on_tissue(raster: Raster, box: Box) -> float:
     return inside / box.area
 
 
-@pytest.mark.parametrize("name", ["frozen", "trained"])
-def test_what_is_told_is_learned(drawn: tuple[Prepared, Path], name: str) -> None:
+@pytest.fixture(scope="module")
+def slides(drawn: tuple[Prepared, Path]) -> Slides:
+    found = slides_of(*drawn, SIDE)
+    assert [len(found[part]) for part in PARTS] == [len(getattr(drawn[0].cohort, part)) for part in PARTS]
+    return found
+
+
+@pytest.mark.parametrize("frozen", [True, False], ids=["frozen", "trained"])
+def test_what_is_told_is_learned(slides: Slides, *, frozen: bool) -> None:
     """Lesions of the demo's kind are crowds of dark nuclei: random filters tell them apart, once told."""
-    slides = slides_of(*drawn, SIDE)
-    assert [len(slides[part]) for part in PARTS] == [len(getattr(drawn[0].cohort, part)) for part in PARTS]
-    figures = reached(slides, "none", frozen=name == "frozen", epochs=2, seeds=1)
-    assert figures[f"{name}_patches_auroc"] > 0.85
+    net = train(slides, "none", frozen=frozen, epochs=2, seed=0)
+    assert of_patches(slides["test"], scores(net, slides["test"])) > 0.85
+    torch.manual_seed(0)
+    fresh = network("none")
+    for part, stands in (("stem", True), ("parts", frozen)):
+        now, before = (getattr(model, part).state_dict().values() for model in (net.model, fresh))
+        assert all(map(torch.equal, now, before)) == stands
+
+
+def test_all_that_is_promised_is_told(slides: Slides) -> None:
+    figures = reached(slides, "none", frozen=True, epochs=1, seeds=2)
+    assert set(figures) == {
+        f"frozen_{name}" for name in ("auroc", "seeds", "interval", "patches_auroc", "chosen")
+    }
+    seeds = [float(value) for value in str(figures["frozen_seeds"]).split(", ")]
+    assert len(seeds) == 2
+    assert figures["frozen_auroc"] == pytest.approx(sum(seeds) / 2, abs=1e-3)
 
 
 def test_a_slide_answers_by_its_strongest_patches_and_those_around_them() -> None:
