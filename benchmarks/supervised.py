@@ -8,11 +8,11 @@ slide's answer is the mean of its strongest patches; which of these, the validat
 
 frozen    the network stands still, and the two layers learn.        trained   all learn, but the network's stem.
 
-An epoch has every patch of tumour, and as many others; which epoch, the validation slides' patches tell, all of tumour
-and a quarter of the others. `_auroc` is the slides' in the test part, mean of `--seeds` trainings, `_seeds` each,
-`_interval` that of their mean answers, over patients; `_patches_auroc` the patches'. FOLDER of `--truth` is as
-`benchmarks.heatmaps` takes it; the patches are a grid on the slide. Without a cohort, on a few drawn slides: to see
-that it runs.
+An epoch has every patch of tumour, and as many others; which epoch, the validation slides' patches tell, all of
+tumour and a quarter of the others. `_auroc` is the slides' in the test part, mean of `--seeds` trainings,
+`_seeds` each, `_interval` that of their mean answers, over patients; `_patches_auroc` the patches'. FOLDER of
+`--truth` is as `benchmarks.heatmaps` takes it; the patches are a grid on the slide. Without a cohort, on a few
+drawn slides: to see that it runs.
 """
 
 from __future__ import annotations
