@@ -34,7 +34,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from benchmarks.common import Figure, Options, Result, main
-from benchmarks.mil import PARTS, prepared_slides
+from benchmarks.mil import PARTS, cohort_arguments, prepared_slides
 from holoslide.geometry import Box
 from holoslide.models.classifier import LocalClassifier
 from holoslide.models.heads import Head, StandardConv
@@ -234,11 +234,7 @@ def measure(options: Options) -> Result:
 
 
 def _arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("cohort", nargs="?", help="slide table with splits (default: some drawn slides)")
-    parser.add_argument("name", nargs="?", help="goes into the name of the result file")
-    parser.add_argument("--rasters", metavar="DIR", help="where the prepared slides are, or go")
-    parser.add_argument("--mpp", type=float, default=4.0, help="um per pixel to prepare at (4)")
-    parser.add_argument("--weights", default="none", help="ImageNet weights of ResNet-18, a file")
+    cohort_arguments(parser)
     parser.add_argument("--only", metavar="QUESTIONS", help=f"some of {','.join(VALUES)}")
     parser.add_argument("--epochs", type=int, metavar="N", help="of every training (2, --full 8)")
     parser.add_argument("--seeds", type=int, default=3, metavar="N", help="trainings of every setting (3)")

@@ -196,6 +196,15 @@ def measure(options: Options) -> Result:
     return Result(figures=figures, configuration=configuration, variant=values["name"] or "drawn")
 
 
+def cohort_arguments(parser: argparse.ArgumentParser) -> None:
+    """Which slides, where and at what resolution, as `prepared_slides` takes them, and the network's weights."""
+    parser.add_argument("cohort", nargs="?", help="slide table with splits (default: some drawn slides)")
+    parser.add_argument("name", nargs="?", help="goes into the name of the result file")
+    parser.add_argument("--rasters", metavar="DIR", help="where the prepared slides are, or go")
+    parser.add_argument("--mpp", type=float, default=4.0, help="um per pixel to prepare at (4)")
+    parser.add_argument("--weights", default="none", help="ImageNet weights of ResNet-18, a file")
+
+
 def prepared_slides(values: Mapping[str, Any], folder: Path) -> Prepared:
     table, rasters, mpp = values["cohort"], values["rasters"] or folder / "rasters", values["mpp"]
     if table is None:
@@ -224,14 +233,10 @@ def _bags(
 
 
 def _arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("cohort", nargs="?", help="slide table with splits (default: some drawn slides)")
-    parser.add_argument("name", nargs="?", help="goes into the name of the result file")
-    parser.add_argument("--rasters", metavar="DIR", help="where the prepared slides are, or go")
-    parser.add_argument("--mpp", type=float, default=4.0, help="um per pixel to prepare at (4)")
+    cohort_arguments(parser)
     parser.add_argument(
         "--patch-px", default="64,128", metavar="SIDES", help="sides of a patch that are tried (64,128)"
     )
-    parser.add_argument("--weights", default="none", help="ImageNet weights of ResNet-18, a file")
     parser.add_argument("--only", metavar="METHODS", help=f"some of {','.join(MODELS)}")
     parser.add_argument("--epochs", type=int, metavar="N", help="at most (3, --full 50)")
     parser.add_argument(

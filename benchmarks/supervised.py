@@ -35,7 +35,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmarks.common import Figure, Options, Result, main
-from benchmarks.mil import PARTS, network, prepared_slides
+from benchmarks.mil import PARTS, cohort_arguments, network, prepared_slides
 from benchmarks.plain import normalised
 from holoslide.evaluation.metrics import compute_metrics
 from holoslide.geometry import Box, ceil_div
@@ -294,13 +294,9 @@ def measure(options: Options) -> Result:
 
 
 def _arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("cohort", nargs="?", help="slide table with splits (default: some drawn slides)")
-    parser.add_argument("name", nargs="?", help="goes into the name of the result file")
-    parser.add_argument("--rasters", metavar="DIR", help="where the prepared slides are, or go")
+    cohort_arguments(parser)
     parser.add_argument("--truth", metavar="FOLDER", help="where the tumour is, a PNG of each slide")
-    parser.add_argument("--mpp", type=float, default=4.0, help="um per pixel to prepare at (4)")
     parser.add_argument("--patch-px", type=int, default=50, metavar="SIDE", help="of a patch (50)")
-    parser.add_argument("--weights", default="none", help="ImageNet weights of ResNet-18, a file")
     parser.add_argument("--epochs", type=int, metavar="N", help="of every training (2, --full 12)")
     parser.add_argument("--seeds", type=int, default=1, metavar="N", help="trainings of each of the two (1)")
 
