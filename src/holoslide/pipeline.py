@@ -74,7 +74,7 @@ def refuse_unfit(
         what = f"{folder} is no folder that can be written into"
         raise ConfigError("stream.folder", what, "make it, or name another")
     Positive.of(cohort.classes, config.evaluate.positive)
-    processes(config.train.accelerator, devices=config.train.devices, nodes=config.train.nodes)
+    processes(config.train)
     if model is None:
         LocalClassifier.from_config(config.model, classes=cohort.classes, generator=torch.Generator())
 

@@ -180,7 +180,7 @@ def _run_all(
     Positive.of(prepared.cohort.classes, config.evaluate.positive)  # refused now, not after the first run
     _refuse_other_runs(repeats, prepared, out, planned, resume=resume)
     # All are past the refusals once they have met here; what is there is not yet changed by any.
-    fabric = launch(config.train.accelerator, devices=config.train.devices, nodes=config.train.nodes)
+    fabric = launch(config.train)
     if fabric.is_global_zero:
         out.mkdir(parents=True, exist_ok=True)
         write_text(config.to_yaml(), out / "config.yaml")

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from lightning_fabric.utilities.rank_zero import rank_zero_info
 
 from holoslide.errors import ConfigError
-from holoslide.training.parallel import launch, share
+from holoslide.training.options import TrainConfig
+from holoslide.training.parallel import launch, processes, share
 from tests.training import tiny, worker
 from tests.training.test_resume import MEASURED
 
@@ -77,7 +78,7 @@ def test_fabric_gives_no_advice(caplog: pytest.LogCaptureFixture) -> None:
     said.setLevel(logging.INFO)  # as it is when first imported
     said.addHandler(caplog.handler)
     rank_zero_info("round your numbers")
-    launch("cpu", devices=1, nodes=1)
+    launch(TrainConfig(accelerator="cpu"))
     rank_zero_info("round them again")
     said.warning("this matters")
     said.removeHandler(caplog.handler)
@@ -87,7 +88,7 @@ def test_fabric_gives_no_advice(caplog: pytest.LogCaptureFixture) -> None:
 
 def test_devices_that_are_not_there_are_a_configuration_error():
     with pytest.raises(ConfigError, match=r"train\.devices: "):
-        launch("cuda" if not torch.cuda.is_available() else "cpu", devices=10**6 + 1, nodes=1)
+        launch(TrainConfig(accelerator="cpu" if torch.cuda.is_available() else "cuda", devices=10**6 + 1))
 
 
 def test_more_processes_than_the_settings_ask_for_do_not_train_each_by_itself(monkeypatch):
@@ -96,4 +97,12 @@ def test_more_processes_than_the_settings_ask_for_do_not_train_each_by_itself(mo
     with pytest.raises(
         ConfigError, match=r"one process, and torchrun started 2; give --set train\.devices=2"
     ):
-        launch("cpu", devices=1, nodes=1)
+        launch(TrainConfig(accelerator="cpu"))
+
+
+def test_no_process_looks_on_while_others_train() -> None:
+    with pytest.raises(
+        ConfigError, match=r"train\.accumulate: is 1, too few .* for 2 processes; give 2 or more"
+    ):
+        processes(TrainConfig(accelerator="cpu", devices=2, accumulate=1))
+    assert processes(TrainConfig(accelerator="cpu", devices=2, accumulate=2)).world_size == 2

@@ -97,7 +97,7 @@ def fit(
     if (out / LAST).exists() and not resume:
         raise CheckpointError(out, "holds a run already", "resume it, or train into another folder")
     slides = Slides(train, valid, open_pixels=open_pixels, augment=augment, seed=config.seed)
-    fabric = launch(config.accelerator, devices=config.devices, nodes=config.nodes)
+    fabric = launch(config)
     with checkpoint.alone(out) if fabric.is_global_zero else nullcontext():
         run = _Run(model, slides, fabric, config=config, stream=stream, out=out)
         if resume and (out / LAST).exists():

@@ -43,7 +43,7 @@ class TrainConfig:
     warmup_epochs: float = 0.0
     """Over these first epochs the rate rises from near zero."""
     accumulate: int = 4
-    """So many slides make one optimiser step."""
+    """So many slides make one optimiser step. Several devices share them, so there are at least as many."""
     average: float = 0.98
     """Above 0, a moving average of the weights is validated and kept instead of the last step's; so much of it is
     left in each step, as 0.98."""

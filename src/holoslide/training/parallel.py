@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Literal
 
 import torch
 from lightning_fabric import Fabric
@@ -18,33 +17,36 @@ from torch import Tensor, nn
 
 from holoslide.errors import ConfigError, HoloslideError
 from holoslide.slides.facts import one_line
-from holoslide.training.options import Accelerator
+from holoslide.training.options import TrainConfig
 
 
-def launch(accelerator: Accelerator, *, devices: int | Literal["auto"], nodes: int) -> Fabric:
+def launch(config: TrainConfig) -> Fabric:
     """Start one process per device (or join those that torchrun or Slurm started); `ConfigError` as `processes`."""
-    fabric = processes(accelerator, devices=devices, nodes=nodes)
+    fabric = processes(config)
     fabric.launch()
     return fabric
 
 
-def processes(accelerator: Accelerator, *, devices: int | Literal["auto"], nodes: int) -> Fabric:
+def processes(config: TrainConfig) -> Fabric:
     """What is to be started, and is not yet.
 
-    Raises `ConfigError`: there are not so many devices, or torchrun has started more processes.
+    Raises `ConfigError`: there are not so many devices, torchrun has started more processes, or there are fewer
+    slides in a step than processes.
     """
     # Else it advises every user of a GPU, in five lines, to round float32, which nobody asked for.
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
+    asked = f"{config.devices} on {config.accelerator}"
     try:
-        fabric = Fabric(accelerator=accelerator, devices=devices, num_nodes=nodes)
+        fabric = Fabric(accelerator=config.accelerator, devices=config.devices, num_nodes=config.nodes)
     except (RuntimeError, ValueError) as error:
-        raise ConfigError(
-            "train.devices", f"{devices} on {accelerator}: {error}", "give what there is"
-        ) from error
+        raise ConfigError("train.devices", f"{asked}: {error}", "give what there is") from error
     started = TorchElasticEnvironment().world_size() if TorchElasticEnvironment.detect() else 1
     if started > fabric.world_size:  # else each would train the whole by itself
-        what, remedy = f"{devices} on {accelerator} is one process", "give --set train.devices="
+        what, remedy = f"{asked} is one process", "give --set train.devices="
         raise ConfigError("train.devices", f"{what}, and torchrun started {started}", f"{remedy}{started}")
+    if fabric.world_size > config.accumulate:  # else some would look on, at a price
+        what = f"is {config.accumulate}, too few slides in a step for {fabric.world_size} processes"
+        raise ConfigError("train.accumulate", what, f"give {fabric.world_size} or more, or fewer devices")
     return fabric
 
 
