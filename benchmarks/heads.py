@@ -9,11 +9,12 @@ MIL on the same features; what the backbone gains by training is not in it. A qu
 pooling   how cells become one answer        kernel   side of a cell, in cells of layer3
 norm      of the cells, over cohort or slide lr       the learning rate
 stem      stride of the first convolution    slides   share of the training slides
-noise     share of training labels turned
+noise     share of training labels turned    maps     pooling and norm together
 
 The epoch is chosen on the validation slides (AUROC, then loss). `QUESTION_VALUE_auroc` is the test AUROC, mean of
-`--seeds` trainings, `_seeds` each of them; `seeds_spread` the mean over all settings of their deviation. Without a
-cohort, on a few drawn slides: to see that it runs.
+`--seeds` trainings, `_seeds` each of them; `seeds_spread` the mean over all settings of their deviation. With
+`--truth`, `_pointing_evidence`, `_auprc_attention`, ... are those of `benchmarks.heatmaps`, and `_pointing_seeds`
+each training's. Without a cohort, on a few drawn slides: to see that it runs.
 """
 
 from __future__ import annotations
@@ -24,17 +25,21 @@ import math
 import statistics
 import tempfile
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
 from torch.nn import functional as F
 
 from benchmarks.common import Figure, Options, Result, main
+from benchmarks.heatmaps import judge, picture_of
 from benchmarks.mil import PARTS, cohort_arguments, prepared_slides
+from benchmarks.supervised import tumour_px
+from holoslide.evaluation.scales import evidence_for
 from holoslide.geometry import Box
 from holoslide.models.classifier import LocalClassifier
 from holoslide.models.heads import Head, StandardConv
@@ -64,13 +69,22 @@ class Setting:
 
 @dataclass(frozen=True, slots=True)
 class Slide:
-    """Layer3 of one slide (C, H, W), what glass is there (C,), and where its tissue is."""
+    """Layer3 of one slide (C, H, W), what glass is there (C,), where its tissue is, and which cells have lesion."""
 
     map_CHW: Tensor
     glass_C: Tensor
     tissue: Tissue
+    lesion_HW: NDArray[np.bool_]
     label: int
     patient: str
+
+
+@dataclass(frozen=True, slots=True)
+class Reached:
+    """What a head came to on the test slides: AUROC, and `benchmarks.heatmaps`' figures of those with a lesion."""
+
+    auroc: float
+    maps: dict[str, float]
 
 
 Slides = dict[str, list[Slide]]  # by part
@@ -82,6 +96,7 @@ VALUES: dict[str, tuple[object, ...]] = {
     "stem": (2, 3),
     "slides": (0.25, 0.5, 1.0),
     "noise": (0.0, 0.1, 0.2),
+    "maps": ("auto-cohort", "auto-slide", "gated-cohort", "gated-slide"),
 }
 
 
@@ -91,6 +106,9 @@ def settings(question: str) -> dict[str, Setting]:
     for value in VALUES[question]:
         if question in {"pooling", "kernel", "norm"}:
             found[str(value)] = Setting(heads=dataclasses.replace(CELLS, **{question: value}))  # type: ignore[arg-type]
+        elif question == "maps":
+            both = dict(zip(("pooling", "norm"), str(value).split("-"), strict=True))
+            found[str(value)] = Setting(heads=dataclasses.replace(CELLS, **both))  # type: ignore[arg-type]
         else:
             found[f"{value:g}"] = dataclasses.replace(Setting(), **{question: value})  # type: ignore[arg-type]
     return found
@@ -114,8 +132,8 @@ def network(weights: str, glass: tuple[int, int, int], stem: int) -> StreamedCla
 
 
 @torch.no_grad()
-def slides_of(prepared: Prepared, weights: str, stem: int) -> Slides:
-    """Every slide of the cohort, in half precision, by part."""
+def slides_of(prepared: Prepared, weights: str, stem: int, truth: Path | None = None) -> Slides:
+    """Every slide of the cohort, in half precision, by part; without `truth` no lesion is known."""
     cohort, net = prepared.cohort, None
     found: Slides = {part: [] for part in PARTS}
     for part in PARTS:
@@ -123,11 +141,23 @@ def slides_of(prepared: Prepared, weights: str, stem: int) -> Slides:
             with Raster.open(prepared.rasters[row.slide_id]) as raster:
                 net = net or network(weights, tuple(int(v) for v in raster.glass), stem)  # type: ignore[arg-type]
                 output = net.part_map(0, net.stem_map(raster))
-            map_CHW = output.windows([output.frame])[0].half().contiguous()
+                map_CHW = output.windows([output.frame])[0].half().contiguous()
+                lesion = np.zeros(raster.shape_px, bool)
+                if truth is not None:
+                    lesion = tumour_px(picture_of(truth, row.slide_id), raster)
             label = cohort.classes.index(row.label)
-            found[part].append(Slide(map_CHW, output.glass.float(), output.tissue, label, row.patient_id))
+            lesion_HW = touched(lesion, PX_PER_CELL * stem)
+            glass_C = output.glass.float()
+            found[part].append(Slide(map_CHW, glass_C, output.tissue, lesion_HW, label, row.patient_id))
             output.free()
     return found
+
+
+def touched(mask: NDArray[np.bool_], side: int) -> NDArray[np.bool_]:
+    """Which squares of a grid over a mask hold any of it; the last ones may reach beyond."""
+    height, width = (math.ceil(n / side) for n in mask.shape)
+    filled = np.pad(mask, [(0, side * n - of) for n, of in zip((height, width), mask.shape, strict=True)])
+    return np.asarray(filled.reshape(height, side, width, side).any(axis=(1, 3)))
 
 
 # --- A head on them ---------------------------------------------------------------------------------------------
@@ -151,16 +181,22 @@ def votes(slide: Slide, kernel: int, cell_px: int) -> Tensor:
     )
 
 
-def logits(head: Head, slide: Slide, cell_px: int, *, generator: torch.Generator | None = None) -> Tensor:
-    """(L,) of a slide; `generator` draws the dropout."""
+def cells(head: Head, slide: Slide, cell_px: int) -> Tensor:
+    """Those of a slide that vote, (N, C)."""
     kernel = head_stride(head)
     cells_hwC = head.stem(whole_cells(slide, kernel))[0].permute(1, 2, 0)
-    found: Tensor = head.readout(cells_hwC[votes(slide, kernel, cell_px)], generator=generator)
+    found: Tensor = cells_hwC[votes(slide, kernel, cell_px)]
     return found
 
 
-def train(slides: Slides, setting: Setting, *, epochs: int, seed: int) -> float:
-    """Test AUROC of the epoch that validates best."""
+def logits(head: Head, slide: Slide, cell_px: int, *, generator: torch.Generator | None = None) -> Tensor:
+    """(L,) of a slide; `generator` draws the dropout."""
+    found: Tensor = head.readout(cells(head, slide, cell_px), generator=generator)
+    return found
+
+
+def train(slides: Slides, setting: Setting, *, epochs: int, seed: int) -> Reached:
+    """What the epoch that validates best comes to."""
     torch.manual_seed(seed)  # a head draws its weights from it
     generator, rng = torch.Generator().manual_seed(seed), np.random.default_rng(seed)
     cell_px = PX_PER_CELL * setting.stem
@@ -171,7 +207,7 @@ def train(slides: Slides, setting: Setting, *, epochs: int, seed: int) -> float:
     given = chosen(slides["train"], setting, rng)
     optimizer = torch.optim.AdamW(head.parameters(), lr=setting.lr, weight_decay=1e-2)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs * len(given))
-    best, reached = (-1.0, 0.0), 0.5
+    best, reached = (-1.0, 0.0), Reached(0.5, {})
     for _ in range(epochs):
         for index in rng.permutation(len(given)):
             slide, label = given[int(index)]
@@ -182,7 +218,8 @@ def train(slides: Slides, setting: Setting, *, epochs: int, seed: int) -> float:
             schedule.step()
         measure = validated(head, slides["valid"], cell_px)
         if measure > best:
-            best, reached = measure, validated(head, slides["test"], cell_px)[0]
+            auroc = validated(head, slides["test"], cell_px)[0]
+            best, reached = measure, Reached(auroc, pointed(head, slides["test"], cell_px))
     return reached
 
 
@@ -205,6 +242,26 @@ def validated(head: Head, slides: Iterable[Slide], cell_px: int) -> tuple[float,
     return float(roc_auc_score(truth, chance)), -float(F.cross_entropy(found, truth))
 
 
+@torch.no_grad()
+def pointed(head: Head, slides: Iterable[Slide], cell_px: int) -> dict[str, float]:
+    """How well attention and evidence point at the lesions, in the mean over the slides that have one known."""
+    kernel, judged = head_stride(head), list[dict[str, float]]()
+    for slide in slides:
+        if slide.lesion_HW.any():
+            lesion_N = touched(slide.lesion_HW, kernel)[votes(slide, kernel, cell_px).numpy()]
+            found = head.readout.explain(cells(head, slide, cell_px))
+            shown = {
+                "evidence": evidence_for(found.evidence_NL.T.numpy(), slide.label),
+                "attention": found.attention_N.numpy(),
+            }
+            maps = {name: asdict(judge(scores_N, lesion_N)) for name, scores_N in shown.items()}
+            judged.append(
+                {f"{kind}_{name}": value for name, one in maps.items() for kind, value in one.items()}
+            )
+            judged[-1]["auprc_chance"] = float(lesion_N.mean())
+    return {key: statistics.fmean(one[key] for one in judged) for key in judged[0]} if judged else {}
+
+
 # --- The benchmark ----------------------------------------------------------------------------------------------
 
 
@@ -214,27 +271,47 @@ def measure(options: Options) -> Result:
     questions = values["only"].split(",") if values["only"] else list(VALUES)
     epochs, seeds = values["epochs"] or (2 if options.quick else 8), range(values["seeds"])
     wanted = {(q, name): setting for q in questions for name, setting in settings(q).items()}
-    aurocs: dict[Setting, list[float]] = {}  # a default is in every question, and trained once
+    reached: dict[Setting, list[Reached]] = {}  # a default is in every question, and trained once
     with tempfile.TemporaryDirectory() as folder:
-        prepared = prepared_slides(values, Path(folder))
+        prepared, truth = prepared_slides(values, Path(folder)), values["truth"]
+        if values["cohort"] is None:
+            truth = Path(folder) / "truth"
         sizes = {part: len(getattr(prepared.cohort, part)) for part in PARTS}
         for stem in sorted({setting.stem for setting in wanted.values()}):
-            slides = slides_of(prepared, values["weights"], stem)
+            slides = slides_of(prepared, values["weights"], stem, truth)
             for setting in dict.fromkeys(s for s in wanted.values() if s.stem == stem):
-                aurocs[setting] = [train(slides, setting, epochs=epochs, seed=seed) for seed in seeds]
+                reached[setting] = [train(slides, setting, epochs=epochs, seed=seed) for seed in seeds]
     figures: dict[str, Figure] = {}
     for (question, name), setting in wanted.items():
-        figures[f"{question}_{name}_auroc"] = round(statistics.mean(aurocs[setting]), 4)
-        figures[f"{question}_{name}_seeds"] = ", ".join(f"{value:.3f}" for value in aurocs[setting])
-    figures["seeds_spread"] = round(statistics.mean(map(statistics.pstdev, aurocs.values())), 4)
+        figures |= {f"{question}_{name}_{key}": value for key, value in _summed(reached[setting]).items()}
+    spreads = [statistics.pstdev(one.auroc for one in each) for each in reached.values()]
+    figures["seeds_spread"] = round(statistics.mean(spreads), 4)
     configuration = {"slides": sizes, "epochs": epochs, "seeds": len(seeds)} | {
         "default": dataclasses.asdict(Setting()), "network": "resnet18 to layer3, frozen"
     }  # fmt: skip
     return Result(figures=figures, configuration=configuration, variant=values["name"] or "drawn")
 
 
+def _summed(trainings: list[Reached]) -> dict[str, Figure]:
+    """The mean of a setting's trainings, and each of them."""
+    aurocs = [one.auroc for one in trainings]
+    figures: dict[str, Figure] = {"auroc": round(statistics.mean(aurocs), 4), "seeds": _listed(aurocs)}
+    if all(one.maps for one in trainings):
+        for key in trainings[0].maps:
+            figures[key] = round(statistics.mean(one.maps[key] for one in trainings), 3)
+        figures["pointing_seeds"] = _listed([one.maps["pointing_evidence"] for one in trainings])
+    return figures
+
+
+def _listed(values: Iterable[float]) -> str:
+    return ", ".join(f"{value:.3f}" for value in values)
+
+
 def _arguments(parser: argparse.ArgumentParser) -> None:
     cohort_arguments(parser)
+    parser.add_argument(
+        "--truth", type=Path, metavar="FOLDER", help="where the lesions are, a PNG of each slide"
+    )
     parser.add_argument("--only", metavar="QUESTIONS", help=f"some of {','.join(VALUES)}")
     parser.add_argument("--epochs", type=int, metavar="N", help="of every training (2, --full 8)")
     parser.add_argument("--seeds", type=int, default=3, metavar="N", help="trainings of every setting (3)")

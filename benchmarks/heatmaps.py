@@ -36,6 +36,11 @@ from holoslide.slides.cohort import Cohort
 from holoslide.slides.reader import open_slide
 
 
+def picture_of(truths: Path, slide_id: str) -> NDArray[np.bool_]:
+    """Where the lesion is, of any scale."""
+    return np.asarray(Image.open(truths / f"{slide_id}.png").convert("L")) > 0
+
+
 def lesion_cells(heatmap: Heatmap, truth: NDArray[np.bool_], shape_l0: tuple[int, int]) -> NDArray[np.bool_]:
     """Which cells of a heatmap the lesion touches, (h, w), from a picture of the whole slide."""
     spans = []
@@ -100,7 +105,7 @@ def measure(options: Options) -> Result:
     modules = RunConfig.load(run / "config.yaml").model.modules
     slides = []
     for slide in Cohort.from_csv(run / "cohort.csv").test:
-        truth = np.asarray(Image.open(truths / f"{slide.slide_id}.png").convert("L")) > 0
+        truth = picture_of(truths, slide.slide_id)
         if not truth.any():
             continue
         assert slide.path is not None

@@ -29,12 +29,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmarks.common import Figure, Options, Result, main
+from benchmarks.heatmaps import picture_of
 from benchmarks.mil import PARTS, cohort_arguments, network, prepared_slides
 from benchmarks.plain import normalised
 from holoslide.evaluation.metrics import compute_metrics
@@ -108,7 +108,7 @@ def slides_of(prepared: Prepared, truth: Path, side: int) -> Slides:
     found: Slides = {part: [] for part in PARTS}
     for part in PARTS:
         for row in getattr(prepared.cohort, part):
-            picture = np.asarray(Image.open(truth / f"{row.slide_id}.png").convert("L")) > 0
+            picture = picture_of(truth, row.slide_id)
             with Raster.open(prepared.rasters[row.slide_id]) as raster:
                 patches, places, tumour_N = patches_of(raster, picture, side)
             label = prepared.cohort.classes.index(row.label)
