@@ -46,6 +46,8 @@ OPEN = (
     "which heads, and whether with barriers, at burden 0.06: of seven settings, one training each on three "
     "layouts, the paper's heads and the preset's without barriers are ahead, by no more than luck can do; the two "
     "together; burden 0.03 on more than one layout, and at 0.12 other settings than the defaults",
+    "gated attention with the cohort's norm, whose maps point right, in whole trainings; whether the defaults' "
+    "maps point at the lesion on layouts 1 and 2",
     "what more patients, more pixels or a larger network give at burden 0.03, where this one reaches 0.715 told of "
     "every patch of the training slides",
     "barriers on `arrangement` in six modules: one training each, they cost much, half of them less",

@@ -17,6 +17,7 @@ QUESTIONS = {
     "stem": "stride of the first convolution",
     "slides": "share of the training slides",
     "noise": "share of training labels turned",
+    "maps": "pooling and norm together",
 }
 METHODS = {
     "end_to_end": "end to end, plain",
@@ -128,14 +129,35 @@ With 8 GiB and K = 4; a time is that of the first step at its side, asking for m
 """
 
 
+_POINTING = {
+    "pointing_evidence": "strongest evidence on the lesion",
+    "pointing_seeds": "each seed",
+    "pointing_attention": "strongest attention on it",
+    "auprc_evidence": "AP, evidence",
+    "auprc_attention": "attention",
+    "auprc_chance": "chance",
+}
+SHOWN_POINTING = """\
+Share of the test slides with a lesion whose strongest cell lies on it, and the average precision (AP) of their
+cells, by evidence for the slide's class and by attention.
+"""
+
+
 def heads(found: Found, words: str) -> str:
     """A table of one setting at a time."""
     rows = ["| setting | value | test AUROC | each seed |", "| --- | --- | --- | --- |"]
+    pointing = [f"| heads | {' | '.join(_POINTING.values())} |", "| --- " * (len(_POINTING) + 1) + "|"]
     for key in found.figures:
         if key.endswith("_auroc"):
-            question, value = key.removesuffix("_auroc").split("_")
-            seeds = found.figures[f"{question}_{value}_seeds"]
+            setting = key.removesuffix("_auroc")
+            question, value = setting.split("_")
+            seeds = found.figures[f"{setting}_seeds"]
             rows.append(f"| {QUESTIONS[question]} | {value} | {number(found, key):.3f} | {seeds} |")
+            if f"{setting}_auprc_chance" in found.figures:
+                shown = " | ".join(str(found.figures[f"{setting}_{of}"]) for of in _POINTING)
+                pointing.append(f"| {value} | {shown} |")
+    if len(pointing) > 2:
+        rows += ["", SHOWN_POINTING, *pointing]
     head = (
         f"## One setting at a time: {words}, frozen features\n\nThe last head alone on layer3 of the frozen "
         f"ResNet-18, all else as by default ({_source(found)}).\n"

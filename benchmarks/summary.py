@@ -165,6 +165,11 @@ _MAPS = (
     ("demo", "demo", "heatmaps-demo"),
     ("tissue06", "tissue slides, burden 0.06, small lesions", "heatmaps-tissue-06-small-lesions"),
     ("tissue12", "tissue slides, burden 0.12", "heatmaps-tissue-slides"),
+    (
+        "tissue12_gated",
+        "the same, small lesions with the paper's heads",
+        "heatmaps-tissue-12-small-lesions-gated",
+    ),
 )
 HEATMAPS = tuple(
     Goal(f"{name}_{short}", f"{words}: {what}", file, key)

@@ -68,8 +68,9 @@ class HeadConfig:
     class's logits are pooled by a softmax over them; a small lesion teaches from the first step."""
     norm: Norm = "slide"
     """`slide` is the paper's GroupNorm over all cells of a slide. It lets each cell know of all others, so
-    that evidence may stand beside what it is about. With `cohort` the stem's input is normalised by
-    statistics measured once on the training slides, and a cell speaks for what it sees alone."""
+    that evidence may stand beside what it is about, or everywhere but on it. With `cohort` the stem's input is
+    normalised by statistics measured once on the training slides, and a cell speaks for what it sees alone:
+    where maps matter, take this."""
     kernel: int | None = None
     """Side of the last head's stem, in cells of the last map. The earlier heads' are larger by as much as their
     maps are finer, so that the cells of all heads are the same squares of tissue. null takes the paper's for
