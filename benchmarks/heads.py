@@ -25,8 +25,9 @@ import math
 import statistics
 import tempfile
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -36,7 +37,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from benchmarks.common import Figure, Options, Result, main
-from benchmarks.heatmaps import judge, picture_of
+from benchmarks.heatmaps import judge_maps, picture_of
 from benchmarks.mil import PARTS, cohort_arguments, prepared_slides
 from benchmarks.supervised import tumour_px
 from holoslide.evaluation.scales import evidence_for
@@ -88,7 +89,7 @@ class Reached:
 
 
 Slides = dict[str, list[Slide]]  # by part
-VALUES: dict[str, tuple[object, ...]] = {
+VALUES: dict[str, tuple[Any, ...]] = {
     "pooling": ("auto", "gated", "attention", "mean"),
     "kernel": (1, 2, 3, 4, 5, 7),
     "norm": ("cohort", "slide"),
@@ -102,16 +103,21 @@ VALUES: dict[str, tuple[object, ...]] = {
 
 def settings(question: str) -> dict[str, Setting]:
     """Each value of a question, the rest as by default."""
-    found = {}
-    for value in VALUES[question]:
-        if question in {"pooling", "kernel", "norm"}:
-            found[str(value)] = Setting(heads=dataclasses.replace(CELLS, **{question: value}))  # type: ignore[arg-type]
-        elif question == "maps":
-            both = dict(zip(("pooling", "norm"), str(value).split("-"), strict=True))
-            found[str(value)] = Setting(heads=dataclasses.replace(CELLS, **both))  # type: ignore[arg-type]
-        else:
-            found[f"{value:g}"] = dataclasses.replace(Setting(), **{question: value})  # type: ignore[arg-type]
-    return found
+    return {
+        f"{value:g}" if isinstance(value, float) else str(value): _setting(question, value)
+        for value in VALUES[question]
+    }
+
+
+def _setting(question: str, value: Any) -> Setting:
+    heads: dict[str, Any] = {}
+    if question == "maps":
+        heads = dict(zip(("pooling", "norm"), value.split("-"), strict=True))
+    elif question in {"pooling", "kernel", "norm"}:
+        heads = {question: value}
+    if heads:
+        return Setting(heads=dataclasses.replace(CELLS, **heads))
+    return dataclasses.replace(Setting(), **{question: value})
 
 
 # --- Features ---------------------------------------------------------------------------------------------------
@@ -155,9 +161,8 @@ def slides_of(prepared: Prepared, weights: str, stem: int, truth: Path | None = 
 
 def touched(mask: NDArray[np.bool_], side: int) -> NDArray[np.bool_]:
     """Which squares of a grid over a mask hold any of it; the last ones may reach beyond."""
-    height, width = (math.ceil(n / side) for n in mask.shape)
-    filled = np.pad(mask, [(0, side * n - of) for n, of in zip((height, width), mask.shape, strict=True)])
-    return np.asarray(filled.reshape(height, side, width, side).any(axis=(1, 3)))
+    found = F.max_pool2d(torch.from_numpy(mask)[None].float(), side, ceil_mode=True)
+    return found[0].bool().numpy()
 
 
 # --- A head on them ---------------------------------------------------------------------------------------------
@@ -254,10 +259,7 @@ def pointed(head: Head, slides: Iterable[Slide], cell_px: int) -> dict[str, floa
                 "evidence": evidence_for(found.evidence_NL.T.numpy(), slide.label),
                 "attention": found.attention_N.numpy(),
             }
-            maps = {name: asdict(judge(scores_N, lesion_N)) for name, scores_N in shown.items()}
-            judged.append(
-                {f"{kind}_{name}": value for name, one in maps.items() for kind, value in one.items()}
-            )
+            judged.append(judge_maps(shown, lesion_N))
             judged[-1]["auprc_chance"] = float(lesion_N.mean())
     return {key: statistics.fmean(one[key] for one in judged) for key in judged[0]} if judged else {}
 

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import argparse
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -77,6 +77,12 @@ def judge(scores_HW: NDArray[np.floating], lesion_HW: NDArray[np.bool_]) -> Judg
     return Judged(float(lesion[scores.argmax()]), float(average_precision_score(lesion, scores)), share)
 
 
+def judge_maps(maps: Mapping[str, NDArray[np.floating]], lesion_HW: NDArray[np.bool_]) -> dict[str, float]:
+    """The figures of several maps of one slide: `pointing_NAME` and so on."""
+    judged = {name: asdict(judge(scores_HW, lesion_HW)) for name, scores_HW in maps.items()}
+    return {f"{kind}_{name}": value for name, one in judged.items() for kind, value in one.items()}
+
+
 def judge_slide(
     paths: Sequence[Path], label: str, truth: NDArray[np.bool_], shape_l0: tuple[int, int]
 ) -> dict[str, float]:
@@ -86,14 +92,12 @@ def judge_slide(
         heatmap = Heatmap.load(path)
         lesion_HW = lesion_cells(heatmap, truth, shape_l0)
         own = module == len(paths)
-        shown: dict[str, NDArray[np.floating]] = {
-            "evidence": evidence_for(heatmap.evidence_LHW, heatmap.classes.index(label)),
-            "attention": heatmap.attention_HW,
+        of = "" if own else f"_module{module}"
+        maps: dict[str, NDArray[np.floating]] = {
+            f"evidence{of}": evidence_for(heatmap.evidence_LHW, heatmap.classes.index(label)),
+            f"attention{of}": heatmap.attention_HW,
         }
-        for name, scores_HW in shown.items():
-            key = name if own else f"{name}_module{module}"
-            judged = asdict(judge(scores_HW, lesion_HW))
-            figures |= {f"{kind}_{key}": value for kind, value in judged.items()}
+        figures |= judge_maps(maps, lesion_HW)
         if own:
             figures["auprc_chance"] = float(lesion_HW[np.isfinite(heatmap.attention_HW)].mean())
     return figures

@@ -337,6 +337,7 @@ def test_a_run_of_other_preparation_is_refused_before_its_slides_are_prepared_an
         ("model.modules=40", "model.modules: 40 is out of range"),
         ("evaluate.positive=nobody", "evaluate.positive: 'nobody' is no class"),
         ("train.devices=2000", "train.devices: "),
+        ("train.nodes=4", "train.accumulate: is 3, too few slides in a step for 4 processes; give 4 or more"),
         ("stream.folder=/no/where", "stream.folder: /no/where is no folder"),
     ],
 )
