@@ -59,7 +59,7 @@ PX_PER_CELL = 8  # of layer3, times the stem's stride
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """One training; by default with the heads of `--preset small-lesions`."""
+    """One training; by default with heads that classify each cell by itself."""
 
     heads: HeadConfig = CELLS
     lr: float = 2e-4

@@ -6,6 +6,7 @@ Never edited by hand; a test holds the page against what this makes of the files
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -33,8 +34,21 @@ COHORTS = {  # the result's variant -> what it is
     "tissue-slides": "tissue slides, burden 0.12",
     "tissue-06": "tissue slides, burden 0.06",
     "tissue-03": "tissue slides, burden 0.03",
-    "focus": "focus phantoms",
     "arrangement": "arrangement phantoms",
+}
+_FORMER = "defaults until 2026-11-28"
+OURS = {  # cohort -> our results on it, and what in them is not by default; all of the tissue slides' by layout
+    "tissue-slides": {"tissue-12-small-lesions-gated-cohort-cpu": "", "tissue-slides": _FORMER},
+    "tissue-06": {"tissue-06-small-lesions-gated-cohort-cpu": "", "tissue-06-epochs12": _FORMER},
+    "tissue-03": {"tissue-03-small-lesions": "cells by themselves"},
+    "arrangement": {
+        "arrangement": "",
+        "arrangement-k6": "K = 6",
+        "arrangement-k6-barrier-every-2": "K = 6, every other barrier",
+        "arrangement-k6-no-barriers": "K = 6, no barriers",
+        "arrangement-k6-no-rfr": "K = 6, nothing reconstructed",
+        "arrangement-zeros-all": "zeros, all cells",
+    },
 }
 OPEN = (
     "K = 2, 4 and 8 on tissue slides, and all K at equal wall time; K = 1 against 3 was trained once on each of "
@@ -139,14 +153,12 @@ def _accuracy(results: dict[str, Found]) -> str:
 def methods(cohort: str, results: dict[str, Found]) -> list[tuple[str, float, str, Found]]:
     """What was run on a cohort, of its layouts the first: method, test AUROC, interval, source; ours first."""
     rows: list[tuple[str, float, str, Found]] = []
-    for stem, found in results.items():
-        name, _, layout = stem.partition("-layout")
-        if f"{name}-".startswith(f"run_record-{cohort}-") and layout in {"", "0"}:
-            setting = name.removeprefix(f"run_record-{cohort}").strip("-")
-            name = f"**holoslide**{f', {setting}' if setting else ''}"
-            rows.append(
-                (name, number(found, "slides_auroc"), str(found.figures["slides_auroc_interval"]), found)
-            )
+    for name, changed in OURS[cohort].items():
+        for stem, found in sorted(results.items()):
+            if match := re.fullmatch(rf"run_record-{name}(-layout0|-(?P<seed>seed\d))?", stem):
+                words = ", ".join(filter(None, ("**holoslide**", changed, match["seed"])))
+                value, interval = number(found, "slides_auroc"), str(found.figures["slides_auroc_interval"])
+                rows.append((words, value, interval, found))
     mil = results.get(f"mil-{cohort}")
     if mil is not None:
         rows += [

@@ -36,56 +36,54 @@ class Setting:
     """What a training is told, and how a table names it; of how many patients, with how many labels turned."""
 
     words: str
-    preset: str = "default"
     sets: tuple[str, ...] = ()
     patients: float = 1.0
     noise: float = 0.0
 
 
-SMALL = "small-lesions"
-GATED = ("model.heads.pooling=gated", "model.heads.norm=slide")
+# Each cell is classified by itself, and then the cells' answers are pooled.
+CELLS = ("model.heads.pooling=auto",)
+SLIDE = ("model.heads.norm=slide",)
+# What was the default until 2026-11-28, for comparison.
+FORMER = (
+    "model.backbone.scale=cohort",
+    "model.heads.norm=slide",
+    "model.heads.kernel=null",
+    "train.backbone_lr_ratio=0.5",
+    "train.heads_first=0",
+    "train.accumulate=4",
+)
+SMALL = "small-lesions"  # these results' name, by what they were tried for
 SETTINGS = {
-    "epochs12": Setting("defaults, 12 epochs", sets=("train.epochs=12",)),
-    SMALL: Setting("`--preset small-lesions`", SMALL),
-    f"{SMALL}-k1": Setting("the preset, `model.modules=1` (end to end)", SMALL, ("model.modules=1",)),
-    f"{SMALL}-rate3": Setting(
-        "the preset, `train.backbone_lr_ratio=0.3` (0.1)", SMALL, ("train.backbone_lr_ratio=0.3",)
-    ),
-    f"{SMALL}-no-rfr": Setting(
-        "the preset, `model.reconstruction.alpha=0` (nothing reconstructed)",
-        SMALL,
-        ("model.reconstruction.alpha=0",),
-    ),
-    f"{SMALL}-gated": Setting(
-        "the preset, `model.heads.pooling=gated`, `model.heads.norm=slide` (the paper's)",
-        SMALL,
-        GATED,
-    ),
-    f"{SMALL}-no-barriers": Setting(
-        "the preset, `model.barrier_every=3` (no barriers: the heads' losses reach all below them)",
-        SMALL,
-        ("model.barrier_every=3",),
-    ),
+    f"{SMALL}-gated-cohort": Setting("**the defaults**"),
+    f"{SMALL}-gated": Setting("`model.heads.norm=slide` (the paper's)", SLIDE),
     f"{SMALL}-gated-no-rfr": Setting(
-        "the preset with the paper's heads, nothing reconstructed",
-        SMALL,
-        (*GATED, "model.reconstruction.alpha=0"),
+        "so, and `model.reconstruction.alpha=0` (nothing reconstructed)",
+        (*SLIDE, "model.reconstruction.alpha=0"),
     ),
     f"{SMALL}-gated-no-barriers": Setting(
-        "the preset with the paper's heads and no barriers", SMALL, (*GATED, "model.barrier_every=3")
+        "`model.heads.norm=slide`, `model.barrier_every=3` (no barriers: the heads' losses reach all below them)",
+        (*SLIDE, "model.barrier_every=3"),
     ),
-    f"{SMALL}-gated-epochs24": Setting(
-        "the preset with the paper's heads, 24 epochs", SMALL, (*GATED, "train.epochs=24")
+    f"{SMALL}-gated-epochs24": Setting("`model.heads.norm=slide`, 24 epochs", (*SLIDE, "train.epochs=24")),
+    SMALL: Setting("cells by themselves: `model.heads.pooling=auto`", CELLS),
+    f"{SMALL}-k1": Setting("cells, `model.modules=1` (end to end)", (*CELLS, "model.modules=1")),
+    f"{SMALL}-rate3": Setting(
+        "cells, `train.backbone_lr_ratio=0.3` (0.1)", (*CELLS, "train.backbone_lr_ratio=0.3")
     ),
-    f"{SMALL}-k2": Setting("the preset, `model.modules=2`", SMALL, ("model.modules=2",)),
-    f"{SMALL}-k6": Setting("the preset, `model.modules=6`", SMALL, ("model.modules=6",)),
+    f"{SMALL}-no-rfr": Setting(
+        "cells, `model.reconstruction.alpha=0`", (*CELLS, "model.reconstruction.alpha=0")
+    ),
+    f"{SMALL}-no-barriers": Setting("cells, `model.barrier_every=3`", (*CELLS, "model.barrier_every=3")),
+    f"{SMALL}-k2": Setting("cells, `model.modules=2`", (*CELLS, "model.modules=2")),
+    f"{SMALL}-k6": Setting("cells, `model.modules=6`", (*CELLS, "model.modules=6")),
     f"{SMALL}-zeros-all": Setting(
-        "the preset, `model.border=zeros`, `model.pool=all` (the paper's)",
-        SMALL,
-        ("model.border=zeros", "model.pool=all"),
+        "cells, `model.border=zeros`, `model.pool=all` (the paper's)",
+        (*CELLS, "model.border=zeros", "model.pool=all"),
     ),
-    f"{SMALL}-half": Setting("the preset, half of the training patients", SMALL, patients=0.5),
-    f"{SMALL}-noise10": Setting("the preset, a tenth of the training labels turned", SMALL, noise=0.1),
+    f"{SMALL}-half": Setting("cells, half of the training patients", CELLS, patients=0.5),
+    f"{SMALL}-noise10": Setting("cells, a tenth of the training labels turned", CELLS, noise=0.1),
+    "epochs12": Setting("the defaults until 2026-11-28", FORMER),
 }
 QUICK = ("train.epochs=1", "model.backbone.truncate=layer1", "model.modules=2", "prepare.mpp=8.0")
 DRAWN = PhantomConfig(least_um=1500, most_um=1700, mpp=4.0)
@@ -155,7 +153,7 @@ def changed(setting: Setting, table: Path, into: Path) -> Path:
 
 def train(setting: Setting, values: Mapping[str, Any], sets: tuple[str, ...], out: Path) -> float:
     """One run; its test AUROC over slides."""
-    given = ["--preset", setting.preset, *_given((*setting.sets, *sets))]
+    given = _given((*setting.sets, *sets))
     given += _given([f"model.backbone.weights={values['weights']}"])
     _run("train", *_where(values, out.parent), *given, "--out", out, log=out.with_suffix(".log"))
     metrics = json.loads((out / "metrics.json").read_text(encoding="utf-8"))

@@ -36,11 +36,11 @@ def config_of(**backbone: object) -> RunConfig:
 
 
 def test_pretrained_weights_get_pixels_as_they_learned_them(rasters: list[Path]) -> None:
-    found = normalisation(rasters, config_of(scale="weights"))
+    found = normalisation(rasters, config_of())
     assert (found.mean, found.std) == (InputConfig().mean, InputConfig().std)
 
 
-@pytest.mark.parametrize("backbone", [{}, {"scale": "weights", "weights": "none"}])
+@pytest.mark.parametrize("backbone", [{"scale": "cohort"}, {"weights": "none"}])
 def test_else_pixels_are_scaled_by_the_tissue_of_the_cohort(
     rasters: list[Path], backbone: dict[str, object]
 ) -> None:
@@ -205,8 +205,15 @@ def test_where_memory_would_overflow_to_is_looked_at_before_slides_are(
     assert not (tmp_path / "run").exists()
 
 
-def test_the_papers_preset_scales_by_the_cohort() -> None:
-    assert RunConfig.from_dict(PRESETS["paper"], where="test").model.backbone.by_cohort
+def test_the_papers_preset_is_the_papers_whatever_the_defaults_are() -> None:
+    """Those of arXiv 2207.08267."""
+    paper = RunConfig.load(preset="paper")
+    model, given = paper.model, paper.train
+    assert model.backbone.by_cohort
+    assert (model.heads.pooling, model.heads.norm, model.heads.kernel) == ("gated", "slide", None)
+    assert (model.border, model.pool, model.modules, model.reconstruction.share) == ("zeros", "all", 8, None)
+    assert (given.epochs, given.lr, given.backbone_lr_ratio, given.accumulate) == (55, 2e-5, 0.5, 8)
+    assert (given.schedule, given.heads_first, given.average) == ("step", 0, 0)
 
 
 def test_slides_that_are_prepared_anew_are_not_mixed_into_a_run(finished_run: Path, tmp_path: Path) -> None:

@@ -39,9 +39,7 @@ ConfigOption = Annotated[Path | None, typer.Option("--config", help="YAML file o
 SetOption = Annotated[
     list[str] | None, typer.Option("--set", help="One setting, part.key=value; repeatable.")
 ]
-PresetOption = Annotated[
-    str, typer.Option("--preset", help="Settings to start from: default, paper or small-lesions.")
-]
+PresetOption = Annotated[str, typer.Option("--preset", help="Settings to start from: default, or paper.")]
 WorkersOption = Annotated[
     int, typer.Option("--workers", min=0, help="Processes that open slides (0: one a core).")
 ]

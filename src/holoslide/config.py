@@ -32,25 +32,27 @@ _MOST = 2**31 - 1  # of a size or a count: no library counts further, and what e
 _RECONSTRUCTION = ("alpha", "patches", "side", "share")
 PRESETS: dict[str, dict[str, Any]] = {
     "default": {},
-    # The paper's own settings where ours differ (arXiv 2207.08267): zero padding, every cell pooled, patches to
-    # reconstruct as large on a small slide, many epochs at a low rate.
+    # The paper's own settings where ours differ (arXiv 2207.08267): zero padding, every cell pooled, pixels scaled
+    # by the cohort, larger cells that know of each other, patches to reconstruct as large on a small slide, many
+    # epochs at a low rate.
     "paper": {
         "model": {
-            "backbone": {"name": "resnet34", "stem_stride": 3},
+            "backbone": {"name": "resnet34", "stem_stride": 3, "scale": "cohort"},
             "modules": 8,
             "border": "zeros",
             "pool": "all",
+            "heads": {"norm": "slide", "kernel": None},
             "reconstruction": {"share": None},
         },
-        "train": {"epochs": 55, "lr": 2e-5, "schedule": "step", "accumulate": 8, "average": 0},
-    },
-    # Where a lesion is a few hundredths of the tissue, the default stays at chance: docs/log.md, 2026-11-24.
-    "small-lesions": {
-        "model": {
-            "backbone": {"scale": "weights"},
-            "heads": {"pooling": "auto", "norm": "cohort", "kernel": 3},
+        "train": {
+            "epochs": 55,
+            "lr": 2e-5,
+            "backbone_lr_ratio": 0.5,
+            "heads_first": 0.0,
+            "schedule": "step",
+            "accumulate": 8,
+            "average": 0,
         },
-        "train": {"epochs": 12, "backbone_lr_ratio": 0.1, "heads_first": 0.25, "accumulate": 1},
     },
 }
 # What a setting leaves without effect while it is so; `...` is anything but null.

@@ -11,24 +11,22 @@ from holoslide.config import RunConfig
 from holoslide.errors import ConfigError
 from holoslide.slides.phantom import write_phantoms
 
-# Small, from nothing: the first two stages of ResNet-18 at 4 um/px, in two modules; heads and schedule are those
-# for small lesions. Few slides allow few steps, so the heads learn fast; random filters must not, or they drift
-# away from what the heads read. Fourteen validation slides rank too coarsely to choose by AUROC.
+# Small, from nothing: the first two stages of ResNet-18 at 4 um/px, in two modules, heads that classify each cell.
+# Few slides allow few steps, so the heads learn fast; random filters must not, or they drift away from what the
+# heads read. Fourteen validation slides rank too coarsely to choose by AUROC.
 SETTINGS = {
     "prepare": {"mpp": 4.0},
     "augment": {"crop": 0.0},
     "model": {
         "backbone": {"name": "resnet18", "weights": "none", "truncate": "layer2"},
         "modules": 2,
-        "heads": {"pooling": "auto", "norm": "cohort", "kernel": 3},
+        "heads": {"pooling": "auto"},
         "reconstruction": {"alpha": 0.1, "side": 32},
     },
     "train": {
         "epochs": 8,
         "lr": 1e-3,
         "backbone_lr_ratio": 0.05,
-        "heads_first": 0.25,
-        "accumulate": 1,
         "monitor": "loss",
     },
 }

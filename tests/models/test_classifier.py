@@ -41,7 +41,9 @@ def test_parts_heads_and_decoders_fit_together(model: LocalClassifier) -> None:
     assert model.units == (("layer1.0",), ("layer1.1",), ("layer2.0", "layer2.1", "layer3.0", "layer3.1"))
     assert model.strides == (1, 1, 4)
     assert model.stem_channels == 64
-    assert [head.stem.kernel_size[0] for head in model.heads] == [9, 9, 7]
+    assert [head.stem.kernel_size[0] for head in model.heads] == [12, 12, 3]  # the same squares of tissue
+    papers = make(heads=HeadConfig(kernel=None))
+    assert [head.stem.kernel_size[0] for head in papers.heads] == [9, 9, 7]
     assert [head.readout.hidden.out_features for head in model.heads] == [128, 128, 512]
     assert [decoder.side for decoder in model.decoders] == [128, 128]
     assert all(type(part) is nn.Sequential for part in model.parts)

@@ -104,8 +104,10 @@ def _model(modules: int, **more: Any) -> LocalClassifier:
 
 
 def config(**changes: Any) -> TrainConfig:
+    """All parts from the first step, at rates that a few steps show."""
     plain = {"schedule": "step", "average": 0.0, "precision": "32", "accelerator": "cpu"}
-    return TrainConfig(**({"epochs": 2, "lr": 1e-3, "accumulate": 2} | plain | changes))
+    few = {"epochs": 2, "lr": 1e-3, "backbone_lr_ratio": 0.5, "heads_first": 0.0, "accumulate": 2}
+    return TrainConfig(**(few | plain | changes))
 
 
 def run(

@@ -31,7 +31,7 @@ class BackboneConfig:
     stem_stride: int | None = None
     """Replaces the stride of the first convolution (the paper's ResNet-34 takes 3 instead of 2); null leaves
     the network as it is."""
-    scale: Scale = "cohort"
+    scale: Scale = "weights"
     """What pixels are normalised by: `cohort` (the paper's, and of random weights the only one) mean and deviation
     of the training slides' tissue, `weights` ImageNet's, as pretrained weights learned them."""
 
@@ -66,12 +66,11 @@ class HeadConfig:
     """How cells become one answer. `gated` (the paper's) and `attention`: the cells are pooled to one vector by
     learned weights, which is classified; `mean`: by equal weights. `auto`: each cell is classified, and each
     class's logits are pooled by a softmax over them; a small lesion teaches from the first step."""
-    norm: Norm = "slide"
-    """`slide` is the paper's GroupNorm over all cells of a slide. It lets each cell know of all others, so
-    that evidence may stand beside what it is about, or everywhere but on it. With `cohort` the stem's input is
-    normalised by statistics measured once on the training slides, and a cell speaks for what it sees alone:
-    where maps matter, take this."""
-    kernel: int | None = None
+    norm: Norm = "cohort"
+    """With `cohort` the stem's input is normalised by statistics measured once on the training slides, and a cell
+    speaks for what it sees alone. `slide` is the paper's GroupNorm over all cells of a slide. It lets each cell
+    know of all others, so that evidence may stand beside what it is about, or everywhere but on it."""
+    kernel: int | None = 3
     """Side of the last head's stem, in cells of the last map. The earlier heads' are larger by as much as their
     maps are finer, so that the cells of all heads are the same squares of tissue. null takes the paper's for
     each map's depth: 9, 9, 7, 5 in layer1 to layer4 of a ResNet."""

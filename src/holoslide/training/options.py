@@ -19,13 +19,13 @@ ClassWeights = Literal["none", "balanced"]
 class TrainConfig:
     """How a run goes; the defaults are what measured best on real tissue, the paper's are the preset `paper`."""
 
-    epochs: int = 8
+    epochs: int = 12
     """How often each training slide is seen."""
     lr: float = 2e-4
     """Learning rate of the heads and decoders."""
-    backbone_lr_ratio: float = 0.5
+    backbone_lr_ratio: float = 0.1
     """The backbone's learning rate is this share of `lr`."""
-    heads_first: float = 0.0
+    heads_first: float = 0.25
     """So long heads and decoders learn alone, and over as long again the backbone's rate rises; below 1 a
     fraction of the run, from 1 on epochs. A head that knows nothing yet sends noise down, and AdamW makes full
     steps of it: a pretrained backbone is worn down before any head can use it (Kumar et al. 2022, arXiv
@@ -42,7 +42,7 @@ class TrainConfig:
     """Of `step`: what a milestone multiplies the rate by."""
     warmup_epochs: float = 0.0
     """Over these first epochs the rate rises from near zero."""
-    accumulate: int = 4
+    accumulate: int = 1
     """So many slides make one optimiser step. Several devices share them, so there are at least as many."""
     average: float = 0.98
     """Above 0, a moving average of the weights is validated and kept instead of the last step's; so much of it is
