@@ -33,7 +33,6 @@ from torch.nn import functional as F
 from benchmarks.common import Figure, Options, Result, main
 from benchmarks.mil_models import MODELS
 from benchmarks.plain import normalised
-from holoslide.demo import draw_demo
 from holoslide.evaluation.metrics import compute_metrics
 from holoslide.geometry import Box
 from holoslide.models.classifier import LocalClassifier
@@ -41,11 +40,13 @@ from holoslide.models.options import BackboneConfig, InputConfig, ModelConfig
 from holoslide.models.precision import mixed_dtype
 from holoslide.prepared import Prepared, prepare_cohort
 from holoslide.slides.cohort import Cohort, SplitConfig
+from holoslide.slides.phantom import PhantomConfig, write_phantoms
 from holoslide.slides.prepare import PrepareConfig
 from holoslide.slides.raster import Raster
 
 RATES = (1e-3, 3e-4, 1e-4)
 PARTS = ("train", "valid", "test")
+DRAWN = PhantomConfig(mpp=2.0, least_um=1500, most_um=1700)
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,7 +209,7 @@ def cohort_arguments(parser: argparse.ArgumentParser) -> None:
 def prepared_slides(values: Mapping[str, Any], folder: Path) -> Prepared:
     table, rasters, mpp = values["cohort"], values["rasters"] or folder / "rasters", values["mpp"]
     if table is None:
-        table, mpp = draw_demo(folder, task="focus", slides=40, seed=0), 2.0
+        table, mpp = write_phantoms(folder, task="focus", slides=40, config=DRAWN), DRAWN.mpp
     cohort = Cohort.from_csv(table).with_splits(SplitConfig())
     prepared = prepare_cohort(cohort, Path(rasters), PrepareConfig(mpp=mpp), labels=True)
     if prepared.left_out:
