@@ -89,7 +89,7 @@ def test_a_log_hears_of_a_long_epoch_now_and_then(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("holoslide.console.LINE_S", 0.0)
-    facts = RunFacts("cpu", "32", ranks=1, epoch=2, epochs=9, modules=2, peak_bytes=2**31)
+    facts = RunFacts("cpu", "32", ranks=1, epoch=2, epochs=9, modules=2, peak_bytes=2**31, idle=3)
     with TrainingBar() as told:
         told.started(facts)
         told.slide_done(SlideDone("train", 3, 7, 40, "a", (0.69, 0.7), (), eta_s=4000.0))
@@ -97,6 +97,7 @@ def test_a_log_hears_of_a_long_epoch_now_and_then(
         told.epoch_done(row | {"train/classification_1": 0.7}, is_best=True)
     assert capsys.readouterr().err.strip().splitlines() == [  # rich before 14.3 ends with an empty line
         "2 modules on cpu, precision 32, 1 process(es), epochs 3 to 9, at most 2.00 GiB for slides",
+        "3 GPU(s) have nothing to do: a step has 1 slide(s), train.accumulate=4 gives each one",
         "epoch 3/9 train: 7 of 40, losses 0.69 0.70  left 1:06:40",
         "epoch 3/9  train 0.700  valid loss 0.600  AUROC 0.800  1:15  best",
     ]

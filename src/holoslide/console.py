@@ -103,6 +103,12 @@ class TrainingBar:
             f"{facts.ranks} process(es), epochs {facts.epoch + 1} to {facts.epochs}{memory}",
             soft_wrap=True,
         )
+        if facts.idle:
+            self._console.print(
+                f"{facts.idle} GPU(s) have nothing to do: a step has {facts.ranks} slide(s), "
+                f"train.accumulate={facts.ranks + facts.idle} gives each one",
+                soft_wrap=True,
+            )
 
     def slide_done(self, slide: Any) -> None:
         """As `holoslide.training.progress.Progress`."""

@@ -6,16 +6,19 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Literal
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from lightning_fabric.accelerators import CPUAccelerator
 from lightning_fabric.utilities.rank_zero import rank_zero_info
 
 from holoslide.errors import ConfigError
 from holoslide.training.options import TrainConfig
-from holoslide.training.parallel import launch, processes, share
+from holoslide.training.parallel import idle, launch, processes, share
 from tests.training import tiny, worker
 from tests.training.test_resume import MEASURED
 
@@ -106,3 +109,21 @@ def test_no_process_looks_on_while_others_train() -> None:
     ):
         processes(TrainConfig(accelerator="cpu", devices=2, accumulate=1))
     assert processes(TrainConfig(accelerator="cpu", devices=2, accumulate=2)).world_size == 2
+
+
+@pytest.mark.parametrize(("accumulate", "used"), [(1, 1), (3, 3), (4, 4), (8, 4)])
+def test_of_all_devices_as_many_are_used_as_a_step_has_slides(
+    monkeypatch: pytest.MonkeyPatch, accumulate: int, used: int
+) -> None:
+    monkeypatch.setattr(CPUAccelerator, "auto_device_count", staticmethod(lambda: 4))
+    config = TrainConfig(accelerator="cpu", devices="auto", accumulate=accumulate)
+    assert processes(config).world_size == used
+
+
+@pytest.mark.parametrize("devices", ["auto", 1])
+def test_gpus_that_are_left_alone_are_counted_where_all_were_asked_for(
+    monkeypatch: pytest.MonkeyPatch, devices: Literal["auto", 1]
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    fabric = SimpleNamespace(device=torch.device("cuda"), world_size=1)
+    assert idle(fabric, TrainConfig(devices=devices)) == (3 if devices == "auto" else 0)

@@ -38,6 +38,7 @@ from holoslide.training.history import Row, best_row, module_auroc, numbered, pe
 from holoslide.training.local import LocalStep, StepResult
 from holoslide.training.options import TrainConfig
 from holoslide.training.parallel import (
+    idle,
     launch,
     others,
     same_start,
@@ -345,6 +346,7 @@ class _Run:
             epochs=self.config.epochs,
             modules=self.modules,
             peak_bytes=self.plan.peak_bytes,
+            idle=idle(self.fabric, self.config),
         )
 
 

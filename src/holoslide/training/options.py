@@ -60,7 +60,8 @@ class TrainConfig:
     accelerator: Accelerator = "auto"
     """`auto` takes a CUDA device if there is one."""
     devices: int | Literal["auto"] = "auto"
-    """How many of a machine's devices to use, each on slides of its own."""
+    """How many of a machine's devices to use, each on slides of its own; `auto` is all, or as many as a step has
+    slides (`accumulate`) if those are fewer."""
     nodes: int = 1
     """How many machines work together."""
     log_every: int = 1

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 
 import torch
 from lightning_fabric import Fabric
+from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from torch import Tensor, nn
 
@@ -28,26 +29,44 @@ def launch(config: TrainConfig) -> Fabric:
 
 
 def processes(config: TrainConfig) -> Fabric:
-    """What is to be started, and is not yet.
+    """What is to be started, and is not yet: as many as asked for; of `auto` no more than a step has slides.
 
     Raises `ConfigError`: there are not so many devices, torchrun has started more processes, or there are fewer
     slides in a step than processes.
     """
     # Else it advises every user of a GPU, in five lines, to round float32, which nobody asked for.
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
-    asked = f"{config.devices} on {config.accelerator}"
-    try:
-        fabric = Fabric(accelerator=config.accelerator, devices=config.devices, num_nodes=config.nodes)
-    except (RuntimeError, ValueError) as error:
-        raise ConfigError("train.devices", f"{asked}: {error}", "give what there is") from error
-    started = TorchElasticEnvironment().world_size() if TorchElasticEnvironment.detect() else 1
+    fabric = _fabric(config, config.devices)
+    by_torchrun = TorchElasticEnvironment.detect()
+    started = TorchElasticEnvironment().world_size() if by_torchrun else 1
     if started > fabric.world_size:  # else each would train the whole by itself
-        what, remedy = f"{asked} is one process", "give --set train.devices="
+        what, remedy = f"{_asked(config)} is one process", "give --set train.devices="
         raise ConfigError("train.devices", f"{what}, and torchrun started {started}", f"{remedy}{started}")
-    if fabric.world_size > config.accumulate:  # else some would look on, at a price
-        what = f"is {config.accumulate}, too few slides in a step for {fabric.world_size} processes"
-        raise ConfigError("train.accumulate", what, f"give {fabric.world_size} or more, or fewer devices")
-    return fabric
+    if fabric.world_size <= config.accumulate:
+        return fabric
+    if config.devices == "auto" and config.nodes == 1 and not (by_torchrun or SLURMEnvironment.detect()):
+        return _fabric(config, config.accumulate)
+    # Some would look on, at a price.
+    what = f"is {config.accumulate}, too few slides in a step for {fabric.world_size} processes"
+    raise ConfigError("train.accumulate", what, f"give {fabric.world_size} or more, or fewer devices")
+
+
+def _fabric(config: TrainConfig, devices: int | str) -> Fabric:
+    try:
+        return Fabric(accelerator=config.accelerator, devices=devices, num_nodes=config.nodes)
+    except (RuntimeError, ValueError) as error:
+        raise ConfigError("train.devices", f"{_asked(config)}: {error}", "give what there is") from error
+
+
+def _asked(config: TrainConfig) -> str:
+    return f"{config.devices} on {config.accelerator}"
+
+
+def idle(fabric: Fabric, config: TrainConfig) -> int:
+    """How many GPUs of this machine `auto` leaves alone, as a step has too few slides."""
+    if config.devices != "auto" or fabric.device.type != "cuda":
+        return 0
+    return max(0, torch.cuda.device_count() - fabric.world_size)
 
 
 def share(sizes: Sequence[int], ranks: int) -> list[list[int]]:

@@ -18,7 +18,8 @@ _VALID_WORK = 0.25  # of training's, per pixel: a forward pass, of forward, forw
 class RunFacts:
     """What was chosen when a run starts; `epoch` epochs were done before, if it resumes.
 
-    `peak_bytes` is the most that the plan takes on the device (0: no plan was made).
+    `peak_bytes` is the most that the plan takes on the device (0: no plan was made). `idle` devices are left alone,
+    as a step has too few slides.
     """
 
     device: str
@@ -28,6 +29,7 @@ class RunFacts:
     epochs: int
     modules: int
     peak_bytes: int
+    idle: int
 
 
 @dataclass(frozen=True, slots=True)
