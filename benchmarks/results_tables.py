@@ -47,7 +47,7 @@ def layouts(results: dict[str, Found]) -> str:
                 runs = found.get((burden, name + kind), {})
                 rows += _layout_row(f"0.{burden} | {words}", runs, "slides_auroc")
         for words, kind, key in (
-            ("the defaults until 2026-11-28, 8 epochs, on a CPU", "run_record", "slides_auroc"),
+            (f"{SETTINGS['former'].words}, on a CPU", "run_record", "slides_auroc"),
             ("MIL, the best of seven by validation", "mil", "best_auroc"),
             ("told of every training patch, the network frozen", "supervised", "frozen_auroc"),
             ("told of every training patch", "supervised", "trained_auroc"),

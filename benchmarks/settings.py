@@ -83,7 +83,8 @@ SETTINGS = {
     ),
     f"{SMALL}-half": Setting("cells, half of the training patients", CELLS, patients=0.5),
     f"{SMALL}-noise10": Setting("cells, a tenth of the training labels turned", CELLS, noise=0.1),
-    "epochs12": Setting("the defaults until 2026-11-28", FORMER),
+    "former": Setting("the defaults until 2026-11-28, 8 epochs", (*FORMER, "train.epochs=8")),
+    "epochs12": Setting("the defaults until 2026-11-28, 12 epochs", FORMER),
 }
 QUICK = ("train.epochs=1", "model.backbone.truncate=layer1", "model.modules=2", "prepare.mpp=8.0")
 DRAWN = PhantomConfig(least_um=1500, most_um=1700, mpp=4.0)

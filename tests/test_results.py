@@ -13,7 +13,7 @@ import pytest
 import yaml
 from benchmarks.results_page import PAGE, PICTURE, page
 from benchmarks.results_tables import RUN, layouts
-from benchmarks.settings import FORMER, SETTINGS, Setting, changed
+from benchmarks.settings import SETTINGS, Setting, changed
 from benchmarks.summary import GOALS, Found, Goal, by_layout, newest, value_of
 
 from holoslide.config import RunConfig
@@ -55,7 +55,7 @@ def test_the_published_runs_are_made_by_the_settings_that_readme_names() -> None
     stems = [stem for stem in newest() if published.fullmatch(stem)]
     assert len(stems) >= 3
     for stem in stems:
-        assert_made_by(stem, Setting("", (*FORMER, "train.epochs=8")))
+        assert_made_by(stem, SETTINGS["former"])
 
 
 def test_the_runs_by_layout_are_made_by_the_settings_that_the_table_names() -> None:
