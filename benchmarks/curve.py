@@ -65,7 +65,7 @@ def network(options: Options, side_px: int) -> LocalClassifier:
         modules=options.values["modules"],
         border="zeros",
         pool="all",
-        heads=HeadConfig(kernel=3),
+        heads=HeadConfig(norm="slide", kernel=3),
         reconstruction=ReconstructionConfig(patches=4, side=8),
     )
     generator = torch.Generator().manual_seed(0)

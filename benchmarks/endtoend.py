@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmarks.common import Figure, Options, Result, main, paired, peak_memory, resident_bytes
-from benchmarks.plain import normalised, whole
+from benchmarks.plain import PAPERS_HEADS, normalised, whole
 from benchmarks.slides import GLASS, NoisePixels
 from benchmarks.steps import draws, follow_plan, plain, streamed, without_graphs
 from holoslide.models.classifier import LocalClassifier
@@ -41,7 +41,11 @@ RIVAL = "1.0.7"
 def network(backbone: str) -> LocalClassifier:
     """One module, with weights that are the same each time."""
     config = ModelConfig(
-        backbone=BackboneConfig(name=backbone, weights="none"), modules=1, border="zeros", pool="all"
+        backbone=BackboneConfig(name=backbone, weights="none"),
+        modules=1,
+        heads=PAPERS_HEADS,
+        border="zeros",
+        pool="all",
     )
     model = LocalClassifier.from_config(
         config,

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from benchmarks.common import Figure, HeldForBackward, Options, Result, main
-from benchmarks.plain import plain_step
+from benchmarks.plain import PAPERS_HEADS, plain_step
 from holoslide.models.classifier import LocalClassifier
 from holoslide.models.options import BackboneConfig, ModelConfig, StreamConfig
 from holoslide.models.streamed import StreamedClassifier
@@ -32,6 +32,7 @@ def held_bytes(modules: int, side_px: int, device: torch.device, *, plain: bool)
     config = ModelConfig(
         backbone=BackboneConfig(name="resnet34", weights="none", stem_stride=3),
         modules=modules,
+        heads=PAPERS_HEADS,
         border="zeros",
         pool="all",
     )

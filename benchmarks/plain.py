@@ -20,9 +20,12 @@ from torch.nn import functional as F
 from holoslide.geometry import Box
 from holoslide.models.classifier import LocalClassifier
 from holoslide.models.heads import Head
+from holoslide.models.options import HeadConfig
 from holoslide.models.reconstruction import Decoder, draw_patches
 from holoslide.models.streamed import head_map
 from holoslide.pixels import Pixels
+
+PAPERS_HEADS = HeadConfig(norm="slide", kernel=None)
 
 
 @dataclass(frozen=True, slots=True)

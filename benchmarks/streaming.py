@@ -37,7 +37,7 @@ from benchmarks.common import (
     peak_memory,
     resident_bytes,
 )
-from benchmarks.plain import plain_step, whole
+from benchmarks.plain import PAPERS_HEADS, plain_step, whole
 from benchmarks.slides import GLASS, NoisePixels
 from benchmarks.steps import draws, follow_plan, plain, streamed
 from holoslide.geometry import Border
@@ -65,10 +65,14 @@ FLAT_QUICK_GIB = 0.9
 def resnet34(
     modules: int, *, dtype: torch.dtype = torch.float32, border: Border = "glass"
 ) -> LocalClassifier:
-    """ResNet-34 in K modules, with weights that are the same each time; with a border of zeros all cells vote."""
+    """ResNet-34 in K modules with the paper's heads; its weights are the same each time.
+
+    With a border of zeros all cells vote.
+    """
     config = ModelConfig(
         backbone=BackboneConfig(name="resnet34", weights="none"),
         modules=modules,
+        heads=PAPERS_HEADS,
         border=border,
         pool="all" if border == "zeros" else "tissue",
     )
