@@ -120,10 +120,10 @@ def test_of_all_devices_as_many_are_used_as_a_step_has_slides(
     assert processes(config).world_size == used
 
 
-@pytest.mark.parametrize("devices", ["auto", 1])
-def test_gpus_that_are_left_alone_are_counted_where_all_were_asked_for(
-    monkeypatch: pytest.MonkeyPatch, devices: Literal["auto", 1]
+@pytest.mark.parametrize(("devices", "accumulate", "left"), [("auto", 1, 3), (1, 1, 0), ("auto", 4, 0)])
+def test_gpus_that_a_step_has_no_slide_for_are_counted_where_all_were_asked_for(
+    monkeypatch: pytest.MonkeyPatch, devices: Literal["auto", 1], accumulate: int, left: int
 ) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
-    fabric = SimpleNamespace(device=torch.device("cuda"), world_size=1)
-    assert idle(fabric, TrainConfig(devices=devices)) == (3 if devices == "auto" else 0)
+    fabric = SimpleNamespace(device=torch.device("cuda"), world_size=1)  # as in a notebook
+    assert idle(fabric, TrainConfig(devices=devices, accumulate=accumulate)) == left

@@ -17,7 +17,7 @@ ClassWeights = Literal["none", "balanced"]
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """How a run goes; the defaults are what measured best on real tissue, the paper's are the preset `paper`."""
+    """How a run goes; the defaults were chosen on real tissue, the paper's are the preset `paper`."""
 
     epochs: int = 12
     """How often each training slide is seen."""

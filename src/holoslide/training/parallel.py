@@ -64,7 +64,7 @@ def _asked(config: TrainConfig) -> str:
 
 def idle(fabric: Fabric, config: TrainConfig) -> int:
     """How many GPUs of this machine `auto` leaves alone, as a step has too few slides."""
-    if config.devices != "auto" or fabric.device.type != "cuda":
+    if config.devices != "auto" or fabric.device.type != "cuda" or fabric.world_size < config.accumulate:
         return 0
     return max(0, torch.cuda.device_count() - fabric.world_size)
 
